@@ -1,0 +1,38 @@
+"""How every command of the package ends: exit codes and one-line errors."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from smnas_optuna.errors import UserError
+
+
+def run_command(command: Callable[..., None], name: str) -> NoReturn:
+    """Parse ``sys.argv`` with Typer, call ``command`` and leave the process.
+
+    Args:
+        command: A function whose annotated arguments are the command line.
+        name: The module's name, for ``--help``.
+
+    The process ends with 0 (done), with 1 (the run failed, with its traceback), with 2 (bad usage or a
+    :class:`~smnas_optuna.errors.UserError`, told in one line on standard error) or with 130 (interrupted).
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    try:
+        code = app(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
+    except TyperException as error:
+        _fail(error.format_message())
+    except UserError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
