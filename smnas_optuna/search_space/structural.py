@@ -1,0 +1,218 @@
+"""Stage one: which backbone, neck, RPN, head and input size (SM-NAS, section 3.2.1)."""
+
+from typing import Annotated, Literal
+
+import optuna
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from smnas_optuna.architecture import (
+    BACKBONE_LEVELS,
+    FPN,
+    RPN,
+    Architecture,
+    ClassicBackbone,
+    InputSize,
+    RCNNHead,
+    parse_head,
+)
+
+
+def _distinct(choices: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted({choice for choice in choices if choices.count(choice) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} listed more than once")
+    return choices
+
+
+def _canonical_input_size(text: str) -> str:
+    return str(InputSize.parse(text))
+
+
+BackboneName = Literal["ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNeXt50", "ResNeXt101", "MobileNetV2"]
+NeckKind = Literal["none", "FPN"]
+FPNInputs = Literal["P1-P1", "P1-P2", "P1-P3", "P1-P4", "P2-P2", "P2-P3", "P2-P4", "P3-P3", "P3-P4", "P4-P4"]
+Level = Literal["P1", "P2", "P3", "P4", "P5", "P6"]
+RPNKind = Literal["none", "RPN", "GA-RPN"]
+HeadKind = Literal["RetinaNet", "2FC", "Cascade(n=2)", "Cascade(n=3)", "Cascade(n=4)"]
+
+
+class StructuralSpace(BaseModel):
+    """The structural search space: lists of modules, each of which a recipe may narrow.
+
+    With no argument this is the paper's space of 7 backbones x 4 input sizes x 41 necks x 9 pairs of RPN and head
+    = 10,332 architectures. The original Faster R-CNN setting (neck ``none``) puts the heads on the backbone's level
+    P3 alone, stride 16: the stride that Ren et al. (2015) chose and that MMDetection's C4 models keep.
+
+    Args:
+        backbones: Names of published backbones.
+        base_channels: Width of each backbone's first stage, in channels; 64 is the published network.
+        necks: ``none`` and ``FPN``.
+        fpn_inputs: Backbone levels Pa-Pb that an FPN may take in.
+        fpn_last_outputs: Levels Pd at which an FPN may end; only those with d >= b are ever used.
+        fpn_channels: Channels of every FPN level.
+        rpns: ``none`` belongs to the RetinaNet head, ``RPN`` and ``GA-RPN`` to all others.
+        heads: ``RetinaNet``, ``2FC``, ``Cascade(n=2)`` to ``Cascade(n=4)``.
+        input_sizes: ``WIDTHxHEIGHT`` in pixels.
+
+    Raises:
+        pydantic.ValidationError: For lists that are empty or repeat themselves, unknown names, and combinations
+            that leave a choice without a partner.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbones: Annotated[tuple[BackboneName, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "ResNet18",
+        "ResNet34",
+        "ResNet50",
+        "ResNet101",
+        "ResNeXt50",
+        "ResNeXt101",
+        "MobileNetV2",
+    )
+    base_channels: PositiveInt = ClassicBackbone.PUBLISHED_WIDTH
+    necks: Annotated[tuple[NeckKind, ...], Field(min_length=1), AfterValidator(_distinct)] = ("none", "FPN")
+    fpn_inputs: Annotated[tuple[FPNInputs, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "P1-P1",
+        "P1-P2",
+        "P1-P3",
+        "P1-P4",
+        "P2-P2",
+        "P2-P3",
+        "P2-P4",
+        "P3-P3",
+        "P3-P4",
+        "P4-P4",
+    )
+    fpn_last_outputs: Annotated[tuple[Level, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "P1",
+        "P2",
+        "P3",
+        "P4",
+        "P5",
+        "P6",
+    )
+    fpn_channels: PositiveInt = 256
+    rpns: Annotated[tuple[RPNKind, ...], Field(min_length=1), AfterValidator(_distinct)] = ("none", "RPN", "GA-RPN")
+    heads: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "RetinaNet",
+        "2FC",
+        "Cascade(n=2)",
+        "Cascade(n=3)",
+        "Cascade(n=4)",
+    )
+    input_sizes: Annotated[
+        tuple[Annotated[str, AfterValidator(_canonical_input_size)], ...],
+        Field(min_length=1),
+        AfterValidator(_distinct),
+    ] = ("512x512", "800x600", "1080x720", "1333x800")
+
+    @model_validator(mode="after")
+    def _every_choice_has_a_partner(self) -> "StructuralSpace":
+        if ("RetinaNet" in self.heads) != ("none" in self.rpns):
+            raise ValueError("heads and rpns: RetinaNet goes with the RPN 'none', so list both or neither")
+        if bool(self._rcnn_heads) != bool(self._proposing_rpns):
+            raise ValueError("heads and rpns: 2FC and Cascade heads need RPN or GA-RPN, so list both or neither")
+        if "FPN" in self.necks:
+            for inputs in self.fpn_inputs:
+                if not self._last_outputs(inputs):
+                    raise ValueError(f"fpn_last_outputs: none is at or above the last input level of {inputs}")
+        return self
+
+    @property
+    def _rcnn_heads(self) -> tuple[str, ...]:
+        return tuple(head for head in self.heads if head != "RetinaNet")
+
+    @property
+    def _proposing_rpns(self) -> tuple[str, ...]:
+        return tuple(rpn for rpn in self.rpns if rpn != "none")
+
+    def _last_outputs(self, inputs: str) -> tuple[str, ...]:
+        return tuple(level for level in self.fpn_last_outputs if level >= inputs[-2:])
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Architecture:
+        """Let a trial choose an architecture, define-by-run.
+
+        The levels of an FPN are asked for only when there is one, an RPN only when the head needs one. Each
+        parameter has the same choices whenever it is asked for, so any sampler and any storage can handle it; for
+        that the last output level has a name of its own for each last input level.
+        """
+        backbone = trial.suggest_categorical("backbone", self.backbones)
+        input_size = trial.suggest_categorical("input_size", self.input_sizes)
+        neck = None
+        if trial.suggest_categorical("neck", self.necks) == "FPN":
+            inputs = trial.suggest_categorical("fpn_inputs", self.fpn_inputs)
+            outputs = trial.suggest_categorical(_last_output_name(inputs), self._last_outputs(inputs))
+            neck = FPN(int(inputs[1]), int(inputs[-1]), int(outputs[1]), self.fpn_channels)
+        head = parse_head(trial.suggest_categorical("head", self.heads))
+        rpn = None
+        if isinstance(head, RCNNHead):
+            rpn = RPN.parse(trial.suggest_categorical("rpn", self._proposing_rpns))
+        return Architecture(InputSize.parse(input_size), ClassicBackbone(backbone, self.base_channels), neck, rpn, head)
+
+    def params(self, architecture: Architecture) -> dict[str, str]:
+        """Return the parameters with which :meth:`suggest` gives ``architecture``.
+
+        Raises:
+            ValueError: The architecture is not in this space; the text names the part and the choices.
+        """
+        backbone, neck = architecture.backbone, architecture.neck
+        if not isinstance(backbone, ClassicBackbone) or backbone.width != self.base_channels:
+            raise ValueError(f"{backbone} is not a published backbone with base_channels {self.base_channels}")
+        choices = [
+            ("backbone", backbone.name, self.backbones),
+            ("input_size", str(architecture.input_size), self.input_sizes),
+            ("neck", "none" if neck is None else "FPN", self.necks),
+        ]
+        if neck is not None:
+            if neck.channels != self.fpn_channels:
+                raise ValueError(f"{neck} does not have fpn_channels {self.fpn_channels}")
+            inputs = f"P{neck.first}-P{neck.last_input}"
+            choices.append(("fpn_inputs", inputs, self.fpn_inputs))
+            choices.append((_last_output_name(inputs), f"P{neck.last_output}", self._last_outputs(inputs)))
+        choices.append(("head", str(architecture.head), self.heads))
+        if architecture.rpn is not None:
+            choices.append(("rpn", str(architecture.rpn), self._proposing_rpns))
+        for name, value, allowed in choices:
+            if value not in allowed:
+                raise ValueError(f"{name} {value!r} is not among {', '.join(allowed)}")
+        return {name: value for name, value, _ in choices}
+
+    @property
+    def size(self) -> int:
+        """Exact number of architectures."""
+        necks = 0
+        if "none" in self.necks:
+            necks += 1
+        if "FPN" in self.necks:
+            necks += sum(len(self._last_outputs(inputs)) for inputs in self.fpn_inputs)
+        heads = ("RetinaNet" in self.heads) + len(self._rcnn_heads) * len(self._proposing_rpns)
+        return len(self.backbones) * len(self.input_sizes) * necks * heads
+
+
+def _last_output_name(inputs: str) -> str:
+    return f"fpn_last_output_from_{inputs[-2:]}"
+
+
+def order(architecture: Architecture) -> tuple[str, tuple[int, ...]]:
+    """Return (group, capacity vector) of an architecture from the structural space.
+
+    x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's:
+    deeper and wider within one block family, larger input (both sides), a superset of FPN levels in and out, more FPN
+    channels, more cascade stages (``2FC`` being a cascade of one). One-stage and two-stage detectors, RPN kinds, and
+    one level against a pyramid are not comparable.
+
+    Raises:
+        TypeError: The backbone is a searched code, which the modular space orders.
+    """
+    backbone, neck, head = architecture.backbone, architecture.neck, architecture.head
+    if not isinstance(backbone, ClassicBackbone):
+        raise TypeError(f"{backbone} has no place in the structural order")
+    kinds = (backbone.block, "one level" if neck is None else "FPN", architecture.rpn, type(head).__name__)
+    size = architecture.input_size
+    vector = [backbone.depth, backbone.width, size.width, size.height]
+    if neck is not None:
+        vector += [BACKBONE_LEVELS[-1] - neck.first, neck.last_input, neck.last_output, neck.channels]
+    if isinstance(head, RCNNHead):
+        vector.append(head.stages)
+    return " / ".join(str(kind) for kind in kinds if kind is not None), tuple(vector)
