@@ -1,0 +1,87 @@
+"""What is asked of a training process and what it tells while it works; knows neither torch nor Optuna."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.recipe import Detector, Device, Training
+
+
+@dataclass(frozen=True)
+class Job:
+    """One architecture to be costed, trained, evaluated and timed.
+
+    Args:
+        architecture: What to build.
+        dataset: What to train and validate on.
+        detector: What all detectors of the search have in common.
+        training: How to train.
+        device: Where, and how to time.
+        folder: For the config, the log and the checkpoint; made if absent.
+    """
+
+    architecture: Architecture
+    dataset: CheckedDataset
+    detector: Detector
+    training: Training
+    device: Device
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What is known before training: multiply-adds at the padded input size, and parameters."""
+
+    flops: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An epoch's end: epochs done, of how many, and the epoch's mean loss."""
+
+    epoch: int
+    epochs: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What came of a trained architecture.
+
+    Args:
+        metrics: ``map``, ``map_50``, ``map_75``, ``map_small``, ``map_medium``, ``map_large``: COCO's mean average
+            precisions, 0 to 1, or -1 where no such object is in the validation split.
+        latency_ms: Median inference time of one image in milliseconds.
+        latency_spread_ms: Interquartile range of the rounds' medians.
+        train_seconds: Time spent training.
+        evaluation_seconds: Time spent on the validation split.
+        timing_seconds: Time spent measuring inference time.
+    """
+
+    metrics: dict[str, float]
+    latency_ms: float
+    latency_spread_ms: float
+    train_seconds: float
+    evaluation_seconds: float
+    timing_seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The architecture could not be evaluated; the reason is one line."""
+
+    reason: str
+
+
+Event = Costs | Progress | Scores | Failure
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that a search runs on: ``cpu`` or ``cuda``, its product name, and how many there are."""
+
+    kind: str
+    name: str
+    count: int

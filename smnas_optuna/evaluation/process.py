@@ -1,0 +1,155 @@
+"""Training processes: each trial has its own, forked from a server that has loaded torch and MMDetection once.
+
+A crash, an out-of-memory kill or a hang then costs that trial only, and a trial does not wait for imports. This side
+knows no torch.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.job import Event, Failure, Job, Target
+from smnas_optuna.recipe import Recipe
+
+_TRAINING = "smnas_optuna.evaluation.training"
+_context = multiprocessing.get_context("forkserver")
+
+
+def preload() -> None:
+    """Start the server of training processes, which loads torch and MMDetection while the caller goes on."""
+    # torch's threads otherwise spin while they wait, and those of forward and backward pass take turns at spinning: a
+    # small network trained 15 times slower on 2 cores than without.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A forked process imports the main module again; where the server has what that needs, this costs nothing.
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    _context.set_forkserver_preload([_TRAINING, *([main.name] if main else [])])
+    forkserver.ensure_running()
+
+
+def probe(recipe: Recipe, stderr: Path) -> Target:
+    """Return the device that the recipe asks for, having made sure that it and the pre-trained weights are there.
+
+    Args:
+        recipe: Says which device and which weights.
+        stderr: File for whatever the process writes besides.
+
+    Raises:
+        UserError: There is no such device, or weights cannot be had.
+    """
+    for answer in _run("probe", recipe, stderr, time_limit=None):
+        if isinstance(answer, UserError):
+            raise answer
+        if isinstance(answer, Failure):
+            raise RuntimeError(f"{answer.reason}; see {stderr}")
+        assert isinstance(answer, Target)
+        return answer
+    raise AssertionError("a process answers or fails")
+
+
+def evaluate(job: Job) -> Iterator[Event]:
+    """Train, evaluate and time an architecture, and yield what happens, last a Scores or a Failure.
+
+    Closing the iterator ends the process.
+    """
+    limit = job.training.time_limit_minutes
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for event in _run("evaluate", job, job.folder / "output.log", time_limit=limit and limit * 60):
+        assert isinstance(event, Event)
+        yield event
+
+
+def _run(function: str, argument: object, output: Path, time_limit: float | None) -> Iterator[object]:
+    """Call a function of the training module in a process of its own and yield what it reports."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_serve, args=(function, argument, output, sender))
+    started = time.monotonic()
+    process.start()
+    sender.close()
+    try:
+        while True:
+            remaining = None if time_limit is None else max(0.0, started + time_limit - time.monotonic())
+            if not receiver.poll(remaining):
+                yield Failure(f"time limit: over {time_limit:.0f} s")
+                return
+            try:
+                answer = receiver.recv()
+            except EOFError:
+                break
+            if answer is None:
+                return
+            yield answer
+        process.join()
+        yield Failure(_death(process.exitcode))
+    finally:
+        _end(process)
+        receiver.close()
+
+
+def _death(exit_code: int | None) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "killed: the training process got SIGKILL, as the system sends when memory runs out"
+    if exit_code is not None and exit_code < 0:
+        return f"crashed: the training process got {signal.Signals(-exit_code).name}"
+    return f"crashed: the training process ended with exit code {exit_code}"
+
+
+def _end(process: multiprocessing.process.BaseProcess) -> None:
+    """End a process together with those it started: it leads a process group."""
+    process.join(0.5)
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
+    process.join()
+
+
+def _serve(function: str, argument: object, output: Path, sender: Connection) -> None:
+    """Run in the training process."""
+    os.setsid()  # out of reach of the terminal's Ctrl-C, and leader of a group that can be ended as one
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    call: Callable[[object, Callable[[object], None]], None] = getattr(importlib.import_module(_TRAINING), function)
+    try:
+        call(argument, sender.send)
+    except UserError as error:
+        sender.send(error)
+    except BaseException as error:
+        traceback.print_exc()
+        sender.send(Failure(_reason(error)))
+    sender.send(None)
+    sender.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's end, which can hang in libraries' threads and would take a second.
+    os._exit(0)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text
+    if memory:
+        return f"out of memory: {text}"
+    if isinstance(error, FloatingPointError):
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(os.getpid(), signal.SIGKILL)

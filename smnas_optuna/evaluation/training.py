@@ -1,0 +1,288 @@
+"""What happens in a training process: build, cost, train, evaluate and time one architecture with MMEngine's Runner."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import CheckpointLoader, Runner
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from smnas_optuna.architecture import ClassicBackbone
+from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
+from smnas_optuna.detector.config import model_config, weights_of
+from smnas_optuna.detector.flops import count_costs
+from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.job import Costs, Event, Job, Progress, Scores, Target
+from smnas_optuna.evaluation.latency import measure_latency
+from smnas_optuna.recipe import Recipe
+
+# Done once in the server of training processes, so that a trial does not wait for it.
+register_all_modules()
+
+_METRICS = {
+    "map": "mAP",
+    "map_50": "mAP_50",
+    "map_75": "mAP_75",
+    "map_small": "mAP_s",
+    "map_medium": "mAP_m",
+    "map_large": "mAP_l",
+}
+_LOSS_CHECK_INTERVAL = 20
+
+
+def probe(recipe: Recipe, report: Callable[[Target], None]) -> None:
+    """Report the device that a recipe asks for, having fetched the pre-trained weights that it needs.
+
+    Raises:
+        UserError: There is no such device, or weights cannot be had.
+    """
+    kind = _choose_device(recipe.device.kind)
+    if recipe.device.cpu_threads:
+        torch.set_num_threads(recipe.device.cpu_threads)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind == "cuda" and recipe.device.gpus_per_trial > count:
+        raise UserError(f"device.gpus_per_trial: found {recipe.device.gpus_per_trial}, but there are {count} GPUs here")
+    for name in recipe.structural.space.backbones:
+        weights = _weights(recipe.structural.training.weights, ClassicBackbone(name))
+        if weights is None:
+            continue
+        try:
+            CheckpointLoader.load_checkpoint(weights, map_location="cpu")
+        except Exception as error:  # whatever a download, a file system or an unpickler may raise
+            raise UserError(
+                f"structural.training.weights: {weights} for {name} cannot be loaded ({error}); expected it to be "
+                f"reachable or in {torch.hub.get_dir()}/checkpoints, or a file per backbone, or none to train from scratch"
+            ) from None
+    report(Target(kind, torch.cuda.get_device_name(0) if kind == "cuda" else _cpu_name(), count))
+
+
+def evaluate(job: Job, report: Callable[[Event], None]) -> None:
+    """Cost, train, evaluate and time the job's architecture, on several GPUs if it says so, and report each step."""
+    kind = _choose_device(job.device.kind)
+    if job.device.cpu_threads:
+        torch.set_num_threads(job.device.cpu_threads)
+    config = runner_config(job, kind)
+    report(Costs(*count_costs(config.model.to_dict(), job.architecture.input_size)))
+    processes = job.device.gpus_per_trial
+    if processes == 1:
+        _train(job, config, kind, report)
+        return
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=job.folder.name,
+        max_restarts=0,
+        start_method="fork",  # hands on the connection behind report; no GPU has been touched yet
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+    )
+    elastic_launch(launch, _train_distributed)(job, config, kind, report)
+
+
+def runner_config(job: Job, kind: str) -> Config:
+    """Return the whole MMEngine config that trains and evaluates a job on a kind of device, ``cpu`` or ``cuda``."""
+    training, architecture, dataset = job.training, job.architecture, job.dataset
+    assert isinstance(architecture.backbone, ClassicBackbone)
+    model = model_config(
+        architecture,
+        classes=len(dataset.classes),
+        detector=job.detector,
+        weights=_weights(training.weights, architecture.backbone),
+    )
+    scale = (architecture.input_size.width, architecture.input_size.height)
+    load = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": scale, "keep_ratio": True},
+    ]
+    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+    def loader(name: str, batch_size: int, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+        split = getattr(dataset, name)
+        learn = name == "train"
+        return {
+            "batch_size": batch_size,
+            "num_workers": training.loader_workers,
+            "persistent_workers": training.loader_workers > 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": learn},
+            **({"batch_sampler": {"type": "AspectRatioBatchSampler"}} if learn else {}),
+            "dataset": {
+                "type": "CocoDataset",
+                "metainfo": {"classes": dataset.classes},
+                "ann_file": str(split.annotations),
+                "data_prefix": {"img": str(split.images)},
+                "filter_cfg": {"filter_empty_gt": True} if learn else None,
+                "test_mode": not learn,
+                "pipeline": pipeline,
+            },
+        }
+
+    flip = {"type": "RandomFlip", "prob": training.flip}
+    schedule: list[dict[str, Any]] = [
+        {
+            "type": "CosineAnnealingLR",
+            "eta_min": training.final_lr,
+            "T_max": training.epochs,
+            "end": training.epochs,
+            "by_epoch": True,
+            "convert_to_iter_based": True,
+        }
+    ]
+    if training.warmup_iterations:
+        warmup = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "end": training.warmup_iterations}
+        schedule.insert(0, warmup)
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
+            "model": model,
+            "train_dataloader": loader(
+                "train",
+                training.batch_size // job.device.gpus_per_trial,
+                [*load, flip, {"type": "PackDetInputs"}],
+            ),
+            "test_dataloader": loader("val", 1, [*load, {"type": "PackDetInputs", "meta_keys": meta_keys}]),
+            "test_evaluator": {"type": "CocoMetric", "ann_file": str(dataset.val.annotations), "metric": "bbox"},
+            "train_cfg": {"by_epoch": True, "max_epochs": training.epochs},
+            "test_cfg": {"type": "TestLoop"},
+            "optim_wrapper": {
+                "type": "AmpOptimWrapper" if training.amp and kind == "cuda" else "OptimWrapper",
+                "optimizer": {
+                    "type": "SGD",
+                    "lr": training.lr,
+                    "momentum": training.momentum,
+                    "weight_decay": training.weight_decay,
+                },
+                "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
+            },
+            "param_scheduler": schedule,
+            "default_hooks": {
+                "timer": {"type": "IterTimerHook"},
+                "logger": {"type": "LoggerHook", "interval": 50},
+                "param_scheduler": {"type": "ParamSchedulerHook"},
+                "sampler_seed": {"type": "DistSamplerSeedHook"},
+                "checkpoint": {
+                    "type": "CheckpointHook",
+                    "interval": training.epochs,
+                    "save_optimizer": False,
+                    "save_param_scheduler": False,
+                },
+            },
+            "env_cfg": {
+                "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
+                "dist_cfg": {"backend": _backend(kind)},
+            },
+            "find_unused_parameters": True,
+            "randomness": {"seed": training.seed},
+            "launcher": "none" if job.device.gpus_per_trial == 1 else "pytorch",
+            "work_dir": str(job.folder),
+            "experiment_name": job.folder.name,
+        }
+    )
+
+
+def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
+    """Train as one of several processes under torch's launcher, which has set the environment."""
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(_backend(kind))
+    _train(job, config, kind, report)
+    torch.distributed.destroy_process_group()
+
+
+def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
+    runner = Runner.from_cfg(config)
+    runner.register_hook(_ReportProgress(report), priority="VERY_LOW")
+    if is_main_process():
+        config.dump(str(job.folder / "config.py"))
+    start = time.perf_counter()
+    runner.train()
+    trained = time.perf_counter()
+    measured = runner.test()
+    evaluated = time.perf_counter()
+    if not is_main_process():
+        return
+    dataset = runner.test_dataloader.dataset
+    collate = runner.test_dataloader.collate_fn
+    timing = job.device.timing
+    samples = [collate([dataset[index]]) for index in islice(range(len(dataset)), timing.images)]
+    loaded = time.perf_counter()
+    latency, spread = measure_latency(runner.model, samples, timing, torch.device(kind))
+    scores = Scores(
+        metrics={ours: float(measured[f"coco/bbox_{theirs}"]) for ours, theirs in _METRICS.items()},
+        latency_ms=latency,
+        latency_spread_ms=spread,
+        train_seconds=trained - start,
+        evaluation_seconds=evaluated - trained,
+        timing_seconds=time.perf_counter() - loaded,
+    )
+    report(scores)
+
+
+class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
+    """Reports each epoch's mean loss, and ends a training whose loss is no longer a number."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._losses: list[torch.Tensor] = []
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Keep the loss; look at it only now and then, since a look waits for the GPU."""
+        assert outputs is not None
+        self._losses.append(outputs["loss"].detach())
+        if len(self._losses) % _LOSS_CHECK_INTERVAL == 0:
+            self._check(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Report the epoch that has just ended."""
+        loss = self._check(runner)
+        self._losses.clear()
+        if is_main_process():
+            self._report(Progress(runner.epoch + 1, runner.max_epochs, loss))
+
+    def _check(self, runner: Runner) -> float:
+        loss = float(torch.stack(self._losses).mean())
+        if not math.isfinite(loss):
+            rate = runner.optim_wrapper.get_lr()["lr"][0]
+            raise FloatingPointError(f"loss became {loss} in epoch {runner.epoch + 1} at learning rate {rate:.3g}")
+        return loss
+
+
+def _choose_device(kind: str) -> str:
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("device.kind: found cuda, but torch sees no CUDA GPU here; expected auto or cpu")
+    if kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # MMEngine would take a GPU that it sees
+    return "cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _backend(kind: str) -> str:
+    return "nccl" if kind == "cuda" else "gloo"
+
+
+def _weights(weights: str | dict[str, Any], backbone: ClassicBackbone) -> str | None:
+    """Return where a backbone's pre-trained weights are, or None to train from scratch."""
+    if isinstance(weights, dict):
+        return str(weights[backbone.name])
+    return weights_of(backbone) if weights == "imagenet" else None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,25 @@
+"""``python -m smnas_optuna.report``: write a study's report as one HTML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smnas_optuna.command_line import run_command
+from smnas_optuna.reporting.page import write_report
+from smnas_optuna.study import load_study
+
+
+def report(
+    study: Annotated[str, typer.Option(help="Name of the study, such as coco/structural.")],
+    storage: Annotated[
+        str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
+    ] = "sqlite:///smnas.db",
+    output: Annotated[Path, typer.Option(help="Folder that the report is written to; made when missing.")] = Path("."),
+) -> None:
+    """Write the report of a study: its Pareto front, hypervolume and trials, in one HTML file."""
+    print(write_report(load_study(storage, study), output))
+
+
+if __name__ == "__main__":
+    run_command(report, "report")

@@ -1,0 +1,187 @@
+"""What a study has found so far: its trials as a table, the Pareto front and the hypervolume under it."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+import pandas as pd
+from numpy.typing import NDArray
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from smnas_optuna.architecture import Architecture, ClassicBackbone
+from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
+
+PARTS = ("input_size", "backbone", "neck", "rpn", "head")
+_NUMBERS = (*QUANTITIES, "latency_spread_ms", "train_seconds")
+_TEXTS = ("architecture", "device", "reason")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective of a study: the metric's name and whether more is better."""
+
+    name: str
+    maximize: bool
+
+    @property
+    def sign(self) -> float:
+        """Factor that turns a value into a loss, which is better when lower."""
+        return -1.0 if self.maximize else 1.0
+
+    @property
+    def quantity(self) -> Quantity:
+        """How its values are shown."""
+        return quantity_of(self.name)
+
+
+def objectives_of(study: optuna.Study) -> list[Objective]:
+    """Return the study's objectives in order; unnamed ones are called ``objective 0``, ``objective 1`` and so on."""
+    names = study.metric_names or [f"objective {index}" for index in range(len(study.directions))]
+    return [
+        Objective(name, direction is StudyDirection.MAXIMIZE)
+        for name, direction in zip(names, study.directions, strict=True)
+    ]
+
+
+def accuracy_and_costs(objectives: Sequence[Objective]) -> tuple[Objective, list[Objective]]:
+    """Part the objectives into the accuracy, for the y axis, and the rest.
+
+    The accuracy is ``map``, else the first objective that is maximised, else the first one.
+    """
+    preferred = [objective for objective in objectives if objective.name == "map"]
+    accuracy = (preferred or [objective for objective in objectives if objective.maximize] or list(objectives))[0]
+    return accuracy, [objective for objective in objectives if objective is not accuracy]
+
+
+def non_dominated(losses: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mark the points that no other point dominates.
+
+    Args:
+        losses: ``n x m`` finite values of m objectives, lower is better.
+
+    Returns:
+        ``n`` flags. Equal points do not dominate each other: all of them are marked, or none.
+    """
+    flags = np.ones(len(losses), dtype=np.bool_)
+    for index, point in enumerate(losses):
+        if flags[index]:
+            flags &= ~((losses >= point).all(axis=1) & (losses > point).any(axis=1))
+    return flags
+
+
+def trials_frame(study: optuna.Study) -> pd.DataFrame:
+    """Return one row per trial, in the order of their numbers.
+
+    Columns: ``number``, ``state`` (Optuna's name in lower case), ``is_finished`` (complete with finite values),
+    ``on_front``, ``enqueued`` (its parameters were given: a seed of the search), a column per objective under its
+    metric name, the parts of the architecture (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``, missing
+    where the text is not an architecture) with ``backbone_family``, and every user attribute; those that DESIGN.md
+    names are there even when no trial has them. Where a metric and an attribute share a name, a finished trial shows
+    its objective value, every other the attribute.
+    """
+    objectives = objectives_of(study)
+    names = [objective.name for objective in objectives]
+    rows = [_row(trial, names) for trial in study.get_trials(deepcopy=False)]
+    frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", "enqueued"])
+    expected = [*names, *PARTS, "backbone_family", *_TEXTS, *_NUMBERS]
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *expected])))
+    for column in {*names, *_NUMBERS}:
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+
+    losses = frame[names].to_numpy(dtype=float) * [objective.sign for objective in objectives]
+    is_finished = (frame["state"] == "complete").to_numpy(dtype=bool) & np.isfinite(losses).all(axis=1)
+    on_front = np.zeros(len(frame), dtype=np.bool_)
+    on_front[is_finished] = non_dominated(losses[is_finished])
+    frame["is_finished"], frame["on_front"] = is_finished, on_front
+    return frame
+
+
+def pareto_front(study: optuna.Study) -> pd.DataFrame:
+    """Return the rows of :func:`trials_frame` on the Pareto front, from the cheapest up.
+
+    With one objective these are the trials that share the best value.
+    """
+    frame = trials_frame(study)
+    _, costs = accuracy_and_costs(objectives_of(study))
+    order = [cost.name for cost in costs[:1]]
+    ascending = [not cost.maximize for cost in costs[:1]]
+    return frame[frame["on_front"]].sort_values([*order, "number"], ascending=[*ascending, True])
+
+
+def reference_point(study: optuna.Study) -> list[float]:
+    """Return the worst finite value that each objective took in a finished trial; empty without finished trials."""
+    values = np.array([trial.values for trial in _finite_trials(study)])
+    if not len(values):
+        return []
+    signs = [objective.sign for objective in objectives_of(study)]
+    return [float(worst) for worst in (values * signs).max(axis=0) * signs]
+
+
+def hypervolume_history(study: optuna.Study) -> tuple[list[int], list[float]]:
+    """Return the finished trials' numbers and the hypervolume over :func:`reference_point` after each of them.
+
+    The unit is the product of the objectives' units as stored. With one objective it is the distance between the
+    worst and the best value so far.
+    """
+    reference = reference_point(study)
+    if not reference:
+        return [], []
+    if len(reference) == 1:
+        trials = _finite_trials(study)
+        gains = [abs(trial.values[0] - reference[0]) for trial in trials]
+        return [trial.number for trial in trials], [float(gain) for gain in np.maximum.accumulate(gains)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        history = optuna.visualization.plot_hypervolume_history(study, reference).data[0]
+    return list(history.x), [float(value) for value in history.y]
+
+
+def hypervolume(study: optuna.Study) -> float:
+    """Return the hypervolume between the Pareto front and the worst value seen per objective; 0 without a front.
+
+    The reference point moves when a worse value is seen, so compare values of one moment, or use
+    :func:`hypervolume_history`, which keeps one reference point.
+    """
+    _, values = hypervolume_history(study)
+    return values[-1] if values else 0.0
+
+
+def hypervolume_quantity(objectives: Sequence[Objective]) -> Quantity:
+    """Return how a hypervolume is shown: in the product of the units in which the objectives are shown."""
+    quantities = [objective.quantity for objective in objectives]
+    unit = " \N{MULTIPLICATION SIGN} ".join(quantity.measure for quantity in quantities)
+    return Quantity("hypervolume", unit=unit, scale=math.prod(quantity.scale for quantity in quantities))
+
+
+def _finite_trials(study: optuna.Study) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in trials if np.isfinite(trial.values).all()]
+
+
+def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:
+    values = trial.values if trial.state is TrialState.COMPLETE else []
+    return {
+        **trial.user_attrs,
+        **_parts(trial.user_attrs.get("architecture")),
+        **dict(zip(names, values, strict=False)),
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "enqueued": "fixed_params" in trial.system_attrs,
+    }
+
+
+def _parts(text: object) -> dict[str, str | None]:
+    try:
+        architecture = Architecture.parse(str(text))
+    except ValueError:
+        return {}
+    backbone = architecture.backbone
+    parts = {name: getattr(architecture, name) for name in PARTS}
+    return {
+        **{name: None if part is None else str(part) for name, part in parts.items()},
+        "backbone_family": backbone.name if isinstance(backbone, ClassicBackbone) else backbone.block,
+    }

@@ -1,0 +1,88 @@
+"""Quantity: how a measured number is called, in which unit it is shown and with how many digits."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+MISSING: Final = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How the values of one metric or user attribute are shown.
+
+    Args:
+        title: Name in running text and on axes.
+        unit: Unit of the shown number; empty for pure numbers.
+        note: What else an axis must say, such as the metric's definition.
+        scale: Stored value of one shown unit, 1e9 for FLOPs shown in GFLOPs.
+        is_precision: An average precision: shown with the digits of COCO's own tables, and missing where negative,
+            since COCO's evaluation writes -1 where no object of that kind exists.
+    """
+
+    title: str
+    unit: str = ""
+    note: str = ""
+    scale: float = 1.0
+    is_precision: bool = False
+
+    def text(self, value: float | None) -> str:
+        """Return ``value``, as stored, to three significant digits in the shown unit; an en dash where missing."""
+        if self.is_missing(value):
+            return MISSING
+        assert value is not None
+        return f"{value / self.scale:.{self._decimals(value)}f}"
+
+    def text_with_unit(self, value: float | None) -> str:
+        """Return :meth:`text` and the unit."""
+        return self.text(value) if self.is_missing(value) else f"{self.text(value)} {self.unit}".rstrip()
+
+    def text_with_spread(self, value: float | None, spread: float | None) -> str:
+        """Return ``value ± spread`` to the decimals of ``value``; without the spread where that is missing."""
+        text = self.text(value)
+        if value is None or spread is None or text == MISSING or math.isnan(spread):
+            return text
+        return f"{text} \N{PLUS-MINUS SIGN} {spread / self.scale:.{self._decimals(value)}f}"
+
+    def is_missing(self, value: float | None) -> bool:
+        """Tell whether there is nothing to show."""
+        return value is None or math.isnan(value) or (self.is_precision and value < 0)
+
+    @property
+    def axis_title(self) -> str:
+        """Title with unit and note in parentheses."""
+        remark = ", ".join(filter(None, (self.unit, self.note)))
+        return f"{self.title} ({remark})" if remark else self.title
+
+    @property
+    def measure(self) -> str:
+        """Factor of this quantity in a product's unit: ``mAP``, ``ms``, ``GFLOPs``."""
+        if not self.unit:
+            return self.title
+        return self.unit if self.scale == 1.0 else f"{self.unit}{self.title}"
+
+    def _decimals(self, value: float) -> int:
+        shown = abs(value / self.scale)
+        if shown == 0 or not math.isfinite(shown):
+            return 0
+        if self.is_precision:
+            return 3 if shown <= 1 else 1
+        return max(0, 2 - math.floor(math.log10(shown)))
+
+
+QUANTITIES: Final = {
+    "map": Quantity("mAP", note="COCO metric, val", is_precision=True),
+    "map_50": Quantity("AP50", is_precision=True),
+    "map_75": Quantity("AP75", is_precision=True),
+    "map_small": Quantity("AP small", is_precision=True),
+    "map_medium": Quantity("AP medium", is_precision=True),
+    "map_large": Quantity("AP large", is_precision=True),
+    "latency_ms": Quantity("inference time", unit="ms"),
+    "flops": Quantity("FLOPs", unit="G", note="multiply-adds", scale=1e9),
+    "params": Quantity("params", unit="M", scale=1e6),
+}
+
+
+def quantity_of(metric: str) -> Quantity:
+    """Return the quantity of a metric or user attribute; unknown ones are shown by their name, as they are."""
+    return QUANTITIES.get(metric, Quantity(metric))

@@ -1,0 +1,71 @@
+"""Studies made of trials that are written down, not searched."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+ARCHITECTURES = (
+    "512x512 MobileNetV2 GA-RPN 2FC",
+    "512x512 ResNet18(w=16) FPN(P2-P3:P2-P5,c=64) RetinaNet",
+    "800x600 ResNet50 FPN(P1-P5,c=256) RPN 2FC",
+    "800x600 basicblock_56_12-11111-211-1112 FPN(P1-P5,c=128) RPN Cascade(n=3)",
+    "1333x800 ResNeXt101 FPN(P2-P5,c=256) GA-RPN Cascade(n=3)",
+)
+
+
+def make_study(
+    directory: Path,
+    trials: Sequence[FrozenTrial] = (),
+    metrics: Sequence[str] | None = ("map", "latency_ms"),
+    directions: Sequence[Literal["maximize", "minimize"]] = ("maximize", "minimize"),
+    name: str = "coco/structural",
+) -> optuna.Study:
+    """Make a study in a SQLite file ``smnas.db`` in ``directory``."""
+    storage = f"sqlite:///{directory / 'smnas.db'}"
+    study = optuna.create_study(study_name=name, storage=storage, directions=list(directions))
+    if metrics is not None:
+        study.set_metric_names(list(metrics))
+    study.add_trials(trials)
+    return study
+
+
+def finished(*values: float, seed: bool = False, **attributes: Any) -> FrozenTrial:
+    """Make a finished trial with the objective ``values``."""
+    system_attributes = {"fixed_params": {"depth": 50}} if seed else {}
+    return create_trial(values=list(values), user_attrs=attributes, system_attrs=system_attributes)
+
+
+def detectors() -> list[FrozenTrial]:
+    """Make seven trials: five finished, number 0 to 4, of which 1 and 4 are dominated; one pruned; one failed."""
+    measured = zip(ARCHITECTURES, (0.211, 0.204, 0.365, 0.401, 0.399), (18.25, 21.5, 40.5, 52.0, 108.1), strict=True)
+    trials = [
+        finished(
+            precision,
+            time,
+            seed=number == 0,
+            architecture=architecture,
+            map=precision,
+            map_50=precision * 1.5,
+            map_75=precision * 1.1,
+            map_small=-1.0,
+            map_medium=precision * 1.1,
+            map_large=precision * 1.3,
+            flops=7_200_000_000 * (number + 1),
+            params=25_600_000,
+            latency_ms=time,
+            latency_spread_ms=time / 50,
+            train_seconds=60.0,
+            device="NVIDIA V100-SXM2-16GB",
+        )
+        for number, (architecture, precision, time) in enumerate(measured)
+    ]
+    pruned = {"architecture": ARCHITECTURES[4], "latency_ms": 107.9, "reason": "dominated before training by trial 3"}
+    failed = {"architecture": ARCHITECTURES[2], "reason": "training: loss became NaN in epoch 2"}
+    return [
+        *trials,
+        create_trial(state=TrialState.PRUNED, user_attrs=pruned),
+        create_trial(state=TrialState.FAIL, user_attrs=failed),
+    ]

@@ -1,0 +1,154 @@
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from synthetic_study import ARCHITECTURES, detectors, finished, make_study
+
+from smnas_optuna.errors import UserError
+from smnas_optuna.reporting.page import write_report
+from smnas_optuna.reporting.quantity import MISSING
+
+
+class Page(HTMLParser):
+    """A page as its elements with their attributes, the text outside scripts and styles, and the table rows."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html = html
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.title = ""
+        self._inside: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "link"):
+            self._inside.append(tag)
+        self.text += " "
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._inside.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self._inside):
+            self.text += data
+        if {"td", "th"} & set(self._inside):
+            self.rows[-1][-1] += data
+        if "title" in self._inside:
+            self.title += data
+
+
+def read_report(study: optuna.Study, directory: Path) -> Page:
+    return Page(write_report(study, directory).read_text(encoding="utf-8"))
+
+
+def test_the_file_and_the_title_are_named_after_the_study(tmp_path: Path) -> None:
+    path = write_report(make_study(tmp_path, detectors(), name="coco/modular/C3"), tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "coco-modular-C3.html"
+    assert Page(path.read_text(encoding="utf-8")).title == "coco/modular/C3"
+
+
+def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
+    page = read_report(make_study(tmp_path, detectors()), tmp_path)
+    assert not {"link", "img", "iframe", "base"} & {tag for tag, _ in page.elements}
+    assert not [attributes for _, attributes in page.elements if {"src", "href", "srcset"} & attributes.keys()]
+    style = page.html[page.html.index("<style>") : page.html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_plotly_is_embedded_once_for_all_figures(tmp_path: Path) -> None:
+    page = read_report(make_study(tmp_path, detectors()), tmp_path)
+    assert page.html.count("* plotly.js v") == 1
+    assert len([tag for tag, attributes in page.elements if attributes.get("class") == "figure"]) == 2
+
+
+def test_the_headline_numbers_come_first(tmp_path: Path) -> None:
+    text = " ".join(read_report(make_study(tmp_path, detectors()), tmp_path).text.split())
+    head = text[: text.index("Accuracy against cost")]
+    assert "best mAP 0.401 trial 3, inference time 52.0 ms" in head
+    assert "lowest inference time 18.2 ms trial 0, mAP 0.211" in head
+    assert "hypervolume 13.1 mAP \N{MULTIPLICATION SIGN} ms" in head
+    assert "trials 7 5 finished, 1 pruned, 1 failed" in head
+
+
+def test_the_table_lists_the_front(tmp_path: Path) -> None:
+    head, *rows = read_report(make_study(tmp_path, detectors()), tmp_path).rows[:4]
+    assert head == [
+        *["trial", "input size", "backbone", "neck", "RPN", "head"],
+        *["mAP", "AP50", "AP75", "S", "M", "L", "ms", "GFLOPs", "params (M)"],
+    ]
+    assert [row[0] for row in rows] == ["0", "2", "3"]
+    assert rows[0][:6] == ["0", "512x512", "MobileNetV2", MISSING, "GA-RPN", "2FC"]
+    assert rows[1][6:] == ["0.365", "0.547", "0.402", MISSING, "0.402", "0.474", "40.5 ± 0.8", "21.6", "25.6"]
+
+
+def test_failed_and_pruned_trials_tell_their_reasons(tmp_path: Path) -> None:
+    rows = read_report(make_study(tmp_path, detectors()), tmp_path).rows[-2:]
+    assert rows == [
+        ["5", "pruned", f"dominated before training by trial 3{ARCHITECTURES[4]}"],
+        ["6", "failed", f"training: loss became NaN in epoch 2{ARCHITECTURES[2]}"],
+    ]
+
+
+def test_the_recipe_is_printed_as_indented_json(tmp_path: Path) -> None:
+    study = make_study(tmp_path, detectors())
+    assert "Recipe" not in read_report(study, tmp_path).text
+    study.set_user_attr("recipe", json.dumps({"data": {"classes": 80}}))
+    assert '{\n  "data": {\n    "classes": 80\n  }\n}' in read_report(study, tmp_path).text
+
+
+def test_what_the_database_says_is_text_not_markup(tmp_path: Path) -> None:
+    attack = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    trials = [
+        finished(0.3, 20.0, architecture=attack, device=attack),
+        create_trial(state=TrialState.FAIL, user_attrs={"architecture": attack, "reason": attack}),
+    ]
+    study = make_study(tmp_path, trials, metrics=(attack, "latency_ms"), name="<script>alert(1)<%script>")
+    study.set_user_attr("recipe", attack)
+    page = read_report(study, tmp_path)
+    assert "alert(1)" in page.text
+    assert [tag for tag, _ in page.elements].count("script") == 4
+    assert "img" not in [tag for tag, _ in page.elements]
+    assert "<script>alert" not in page.html
+
+
+def test_a_study_without_finished_trials_gets_a_page_that_says_so(tmp_path: Path) -> None:
+    failed = create_trial(state=TrialState.FAIL, user_attrs={"reason": "CUDA out of memory"})
+    page = read_report(make_study(tmp_path, [failed, create_trial(state=TrialState.RUNNING)]), tmp_path)
+    assert "No trial of this study has finished yet" in page.text
+    assert "Trials so far: 1 failed, 1 running." in page.text
+    assert "CUDA out of memory" in page.text
+    assert "plotly.js" not in page.html
+    empty = read_report(make_study(tmp_path, name="empty"), tmp_path)
+    assert "Trials so far: none." in empty.text
+
+
+def test_any_study_of_optuna_can_be_reported(tmp_path: Path) -> None:
+    study = make_study(tmp_path, metrics=None, name="plain")
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)), n_trials=5)
+    page = read_report(study, tmp_path)
+    assert page.rows[0][-2:] == ["objective 0", "objective 1"]
+    assert f"{study.best_trials[0].values[0]:.3f}" in page.text
+
+
+def test_one_objective_has_no_hypervolume(tmp_path: Path) -> None:
+    study = make_study(tmp_path, [finished(0.1), finished(0.3)], metrics=("map",), directions=("maximize",))
+    page = read_report(study, tmp_path)
+    assert "hypervolume" not in page.text.lower()
+    assert page.rows[1][0] == "1"
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write the report to .*file/coco-structural.html: "):
+        write_report(make_study(tmp_path, detectors()), tmp_path / "file")

@@ -1,0 +1,134 @@
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from synthetic_study import ARCHITECTURES, detectors, finished, make_study
+
+from smnas_optuna.reporting.pareto import (
+    hypervolume,
+    hypervolume_history,
+    non_dominated,
+    pareto_front,
+    reference_point,
+    trials_frame,
+)
+
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> optuna.Study:
+    """Draw a study of one to three objectives in any directions, with ties and equal points."""
+    directions = draw(st.lists(st.sampled_from(DIRECTIONS), min_size=1, max_size=3))
+    point = st.tuples(*[st.integers(0, 6)] * len(directions))
+    study = optuna.create_study(directions=directions)
+    study.add_trials([finished(*map(float, values)) for values in draw(st.lists(point, max_size=12))])
+    return study
+
+
+def test_a_row_has_the_values_the_parts_and_the_attributes(tmp_path: Path) -> None:
+    frame = trials_frame(make_study(tmp_path, detectors()))
+    assert list(frame["number"]) == list(range(7))
+    assert list(frame["state"]) == ["complete"] * 5 + ["pruned", "fail"]
+    assert list(frame["enqueued"]) == [True] + [False] * 6
+    row = frame.loc[3]
+    assert (row["map"], row["latency_ms"], row["flops"]) == (0.401, 52.0, 28_800_000_000)
+    assert row["architecture"] == ARCHITECTURES[3]
+    parts = row[["input_size", "backbone", "neck", "rpn", "head", "backbone_family"]]
+    assert list(parts) == [*ARCHITECTURES[3].split(), "basicblock"]
+
+
+def test_an_unfinished_trial_shows_what_was_measured_before_it_ended(tmp_path: Path) -> None:
+    pruned = trials_frame(make_study(tmp_path, detectors())).loc[5]
+    assert pruned["latency_ms"] == 107.9
+    assert np.isnan(pruned["map"])
+    assert pruned["reason"] == "dominated before training by trial 3"
+
+
+def test_columns_are_there_without_trials_and_without_attributes(tmp_path: Path) -> None:
+    study = make_study(tmp_path, metrics=None)
+    named = {"number", "state", "objective 0", "objective 1", "architecture", "flops", "latency_spread_ms", "reason"}
+    assert named <= set(trials_frame(study).columns)
+    assert pareto_front(study).empty
+    study.add_trial(finished(1.0, 2.0, architecture="none of ours", flops="unknown"))
+    row = trials_frame(study).loc[0]
+    assert row["objective 1"] == 2.0
+    assert np.isnan(row["flops"])
+    assert not isinstance(row["backbone"], str)
+
+
+def test_an_attribute_cannot_pose_as_the_number_the_state_or_a_value(tmp_path: Path) -> None:
+    study = make_study(tmp_path, [finished(0.3, 20.0, number=9, state="fail", map=0.9, on_front="no")])
+    row = trials_frame(study).loc[0]
+    assert (row["number"], row["state"], row["map"], row["on_front"]) == (0, "complete", 0.3, True)
+
+
+def test_the_front_is_sorted_from_the_cheapest_up(tmp_path: Path) -> None:
+    assert list(pareto_front(make_study(tmp_path, detectors()))["number"]) == [0, 2, 3]
+
+
+def test_equal_trials_are_on_the_front_together(tmp_path: Path) -> None:
+    points = ((0.3, 20.0), (0.3, 20.0), (0.3, 21.0), (0.2, 10.0))
+    study = make_study(tmp_path, [finished(*point) for point in points])
+    assert list(pareto_front(study)["number"]) == [3, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:The value nan is not acceptable")
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    study = make_study(tmp_path, [finished(0.3, 20.0), finished(0.9, math.inf), finished(-math.inf, 1.0)])
+    study.tell(study.ask(), [math.nan, 1.0])
+    study.add_trial(create_trial(state=TrialState.RUNNING))
+    assert list(pareto_front(study)["number"]) == [0]
+    assert reference_point(study) == [0.3, 20.0]
+    assert hypervolume(study) == 0.0
+
+
+@given(points=st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=30))
+def test_non_dominated_agrees_with_the_definition(points: list[tuple[int, int, int]]) -> None:
+    def is_dominated(point: tuple[int, ...]) -> bool:
+        return any(other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points)
+
+    losses = np.array(points, dtype=float).reshape(-1, 3)
+    assert list(non_dominated(losses)) == [not is_dominated(point) for point in points]
+
+
+@given(study=studies())
+@settings(deadline=None, max_examples=60)
+def test_the_front_is_that_of_optuna(study: optuna.Study) -> None:
+    assert set(pareto_front(study)["number"]) == {trial.number for trial in study.best_trials}
+
+
+@given(study=studies())
+@settings(deadline=None, max_examples=60)
+def test_hypervolume_counts_the_dominated_unit_cells(study: optuna.Study) -> None:
+    signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in study.directions]
+    losses = [[sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in study.trials]
+    sides = [range(int(min(side)), int(max(side))) for side in zip(*losses, strict=True)]
+    cells = itertools.product(*sides) if losses else []
+    dominated = [
+        cell
+        for cell in cells
+        if any(all(value <= corner for value, corner in zip(loss, cell, strict=True)) for loss in losses)
+    ]
+    assert hypervolume(study) == pytest.approx(len(dominated))
+
+
+@given(study=studies())
+@settings(deadline=None, max_examples=30)
+def test_hypervolume_never_falls_during_a_search(study: optuna.Study) -> None:
+    numbers, values = hypervolume_history(study)
+    assert numbers == [trial.number for trial in study.trials]
+    assert values == sorted(values)
+
+
+def test_hypervolume_of_two_named_objectives(tmp_path: Path) -> None:
+    study = make_study(tmp_path, [finished(0.2, 10.0), finished(0.4, 30.0), finished(0.1, 50.0)])
+    assert reference_point(study) == [0.1, 50.0]
+    assert hypervolume(study) == pytest.approx(0.1 * 40 + 0.2 * 20)

@@ -1,0 +1,73 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic_study import detectors, make_study
+
+pytest.importorskip("smnas_optuna.study")
+
+
+def run_report(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "smnas_optuna.report", *arguments]
+    root = str(Path(__file__).parents[2])
+    surroundings = {key: value for key, value in os.environ.items() if key != "SMNAS_STORAGE"}
+    surroundings["PYTHONPATH"] = root
+    return subprocess.run(
+        command, cwd=directory, env={**surroundings, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+def assert_user_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_the_report_is_written_and_its_path_printed(tmp_path: Path) -> None:
+    make_study(tmp_path, detectors())
+    result = run_report(tmp_path, "--study", "coco/structural")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "coco-structural.html\n", "")
+    assert "coco/structural" in (tmp_path / "coco-structural.html").read_text(encoding="utf-8")
+
+
+def test_the_storage_can_come_from_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    make_study(tmp_path / "elsewhere", detectors())
+    result = run_report(
+        tmp_path, "--study", "coco/structural", "--output", "reports", SMNAS_STORAGE="sqlite:///elsewhere/smnas.db"
+    )
+    assert (result.returncode, result.stdout) == (0, "reports/coco-structural.html\n"), result.stderr
+
+
+def test_an_unknown_study_is_answered_with_those_that_exist(tmp_path: Path) -> None:
+    make_study(tmp_path, detectors())
+    make_study(tmp_path, name="digits/structural")
+    result = run_report(tmp_path, "--study", "coco/modular")
+    assert_user_error(result, "coco/modular", "coco/structural", "digits/structural")
+
+
+def test_a_missing_database_is_not_made(tmp_path: Path) -> None:
+    assert_user_error(run_report(tmp_path, "--study", "coco/structural"), "smnas.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_server_is_a_user_error(tmp_path: Path) -> None:
+    storage = "postgresql+psycopg://reader:secret@127.0.0.1:1/smnas"
+    result = run_report(tmp_path, "--study", "coco/structural", "--storage", storage)
+    assert_user_error(result, "127.0.0.1")
+    assert "secret" not in result.stderr
+
+
+def test_an_output_that_is_a_file_is_a_user_error(tmp_path: Path) -> None:
+    make_study(tmp_path, detectors())
+    assert_user_error(run_report(tmp_path, "--study", "coco/structural", "--output", "smnas.db"), "cannot write")
+
+
+def test_a_study_without_finished_trials_is_reported(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    assert run_report(tmp_path, "--study", "coco/structural").returncode == 0
+    assert "No trial of this study has finished yet" in (tmp_path / "coco-structural.html").read_text(encoding="utf-8")
