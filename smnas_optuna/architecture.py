@@ -307,13 +307,14 @@ class Architecture:
     @classmethod
     def parse(cls, text: str) -> "Architecture":
         """Parse the canonical text, or the paper's spelling of it; raises ValueError that names the wrong part."""
-        code = re.compile(rf"\b({'|'.join(BackboneCode.BLOCKS)})[ _]+(\d+)[ _]+(?=[12])")
+        code = re.compile(rf"\b({'|'.join(BackboneCode.BLOCKS)})[ _]+(\d+)[ _]+(?=\d+-)")
         compact = re.sub(r"\([^)]*\)", lambda match: re.sub(r"\s", "", match[0]), code.sub(r"\1_\2_", text))
         parts = compact.split()
         if len(parts) < 3:
             raise ValueError(f"architecture {text!r}: expected INPUT_SIZE BACKBONE [NECK] [RPN] HEAD")
         size, backbone, *optional, head = parts
-        neck = FPN.parse(optional.pop(0)) if optional and optional[0].startswith("FPN") else None
+        has_neck = len(optional) > 1 or any("FPN" in part.upper() for part in optional)
+        neck = FPN.parse(optional.pop(0)) if has_neck else None
         rpn = RPN.parse(optional.pop(0)) if optional else None
         if optional:
             raise ValueError(f"architecture {text!r}: {optional[0]!r} is one part too many")

@@ -251,7 +251,7 @@ class Recipe(_Section):
         return [
             key
             for key in dict.fromkeys([*mine, *theirs])
-            if mine.get(key, absent) != theirs.get(key, absent) and not key not in _FREE_KEYS
+            if mine.get(key, absent) != theirs.get(key, absent) and key not in _FREE_KEYS
         ]
 
 
@@ -273,23 +273,26 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     place, text = _read(recipe)
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{place}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{place}: not valid YAML: {error}") from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        raise UserError(f"{place}:{before.count(chr(10)) + 1}: not valid YAML: {error.reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{place}: expected keys such as name, dataset and structural, found {type(content).__name__}")
     overridden = {_override(content, override) for override in overrides}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first, *more = error.errors(include_url=False)
-        key = ".".join(str(part) for part in first["loc"] if part not in ("coco", "digits"))
+        # A misspelt key comes first: that the right one is missing only follows from it.
+        first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
+        path = _path_of(first, content)
+        key = ".".join(path)
         given = any(f"{key}.".startswith(f"{override}.") for override in overridden)
-        line = None if given else _line_of(tree, [part for part in key.split(".") if part])
+        line = None if given else _line_of(tree, path)
         where = f"{place}:{line}" if line else place
         rest = f" (and {len(more)} more)" if more else ""
         raise UserError(f"{where}: {key + ': ' if key else ''}{_explain(first)}{rest}") from None
@@ -308,24 +311,56 @@ def _read(recipe: str) -> tuple[str, str]:
         raise UserError(f"recipe {recipe!r}: cannot be read: {error}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, where a key given twice in one mapping is an error; PyYAML lets the last one win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} given twice", problem_mark=key.start_mark)
+                keys.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # such as the date 2024-13-45
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+
+
 def _override(content: dict[str, Any], override: str) -> str:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override!r}: expected key.path=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: the value is not valid YAML") from None
     *parents, last = key.split(".")
     section = content
     for parent in parents:
-        if section.get(parent) is None:
-            section[parent] = {}
-        section = section[parent]
-        if not isinstance(section, dict):
+        child = {} if section.get(parent) is None else section[parent]
+        if not isinstance(child, dict):
             raise UserError(f"--set {override!r}: {parent} holds a value, not keys")
+        section[parent] = dict(child)  # a copy: by an alias in the YAML another key may hold the same mapping
+        section = section[parent]
     section[last] = value
     return key
+
+
+def _path_of(error: ErrorDetails, content: Any) -> list[str]:
+    """Return the keys to an error in ``content``, without the names that pydantic gives to members of unions."""
+    path: list[str] = []
+    node = content
+    for part in error["loc"]:
+        children = dict(enumerate(node)) if isinstance(node, list) else node
+        if isinstance(children, dict) and part in children:
+            node = children[part]
+            path.append(str(part))
+    return [*path, str(error["loc"][-1])] if error["type"] == "missing" else path
 
 
 def _line_of(node: yaml.Node | None, path: list[str]) -> int | None:
@@ -350,6 +385,10 @@ def _explain(error: ErrorDetails) -> str:
         return f"unknown key; {f'did you mean {close[0]}?' if close else 'expected one of ' + ', '.join(known)}"
     if error["type"] == "missing":
         return "this key is missing"
+    if error["type"].startswith("union_tag"):
+        kinds = Recipe.model_json_schema()["properties"]["dataset"]["discriminator"]["mapping"]
+        kind = f"kind {error['ctx']['tag']!r}" if "tag" in error["ctx"] else "no kind"
+        return f"found {kind}, expected one of {', '.join(kinds)}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     found = error["input"]

@@ -7,14 +7,14 @@ import typer
 
 from smnas_optuna.command_line import run_command
 from smnas_optuna.reporting.page import write_report
-from smnas_optuna.study import load_study
+from smnas_optuna.study import DEFAULT_STORAGE, load_study
 
 
 def report(
     study: Annotated[str, typer.Option(help="Name of the study, such as coco/structural.")],
     storage: Annotated[
         str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
-    ] = "sqlite:///smnas.db",
+    ] = DEFAULT_STORAGE,
     output: Annotated[Path, typer.Option(help="Folder that the report is written to; made when missing.")] = Path("."),
 ) -> None:
     """Write the report of a study: its Pareto front, hypervolume and trials, in one HTML file."""

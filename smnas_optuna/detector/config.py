@@ -1,9 +1,11 @@
 """From an Architecture to the model part of an MMDetection config.
 
 Settings that an architecture does not choose are those of MMDetection's own configs for Faster R-CNN, Cascade R-CNN,
-RetinaNet and Guided Anchoring, so that the classic detectors come out as MMDetection ships them.
+RetinaNet and Guided Anchoring, so that the classic detectors come out as MMDetection ships them. One thing differs: a
+Cascade R-CNN's RPN learns as a Faster R-CNN's does, so that two architectures whose texts share a part share that part.
 """
 
+import math
 from typing import Any
 
 from smnas_optuna.architecture import (
@@ -37,9 +39,10 @@ _IMAGENET_WEIGHTS = {
     "MobileNetV2": "open-mmlab://mmdet/mobilenet_v2",
 }
 
-# Of stage i of a cascade: overlap that makes a proposal a positive, loss weight, spread of the box deltas. The first
-# three are Cascade R-CNN's (Cai & Vasconcelos 2018), the fourth goes on as they do.
-_CASCADE_OVERLAPS = (0.5, 0.6, 0.7, 0.8)
+# Of stage i of a cascade: overlap that makes a proposal a positive, loss weight, spread of the box deltas. They are
+# those of Cascade R-CNN (Cai & Vasconcelos 2018), whose Table 4 has the fourth overlap; the fourth weight and spread,
+# which it does not tell, go on as the others do.
+_CASCADE_OVERLAPS = (0.5, 0.6, 0.7, 0.75)
 _CASCADE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
 _CASCADE_DELTA_STDS = (
     (0.1, 0.1, 0.2, 0.2),
@@ -84,16 +87,19 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
         features = channels[0]
     strides = [stride_of(level) for level in levels]
     if isinstance(architecture.head, RetinaNetHead):
-        return model | _retinanet(strides, features, classes, detector)
+        return model | _retinanet(neck is None, strides, features, classes, detector)
     assert architecture.rpn is not None
     guided = architecture.rpn.guided_anchoring
     model["type"] = "FasterRCNN" if architecture.head.stages == 1 else "CascadeRCNN"
-    model["rpn_head"] = _ga_rpn_head(strides, features, detector) if guided else _rpn_head(strides, features, detector)
-    # Levels made by pooling P4 propose, as in FPN (Lin et al. 2017), but RoIs are cut from P1..P4.
-    roi_strides = [stride for stride in strides if stride <= stride_of(4)]
+    if guided:
+        model["rpn_head"] = _ga_rpn_head(strides, features, detector)
+    else:
+        model["rpn_head"] = _rpn_head(neck is None, strides, features, detector)
+    # Levels made by pooling another are there to propose, as in FPN (Lin et al. 2017); RoIs are cut from the others.
+    roi_strides = strides[: len(neck.input_levels)] if neck else strides
     model["roi_head"] = _roi_head(architecture.head, guided, roi_strides, features, classes, detector)
-    model["train_cfg"] = _train_settings(architecture.head, guided, detector)
-    model["test_cfg"] = _test_settings(guided, detector)
+    model["train_cfg"] = _train_settings(architecture, guided, detector)
+    model["test_cfg"] = _test_settings(neck is None, guided, detector)
     return model
 
 
@@ -178,12 +184,10 @@ def _focal_loss() -> Config:
     return {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0}
 
 
-def _retinanet(strides: list[int], features: int, classes: int, detector: Detector) -> Config:
-    base = detector.anchor_scale / 2
-    sizes: Config = {"octave_base_scale": base, "scales_per_octave": 3}
-    if len(strides) == 1:
-        # One level has to do for objects of every size, as it does for an RPN.
-        sizes = {"scales": _single_level_scales(base)}
+def _retinanet(one_level: bool, strides: list[int], features: int, classes: int, detector: Detector) -> Config:
+    sizes: Config = {"octave_base_scale": detector.anchor_scale / 2, "scales_per_octave": 3}
+    if one_level:
+        sizes = {"scales": _one_level_scales(detector)}
     return {
         "bbox_head": {
             "type": "RetinaHead",
@@ -214,23 +218,22 @@ def _retinanet(strides: list[int], features: int, classes: int, detector: Detect
     }
 
 
-def _single_level_scales(scale: float) -> list[float]:
-    """Return five octaves of anchors around ``scale``, as MMDetection's C4 models have."""
-    return [scale / 4, scale / 2, scale, scale * 2, scale * 4]
+def _one_level_scales(detector: Detector) -> list[float]:
+    """Return scales with which P3 alone has anchors of the sizes that a whole pyramid has on P1-P5.
+
+    They are those of MMDetection's C4 models; on RetinaNet's P2-P6 the smallest anchors of each level have these sizes.
+    """
+    return [detector.anchor_scale * stride_of(level) / stride_of(SINGLE_LEVEL) for level in range(1, 6)]
 
 
-def _anchor_scales(strides: list[int], detector: Detector) -> list[float]:
-    return [detector.anchor_scale] if len(strides) > 1 else _single_level_scales(detector.anchor_scale)
-
-
-def _rpn_head(strides: list[int], features: int, detector: Detector) -> Config:
+def _rpn_head(one_level: bool, strides: list[int], features: int, detector: Detector) -> Config:
     return {
         "type": "RPNHead",
         "in_channels": features,
         "feat_channels": features,
         "anchor_generator": {
             "type": "AnchorGenerator",
-            "scales": _anchor_scales(strides, detector),
+            "scales": _one_level_scales(detector) if one_level else [detector.anchor_scale],
             "ratios": [0.5, 1.0, 2.0],
             "strides": strides,
         },
@@ -243,9 +246,10 @@ def _rpn_head(strides: list[int], features: int, detector: Detector) -> Config:
 def _ga_rpn_head(strides: list[int], features: int, detector: Detector) -> Config:
     scale = detector.anchor_scale
     return {
-        "type": "GARPNHead",
+        "type": "LenientGARPNHead",
         "in_channels": features,
         "feat_channels": features,
+        "deform_groups": math.gcd(4, features),
         "approx_anchor_generator": {
             "type": "AnchorGenerator",
             "octave_base_scale": scale,
@@ -331,7 +335,9 @@ def _random_sampler(number: int, positives: float, *, with_truth: bool) -> Confi
     }
 
 
-def _train_settings(head: RCNNHead, guided: bool, detector: Detector) -> Config:
+def _train_settings(architecture: Architecture, guided: bool, detector: Detector) -> Config:
+    head, one_level = architecture.head, architecture.neck is None
+    assert isinstance(head, RCNNHead)
     rpn: Config = {
         "assigner": _assigner(0.7, 0.3, 0.3, match_low_quality=True),
         "sampler": _random_sampler(256, 0.5, with_truth=False),
@@ -340,15 +346,18 @@ def _train_settings(head: RCNNHead, guided: bool, detector: Detector) -> Config:
         "debug": False,
     }
     proposal: Config = {
-        "nms_pre": 2 * detector.proposals,
-        "max_per_img": detector.proposals * (1 if head.stages == 1 else 2),
+        "nms_pre": (12 if one_level else 2) * detector.proposals,
+        "max_per_img": (2 if one_level or head.stages > 1 else 1) * detector.proposals,
         "nms": {"type": "nms", "iou_threshold": 0.7},
         "min_bbox_size": 0,
     }
     samples = detector.roi_samples
     overlaps = _CASCADE_OVERLAPS[: head.stages]
     if guided:
-        ga_assigner = _assigner(0.7, 0.3, 0.3, match_low_quality=True) | {"type": "ApproxMaxIoUAssigner"}
+        # Guided anchors start from squares of one size per level. Where one level has to find objects of every size, each
+        # object has to teach the shape of its best square, however unlike.
+        least = 0.0 if one_level else 0.3
+        ga_assigner = _assigner(0.7, 0.3, least, match_low_quality=True) | {"type": "ApproxMaxIoUAssigner"}
         rpn |= {
             "ga_assigner": ga_assigner,
             "ga_sampler": _random_sampler(256, 0.5, with_truth=False),
@@ -375,9 +384,10 @@ def _guided_proposals(detector: Detector) -> int:
     return min(300, max(1, detector.proposals // 2))
 
 
-def _test_settings(guided: bool, detector: Detector) -> Config:
+def _test_settings(one_level: bool, guided: bool, detector: Detector) -> Config:
     rpn: Config = {
-        "nms_pre": detector.proposals,
+        # Of each level: a single one gives as many as MMDetection's C4 models take.
+        "nms_pre": (6 if one_level else 1) * detector.proposals,
         "max_per_img": detector.proposals,
         "nms": {"type": "nms", "iou_threshold": 0.7},
         "min_bbox_size": 0,

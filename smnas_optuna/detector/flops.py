@@ -1,15 +1,19 @@
 """Costs that need no measuring: multiply-adds and parameters of a whole detector."""
 
+import functools
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smnas_optuna.architecture import InputSize
+from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 
 _PADDING = 32
 
@@ -28,31 +32,39 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
     Returns:
         (multiply-adds, parameters)
     """
-    model = build_on_meta(model_config)
+    model: Any = build_on_meta(model_config).eval()
     height, width = (math.ceil(side / _PADDING) * _PADDING for side in (input_size.height, input_size.width))
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv_flops})
-    # In training mode guided anchoring skips the mask over locations, which depends on the image.
-    with counter, torch.no_grad(), torch.device("meta"):
-        features = model.extract_feat(torch.empty(1, 3, height, width))  # type: ignore[operator]
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        features = model.extract_feat(torch.empty(1, 3, height, width))
         if "rpn_head" not in model_config:
-            model.bbox_head(features)  # type: ignore[operator]
+            model.bbox_head(features)
         else:
-            model.rpn_head(features)  # type: ignore[operator]
+            _make_countable(model.rpn_head)(features)
             proposals = model_config["test_cfg"]["rpn"]["max_per_img"]
-            heads = model.roi_head.bbox_head  # type: ignore[union-attr]
+            heads = model.roi_head.bbox_head
             for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
-                head(torch.empty(proposals, head.in_channels, 7, 7))  # type: ignore[operator]
+                head(torch.empty(proposals, head.in_channels, 7, 7))
     return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in model.parameters())
 
 
 def build_on_meta(model_config: dict[str, Any]) -> nn.Module:
     """Build a detector whose parameters have shapes but no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
         model: nn.Module = MODELS.build(ConfigDict(model_config))
     return model
 
 
-def _deform_conv_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """Count like the convolution of the same weight; two operations per multiply-add, as torch's counter has it."""
-    batch, _, height, width = out_shape
-    return 2 * int(math.prod(weight_shape)) * batch * height * width
+def _make_countable(rpn_head: Any) -> Any:
+    """Return the RPN with guided anchoring's special layers made ordinary, which multiply as often.
+
+    In training mode its predictions have no mask over locations, which depends on the image. Its deformable convolution
+    gets to be a plain one, since mmcv's has no kernel for the meta device.
+    """
+    if hasattr(rpn_head, "feature_adaption"):
+        layer = rpn_head.feature_adaption.conv_adaption
+        layer.forward = functools.partial(_convolve, layer)
+    return rpn_head.train()
+
+
+def _convolve(layer: Any, features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(features, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)

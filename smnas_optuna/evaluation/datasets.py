@@ -11,6 +11,22 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.digits import make_digits
 from smnas_optuna.recipe import CocoDataset, DigitsDataset
 
+_ID = (int, str)
+_NUMBER = (int, float)
+# What MMDetection's data set and pycocotools' scores read, and the types with which they can.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "images": {"id": _ID, "file_name": str, "width": _NUMBER, "height": _NUMBER},
+    "annotations": {
+        "id": _ID,
+        "image_id": _ID,
+        "category_id": _ID,
+        "bbox": list,
+        "area": _NUMBER,
+        "iscrowd": _NUMBER,
+    },
+    "categories": {"id": _ID, "name": str},
+}
+
 
 @dataclass(frozen=True)
 class DatasetSplit:
@@ -34,7 +50,7 @@ def open_dataset(dataset: CocoDataset | DigitsDataset) -> CheckedDataset:
 
     Raises:
         UserError: A file or folder is missing, a file is not in COCO's format, it has no class or no box, an image
-            that it lists is absent, or the two splits do not have the same classes.
+            that it lists is absent, or the two splits do not have the same classes in the same order.
     """
     if isinstance(dataset, DigitsDataset):
         root = make_digits(
@@ -53,6 +69,12 @@ def open_dataset(dataset: CocoDataset | DigitsDataset) -> CheckedDataset:
             f"dataset.val.annotations: {parts['val'].annotations} and {parts['train'].annotations} must have the same "
             f"classes; only one has {', '.join(different)}"
         )
+    if classes["train"] != classes["val"]:
+        # MMDetection counts the classes of each file in that file's order.
+        raise UserError(
+            f"dataset.val.annotations: {parts['val'].annotations} must have its categories in the order of "
+            f"{parts['train'].annotations}: {', '.join(classes['train'])}"
+        )
     absolute = {name: DatasetSplit(part.annotations.resolve(), part.images.resolve()) for name, part in parts.items()}
     return CheckedDataset(absolute["train"], absolute["val"], classes["train"])
 
@@ -68,23 +90,21 @@ def _check(key: str, split: DatasetSplit) -> tuple[str, ...]:
         raise UserError(f"{place}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{place}: not JSON, so not COCO annotations: {error}") from None
-    images, boxes, categories = (_records(place, content, part) for part in ("images", "annotations", "categories"))
-    for name, records, fields in (
-        ("images", images, ("id", "file_name", "width", "height")),
-        ("annotations", boxes, ("image_id", "category_id", "bbox")),
-        ("categories", categories, ("id", "name")),
-    ):
-        for number, record in enumerate(records):
-            missing = [field for field in fields if field not in record]
-            if missing:
-                raise UserError(f"{place}: {name}[{number}] has no {missing[0]!r}, so not COCO annotations")
+    images, boxes, categories = (_records(place, content, part) for part in _FIELDS)
     if not categories:
         raise UserError(f"{place}: has no categories; expected at least one class")
-    name, count = Counter(str(category["name"]) for category in categories).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{place}: {count} categories are called {name!r}; expected different names")
     if not boxes:
         raise UserError(f"{place}: has no annotations; expected at least one box")
+    for part, records, field in (
+        ("images", images, "id"),
+        ("annotations", boxes, "id"),
+        ("categories", categories, "id"),
+        ("categories", categories, "name"),
+    ):
+        values = Counter(record[field] for record in records)
+        repeated = next((value for value, count in values.items() if count > 1), None)
+        if repeated is not None:
+            raise UserError(f"{place}: {values[repeated]} {part} have the {field} {repeated!r}; expected all different")
     for field, known in (
         ("image_id", {image["id"] for image in images}),
         ("category_id", {category["id"] for category in categories}),
@@ -92,15 +112,26 @@ def _check(key: str, split: DatasetSplit) -> tuple[str, ...]:
         for number, box in enumerate(boxes):
             if box[field] not in known:
                 raise UserError(f"{place}: annotations[{number}] has the unknown {field} {box[field]!r}")
-    _check_images(key, split, [str(image["file_name"]) for image in images])
-    return tuple(str(category["name"]) for category in categories)
+    _check_images(key, split, [image["file_name"] for image in images])
+    return tuple(category["name"] for category in categories)
 
 
 def _records(place: str, content: Any, part: str) -> list[dict[str, Any]]:
     records = content.get(part) if isinstance(content, dict) else None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(f"{place}: not COCO annotations: expected a list of records under {part!r}")
+    for number, record in enumerate(records):
+        for field, kind in _FIELDS[part].items():
+            if field not in record:
+                raise UserError(f"{place}: {part}[{number}] has no {field!r}, so not COCO annotations")
+            value = record[field]
+            if not (_is_box(value) if field == "bbox" else isinstance(value, kind)):
+                raise UserError(f"{place}: {part}[{number}] has the {field} {value!r}, so not COCO annotations")
     return records
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(number, _NUMBER) for number in value)
 
 
 def _check_images(key: str, split: DatasetSplit, names: list[str]) -> None:

@@ -30,6 +30,15 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Architectures to be costed only, as detectors of ``classes`` object classes."""
+
+    architectures: tuple[Architecture, ...]
+    classes: int
+    detector: Detector
+
+
+@dataclass(frozen=True)
 class Costs:
     """What is known before training: multiply-adds at the padded input size, and parameters."""
 

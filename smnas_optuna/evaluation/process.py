@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Event, Failure, Job, Target
+from smnas_optuna.evaluation.job import Candidates, Costs, Event, Failure, Job, Target
 from smnas_optuna.recipe import Recipe
 
 _TRAINING = "smnas_optuna.evaluation.training"
@@ -30,30 +30,42 @@ def preload() -> None:
     # torch's threads otherwise spin while they wait, and those of forward and backward pass take turns at spinning: a
     # small network trained 15 times slower on 2 cores than without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A forked process imports the main module again; where the server has what that needs, this costs nothing.
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    _context.set_forkserver_preload([_TRAINING, *([main.name] if main else [])])
+    # A forked process imports the main module again, which is quick where all that it imports is there already.
+    main = getattr(sys.modules["__main__"].__spec__, "name", None)
+    loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
+    _context.set_forkserver_preload([_TRAINING, *loaded])
     forkserver.ensure_running()
 
 
-def probe(recipe: Recipe, stderr: Path) -> Target:
+def probe(recipe: Recipe, output: Path) -> Target:
     """Return the device that the recipe asks for, having made sure that it and the pre-trained weights are there.
 
     Args:
         recipe: Says which device and which weights.
-        stderr: File for whatever the process writes besides.
+        output: File for whatever the process writes besides.
 
     Raises:
         UserError: There is no such device, or weights cannot be had.
     """
-    for answer in _run("probe", recipe, stderr, time_limit=None):
+    (target,) = _call("probe", recipe, output)
+    assert isinstance(target, Target)
+    return target
+
+
+def count(candidates: Candidates, output: Path) -> list[Costs]:
+    """Return the costs of architectures, in their order."""
+    costs = _call("count", candidates, output)
+    return [cost for cost in costs if isinstance(cost, Costs)]
+
+
+def _call(function: str, argument: object, output: Path) -> list[object]:
+    answers = list(_run(function, argument, output, time_limit=None))
+    for answer in answers:
         if isinstance(answer, UserError):
             raise answer
         if isinstance(answer, Failure):
-            raise RuntimeError(f"{answer.reason}; see {stderr}")
-        assert isinstance(answer, Target)
-        return answer
-    raise AssertionError("a process answers or fails")
+            raise RuntimeError(f"{answer.reason}; see {output}")
+    return answers
 
 
 def evaluate(job: Job) -> Iterator[Event]:

@@ -21,7 +21,7 @@ from smnas_optuna.detector import layers  # noqa: F401  # registers our layers a
 from smnas_optuna.detector.config import model_config, weights_of
 from smnas_optuna.detector.flops import count_costs
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Costs, Event, Job, Progress, Scores, Target
+from smnas_optuna.evaluation.job import Candidates, Costs, Event, Job, Progress, Scores, Target
 from smnas_optuna.evaluation.latency import measure_latency
 from smnas_optuna.recipe import Recipe
 
@@ -59,10 +59,17 @@ def probe(recipe: Recipe, report: Callable[[Target], None]) -> None:
             CheckpointLoader.load_checkpoint(weights, map_location="cpu")
         except Exception as error:  # whatever a download, a file system or an unpickler may raise
             raise UserError(
-                f"structural.training.weights: {weights} for {name} cannot be loaded ({error}); expected it to be "
-                f"reachable or in {torch.hub.get_dir()}/checkpoints, or a file per backbone, or none to train from scratch"
+                f"structural.training.weights: {weights} for {name} cannot be loaded ({error}); expected it within "
+                f"reach or in {torch.hub.get_dir()}/checkpoints, or a file per backbone, or none to train from scratch"
             ) from None
     report(Target(kind, torch.cuda.get_device_name(0) if kind == "cuda" else _cpu_name(), count))
+
+
+def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
+    """Report the costs of each of some architectures, in their order, without training anything."""
+    for architecture in candidates.architectures:
+        model = model_config(architecture, classes=candidates.classes, detector=candidates.detector)
+        report(Costs(*count_costs(model, architecture.input_size)))
 
 
 def evaluate(job: Job, report: Callable[[Event], None]) -> None:
@@ -100,7 +107,7 @@ def runner_config(job: Job, kind: str) -> Config:
         weights=_weights(training.weights, architecture.backbone),
     )
     scale = (architecture.input_size.width, architecture.input_size.height)
-    load = [
+    load: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "Resize", "scale": scale, "keep_ratio": True},

@@ -59,8 +59,9 @@ def front_figure(study: optuna.Study, colour_by: ColourBy = "input size") -> go.
     """Draw every finished trial's accuracy against its cost, with the Pareto front.
 
     Two objectives make one plot, more make one plot per cost, each with the front of that pair; a single objective
-    is drawn over the trial number with the best value so far. Trials whose parameters were given (the seeds of the
-    search) are diamonds; trials off the front are small and faint; measured times have their spread as error bars.
+    is drawn over the trial number with the best value so far. Enqueued trials, the seeds of the search and those that
+    were taken up after an interruption, are diamonds; trials off the front are small and faint; measured times have
+    their spread as error bars.
 
     Args:
         study: A study with any objectives; trials without finite values are left out.
@@ -191,7 +192,7 @@ def _symbol_keys(finished: pd.DataFrame, panel: _Panel) -> Iterator[go.Scatter]:
             "not the best" if panel.x == "number" else "off the front", {"color": _INK, "size": 7, "opacity": 0.45}
         )
     if finished["enqueued"].any():
-        yield _key("seed (enqueued)", {"color": _INK, "size": 9, "symbol": "diamond"})
+        yield _key("enqueued", {"color": _INK, "size": 9, "symbol": "diamond"})
 
 
 def _key(name: str, marker: dict[str, object]) -> go.Scatter:
@@ -257,8 +258,7 @@ def _axis_title(column: str, finished: pd.DataFrame) -> str:
 
 def _hover(trial: "pd.Series[Any]", metrics: list[str]) -> str:
     """Tell a trial in a few short lines of the small HTML that Plotly understands."""
-    seed = ", seed" if trial["enqueued"] else ""
-    lines = [f"<b>trial {trial['number']}</b>{seed}"]
+    lines = [f"<b>trial {trial['number']}</b>{', enqueued' if trial['enqueued'] else ''}"]
     if isinstance(trial["architecture"], str):
         lines += map(html.escape, trial["architecture"].split())
     for name in metrics:

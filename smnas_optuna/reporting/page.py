@@ -207,12 +207,12 @@ def _version(package: str) -> str:
 
 def _recipe(study: optuna.Study) -> str | None:
     recipe = study.user_attrs.get("recipe")
-    if not isinstance(recipe, str):
-        return None
-    try:
-        return json.dumps(json.loads(recipe), indent=2, ensure_ascii=False)
-    except ValueError:
-        return recipe
+    if isinstance(recipe, str):
+        try:
+            recipe = json.loads(recipe)
+        except ValueError:
+            return str(recipe)
+    return json.dumps(recipe, indent=2, ensure_ascii=False) if recipe else None
 
 
 def _text(value: object) -> str:

@@ -77,11 +77,11 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     """Return one row per trial, in the order of their numbers.
 
     Columns: ``number``, ``state`` (Optuna's name in lower case), ``is_finished`` (complete with finite values),
-    ``on_front``, ``enqueued`` (its parameters were given: a seed of the search), a column per objective under its
-    metric name, the parts of the architecture (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``, missing
-    where the text is not an architecture) with ``backbone_family``, and every user attribute; those that DESIGN.md
-    names are there even when no trial has them. Where a metric and an attribute share a name, a finished trial shows
-    its objective value, every other the attribute.
+    ``on_front``, ``enqueued`` (its parameters were given, not sampled: a seed of the search), a column per objective
+    under its metric name, the parts of the architecture (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``,
+    missing where the text is not an architecture) with ``backbone_family``, and every user attribute; those that
+    DESIGN.md names are there even when no trial has them. Where a metric and an attribute share a name, a finished
+    trial shows its objective value, every other the attribute.
     """
     objectives = objectives_of(study)
     names = [objective.name for objective in objectives]

@@ -34,7 +34,7 @@ def test_the_line_of_a_maximised_cost_steps_the_other_way(tmp_path: Path) -> Non
 def test_hovering_tells_the_trial_its_architecture_and_what_was_measured(tmp_path: Path) -> None:
     figure = front_figure(make_study(tmp_path, detectors()))
     texts = {text.split("<br>")[0]: text for trace in shown_points(figure) for text in trace.hovertext}
-    assert set(texts) == {"<b>trial 0</b>, seed", *(f"<b>trial {number}</b>" for number in range(1, 5))}
+    assert set(texts) == {"<b>trial 0</b>, enqueued", *(f"<b>trial {number}</b>" for number in range(1, 5))}
     assert texts["<b>trial 2</b>"].split("<br>")[1:] == [
         *ARCHITECTURES[2].split(),
         "mAP 0.365",
@@ -86,7 +86,7 @@ def test_more_labels_than_colours_leave_the_rarest_to_other(tmp_path: Path) -> N
     assert sum(len(trace.x) for trace in shown) == 21
 
 
-def test_seeds_are_diamonds_and_dominated_trials_are_small_and_faint(tmp_path: Path) -> None:
+def test_enqueued_trials_are_diamonds_and_dominated_trials_are_small_and_faint(tmp_path: Path) -> None:
     points = {}
     for trace in shown_points(front_figure(make_study(tmp_path, detectors()))):
         for x, symbol in zip(trace.x, trace.marker.symbol, strict=True):

@@ -1,4 +1,3 @@
-import json
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -100,10 +99,11 @@ def test_failed_and_pruned_trials_tell_their_reasons(tmp_path: Path) -> None:
     ]
 
 
-def test_the_recipe_is_printed_as_indented_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [{"data": {"classes": 80}}, '{"data": {"classes": 80}}'])
+def test_the_recipe_is_printed_as_indented_json(tmp_path: Path, recipe: object) -> None:
     study = make_study(tmp_path, detectors())
     assert "Recipe" not in read_report(study, tmp_path).text
-    study.set_user_attr("recipe", json.dumps({"data": {"classes": 80}}))
+    study.set_user_attr("recipe", recipe)
     assert '{\n  "data": {\n    "classes": 80\n  }\n}' in read_report(study, tmp_path).text
 
 

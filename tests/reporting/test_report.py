@@ -3,17 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from synthetic_study import detectors, make_study
-
-pytest.importorskip("smnas_optuna.study")
 
 
 def run_report(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "smnas_optuna.report", *arguments]
-    root = str(Path(__file__).parents[2])
     surroundings = {key: value for key, value in os.environ.items() if key != "SMNAS_STORAGE"}
-    surroundings["PYTHONPATH"] = root
     return subprocess.run(
         command, cwd=directory, env={**surroundings, **environment}, capture_output=True, text=True, timeout=120
     )

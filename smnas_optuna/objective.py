@@ -1,0 +1,100 @@
+"""The Optuna objective of stage one: architecture -> costs -> training -> values, all recorded on the trial."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+
+from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Scores, Target
+from smnas_optuna.evaluation.process import evaluate
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.study import INTERRUPTED, evaluated_trials, this_worker
+
+
+class EvaluationFailed(Exception):
+    """An architecture could not be evaluated; its trial fails with this text as its reason and the search goes on."""
+
+
+class StructuralObjective:
+    """Evaluates the architecture that a trial of stage one proposes.
+
+    Args:
+        recipe: The search.
+        dataset: Checked.
+        target: The device that the search runs on.
+        folder: Each trial gets a folder below, with its config, log and checkpoint.
+        listen: Called with each trial and what happens in it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: CheckedDataset,
+        target: Target,
+        folder: Path,
+        listen: Callable[[optuna.Trial, Event], None],
+    ) -> None:
+        self._recipe = recipe
+        self._dataset = dataset
+        self._target = target
+        self._folder = folder
+        self._listen = listen
+
+    def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
+        """Evaluate and return the values of the recipe's objectives.
+
+        Raises:
+            optuna.TrialPruned: The architecture has been evaluated before.
+            EvaluationFailed: It could not be evaluated.
+            KeyboardInterrupt: The user ends the run; the architecture is enqueued again.
+        """
+        try:
+            return self._evaluate(trial)
+        except KeyboardInterrupt:
+            trial.set_user_attr("reason", INTERRUPTED)
+            trial.study.enqueue_trial(trial.params)
+            raise
+
+    def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:
+        started = time.perf_counter()
+        trial.set_user_attr("worker", this_worker())
+        stage = self._recipe.structural
+        architecture = stage.space.suggest(trial)
+        trial.set_user_attr("architecture", str(architecture))
+        for other in evaluated_trials(trial.study):
+            if other.user_attrs.get("architecture") == str(architecture):
+                reason = f"duplicate: trial {other.number} has evaluated this architecture"
+                trial.set_user_attr("reason", reason)
+                raise optuna.TrialPruned(reason)
+        job = Job(
+            architecture,
+            self._dataset,
+            stage.detector,
+            stage.training,
+            self._recipe.device,
+            self._folder / f"trial_{trial.number:05d}",
+        )
+        trial.set_user_attr("device", self._target.name)
+        for event in evaluate(job):
+            self._listen(trial, event)
+            if isinstance(event, Costs):
+                trial.set_user_attr("flops", event.flops)
+                trial.set_user_attr("params", event.params)
+            elif isinstance(event, Failure):
+                trial.set_user_attr("reason", event.reason)
+                raise EvaluationFailed(event.reason)
+            elif isinstance(event, Scores):
+                self._record(trial, event)
+        trial.set_user_attr("seconds", time.perf_counter() - started)
+        return tuple(float(trial.user_attrs[objective]) for objective in stage.objectives)
+
+    def _record(self, trial: optuna.Trial, scores: Scores) -> None:
+        for name, value in scores.metrics.items():
+            trial.set_user_attr(name, value)
+        trial.set_user_attr("latency_ms", scores.latency_ms)
+        trial.set_user_attr("latency_spread_ms", scores.latency_spread_ms)
+        trial.set_user_attr("train_seconds", scores.train_seconds)
+        trial.set_user_attr("evaluation_seconds", scores.evaluation_seconds)
+        trial.set_user_attr("timing_seconds", scores.timing_seconds)

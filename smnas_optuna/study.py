@@ -1,0 +1,188 @@
+"""Studies: open a database, create or resume a study, and take up what an ended process left behind."""
+
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import optuna
+import psutil
+import sqlalchemy.exc
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.samplers import create_sampler
+
+DEFAULT_STORAGE = "sqlite:///smnas.db"
+INTERRUPTED = "interrupted: the process that evaluated it ended"
+
+_MAXIMISED = ("map", "map_50", "map_75")
+# How long after a trial's start its process may take to sign it.
+_SIGNING_SECONDS = 2.0
+
+
+def open_storage(url: str, *, create: bool = True) -> RDBStorage:
+    """Open a database.
+
+    Args:
+        url: As SQLAlchemy has it, such as ``sqlite:///smnas.db`` or ``postgresql+psycopg://user:password@host/name``.
+        create: Make Optuna's tables (and for SQLite the file) where they are absent.
+
+    Raises:
+        UserError: The URL is wrong, its driver is not installed, or the database cannot be reached or used.
+    """
+    try:
+        parsed = make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise UserError("--storage: not a database URL; expected one such as sqlite:///smnas.db") from None
+    shown = parsed.render_as_string(hide_password=True)
+    missing = parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).exists())
+    if missing and not create:
+        raise UserError(f"--storage {shown}: no such database file")
+    try:
+        storage = RDBStorage(url, skip_table_creation=not create)
+        storage.get_all_studies()
+    except ImportError as error:
+        raise UserError(f"--storage {shown}: its driver is not installed: {error.__cause__ or error}") from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        text = str(getattr(cause, "orig", None) or cause)
+        raise UserError(f"--storage {shown}: cannot be used: {_without_password(text, parsed.password)}") from None
+    return storage
+
+
+def _without_password(text: str, password: str | None) -> str:
+    return text.replace(password, "***") if password else text
+
+
+def load_study(url: str, name: str) -> optuna.Study:
+    """Open an existing study, to look at it only.
+
+    Raises:
+        UserError: There is no such database or no such study; the text lists the studies that there are.
+    """
+    storage = open_storage(url, create=False)
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        names = ", ".join(sorted(study.study_name for study in storage.get_all_studies())) or "no study at all"
+        raise UserError(f"--study {name!r}: no such study; the database has {names}") from None
+
+
+def open_structural_study(
+    storage: RDBStorage, recipe: Recipe, *, sampler: str | None = None, seed: int | None = None
+) -> optuna.Study:
+    """Create the study of a recipe's stage one with its seeds enqueued, or resume it.
+
+    Args:
+        storage: Where.
+        recipe: What to search.
+        sampler: Instead of the recipe's.
+        seed: For the sampler; with the same seed and the same study so far it goes on in the same way.
+
+    Raises:
+        UserError: A study of this name was made from a recipe in which trials mean something else, or not by this
+            package; the text lists the keys that differ.
+    """
+    stage = recipe.structural
+    name = f"{recipe.name}/structural"
+    directions = [
+        StudyDirection.MAXIMIZE if objective in _MAXIMISED else StudyDirection.MINIMIZE
+        for objective in stage.objectives
+    ]
+    if name in optuna.get_all_study_names(storage):
+        _refuse_other_recipe(name, recipe, storage)
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    if "recipe" not in study.user_attrs:
+        study.set_metric_names(list(stage.objectives))
+        study.set_user_attr("recipe", recipe.model_dump(mode="json"))
+    if seed is not None:
+        # The same random numbers again would propose the same architectures again.
+        trials = len(study.get_trials(deepcopy=False))
+        seed = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+    study.sampler = create_sampler(sampler or stage.sampler, seed)
+    for text in stage.seeds:
+        study.enqueue_trial(stage.space.params(Architecture.parse(text)), skip_if_exists=True)
+    return study
+
+
+def _refuse_other_recipe(name: str, recipe: Recipe, storage: RDBStorage) -> None:
+    study_id = storage.get_study_id_from_name(name)
+    recorded = storage.get_study_user_attrs(study_id).get("recipe")
+    if recorded is None:
+        # Its maker may have been killed before it could record the recipe; then there is no trial either.
+        if storage.get_n_trials(study_id) > 0:
+            raise UserError(f"study {name!r}: not made by run_study; choose another name with --set name=")
+        return
+    different = recipe.differing_keys(recorded)
+    if different:
+        raise UserError(
+            f"study {name!r}: made from a recipe that differs in {', '.join(different)}; give those their former "
+            "values to resume it, or start another study with --set name="
+        )
+
+
+def this_worker() -> str:
+    """Return a text that tells this process from every other, on this machine and others, now and later."""
+    process = psutil.Process()
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+
+
+def requeue_orphans(study: optuna.Study, storage: RDBStorage) -> list[int]:
+    """Fail the running trials whose process on this machine has ended, and enqueue their architectures again.
+
+    Trials that run in live processes, or on other machines, are left alone.
+
+    Returns:
+        The numbers of the trials that were taken up.
+    """
+    taken = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if "worker" not in trial.user_attrs and trial.datetime_start is not None:
+            # It was started by a process that was killed at once, or that is about to sign it.
+            age = (datetime.now() - trial.datetime_start).total_seconds()
+            time.sleep(min(max(0.0, _SIGNING_SECONDS - age), _SIGNING_SECONDS))
+            trial = storage.get_trial(trial._trial_id)
+        if trial.state == TrialState.RUNNING and _ended(trial.user_attrs.get("worker")):
+            requeue(study, storage, trial)
+            taken.append(trial.number)
+    return taken
+
+
+def requeue(study: optuna.Study, storage: RDBStorage, trial: FrozenTrial) -> None:
+    """Fail a running trial as interrupted and enqueue its architecture again.
+
+    In this order: killed in between, the architecture would stand in the queue twice, and the second is recognised.
+    """
+    params = trial.system_attrs.get("fixed_params") or ("architecture" in trial.user_attrs and trial.params)
+    if params:
+        study.enqueue_trial(params)
+    storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _ended(worker: str | None) -> bool:
+    if worker is None:
+        return True
+    host, pid, created = worker.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
+    except psutil.NoSuchProcess:
+        return True
+
+
+def evaluated_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that count: completed, or failed for a reason of their architecture's own."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
+        if trial.state == TrialState.COMPLETE or trial.user_attrs.get("reason", INTERRUPTED) != INTERRUPTED
+    ]
