@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import optuna
 import typer
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from smnas_optuna.command_line import run_command
@@ -96,21 +97,21 @@ def _search(
     study: optuna.Study, objective: StructuralObjective, progress: SearchProgress, total: int, size: int
 ) -> None:
     """Run trials until ``total`` of them count, or all ``size`` architectures are evaluated."""
+    ended: list[FrozenTrial] = []
     failures = duplicates = 0
     while (done := len(evaluated_trials(study))) < min(total, size):
-        study.optimize(objective, n_trials=1, catch=(EvaluationFailed,))
-        trial = study.get_trials(deepcopy=False)[-1]
-        after = len(evaluated_trials(study))
-        if trial.state == optuna.trial.TrialState.PRUNED:
+        study.optimize(
+            objective, n_trials=1, catch=(EvaluationFailed,), callbacks=[lambda _, trial: ended.append(trial)]
+        )
+        trial = ended.pop()
+        if trial.state == TrialState.PRUNED:
             duplicates += 1
             if duplicates == _MOST_DUPLICATES:
-                raise SearchStopped(
-                    f"{duplicates} proposals in a row were known already; {done} of {total} trials done"
-                )
+                raise SearchStopped(f"{duplicates} proposals in a row were known; {done} of {total} trials done")
             continue
+        progress.finish(trial, len(evaluated_trials(study)))
         duplicates = 0
-        progress.finish(trial, after)
-        failures = failures + 1 if trial.state == optuna.trial.TrialState.FAIL else 0
+        failures = failures + 1 if trial.state == TrialState.FAIL else 0
         if failures == _MOST_FAILURES:
             raise SearchStopped(f"{failures} trials in a row failed, the last with {trial.user_attrs.get('reason')}")
 

@@ -2,6 +2,7 @@
 
 import socket
 import time
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def open_structural_study(
         _refuse_other_recipe(name, recipe, storage)
     study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     if "recipe" not in study.user_attrs:
-        study.set_metric_names(list(stage.objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(stage.objectives))
         study.set_user_attr("recipe", recipe.model_dump(mode="json"))
     if seed is not None:
         # The same random numbers again would propose the same architectures again.

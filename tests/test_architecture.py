@@ -33,7 +33,7 @@ stages = st.text("12", min_size=1, max_size=25)
 backbone_codes = st.builds(
     BackboneCode, st.sampled_from(BackboneCode.BLOCKS), channels, st.tuples(stages, stages, stages, stages)
 )
-necks = st.builds(lambda levels, count: FPN(*levels, count), st.sampled_from(FPN_LEVELS), channels)
+necks = st.tuples(st.sampled_from(FPN_LEVELS), channels).map(lambda drawn: FPN(*drawn[0], drawn[1]))
 rcnn_heads = st.builds(RCNNHead, st.integers(1, 4))
 
 

@@ -98,7 +98,7 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
     # Levels made by pooling another are there to propose, as in FPN (Lin et al. 2017); RoIs are cut from the others.
     roi_strides = strides[: len(neck.input_levels)] if neck else strides
     model["roi_head"] = _roi_head(architecture.head, guided, roi_strides, features, classes, detector)
-    model["train_cfg"] = _train_settings(architecture, guided, detector)
+    model["train_cfg"] = _train_settings(architecture.head, neck is None, guided, detector)
     model["test_cfg"] = _test_settings(neck is None, guided, detector)
     return model
 
@@ -335,9 +335,7 @@ def _random_sampler(number: int, positives: float, *, with_truth: bool) -> Confi
     }
 
 
-def _train_settings(architecture: Architecture, guided: bool, detector: Detector) -> Config:
-    head, one_level = architecture.head, architecture.neck is None
-    assert isinstance(head, RCNNHead)
+def _train_settings(head: RCNNHead, one_level: bool, guided: bool, detector: Detector) -> Config:
     rpn: Config = {
         "assigner": _assigner(0.7, 0.3, 0.3, match_low_quality=True),
         "sampler": _random_sampler(256, 0.5, with_truth=False),
@@ -354,8 +352,8 @@ def _train_settings(architecture: Architecture, guided: bool, detector: Detector
     samples = detector.roi_samples
     overlaps = _CASCADE_OVERLAPS[: head.stages]
     if guided:
-        # Guided anchors start from squares of one size per level. Where one level has to find objects of every size, each
-        # object has to teach the shape of its best square, however unlike.
+        # Guided anchors start from squares of one size per level. Where one level has to find objects of every size,
+        # each object has to teach the shape of its best square, however unlike.
         least = 0.0 if one_level else 0.3
         ga_assigner = _assigner(0.7, 0.3, least, match_low_quality=True) | {"type": "ApproxMaxIoUAssigner"}
         rpn |= {

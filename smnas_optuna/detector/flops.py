@@ -42,7 +42,8 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
             _make_countable(model.rpn_head)(features)
             proposals = model_config["test_cfg"]["rpn"]["max_per_img"]
             heads = model.roi_head.bbox_head
-            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+            stages: Any = heads if isinstance(heads, nn.ModuleList) else [heads]
+            for head in stages:
                 head(torch.empty(proposals, head.in_channels, 7, 7))
     return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in model.parameters())
 

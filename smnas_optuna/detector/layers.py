@@ -22,15 +22,15 @@ from mmdet.models.dense_heads import GARPNHead  # noqa: E402
 
 @MODELS.register_module()
 class DividingGroupNorm(nn.GroupNorm):
-    """Group normalisation with ``num_groups`` halved until it divides the channels, and into two or more per group.
+    """Group normalisation whose groups divide the channels and hold two at least.
 
-    torch refuses 32 groups of 48 or 16 channels, which narrow networks and MobileNetV2 have. Single channels would be
-    normalised on their own, which is instance normalisation: worse by 4 points of accuracy in Wu & He (2018), Table 3,
-    and blind on a map of one pixel. Two is what a ResNet's narrowest layers have.
+    torch refuses 32 groups of 48 or 16 channels, which narrow networks and MobileNetV2 have. Groups of one channel
+    would be instance normalisation, which Wu & He (2018, Table 3) found to be much worse, and which sees nothing on a
+    map of one pixel. Two channels are what the groups of a ResNet's narrowest layers have.
 
     Args:
         num_features: Channels.
-        num_groups: Groups at the most, a power of two; 32 in Wu & He (2018).
+        num_groups: Groups at the most; 32 in Wu & He (2018).
         eps: Added to the variance.
         affine: Learn a scale and a shift per channel.
     """
@@ -59,9 +59,9 @@ class LenientGARPNHead(GARPNHead):  # type: ignore[misc]  # mmdet is untyped
     """
 
     def _predict_by_feat_single(
-        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], mlvl_anchors: Any, mlvl_masks: list[Tensor], **rest: Any
+        self, *, cls_scores: list[Tensor], mlvl_masks: list[Tensor], **others: Any
     ) -> InstanceData:
         if any(mask.any() for mask in mlvl_masks):
-            return super()._predict_by_feat_single(cls_scores, bbox_preds, mlvl_anchors, mlvl_masks, **rest)
+            return super()._predict_by_feat_single(cls_scores=cls_scores, mlvl_masks=mlvl_masks, **others)
         scores = cls_scores[0].new_zeros(0)
         return InstanceData(bboxes=scores.new_zeros(0, 4), scores=scores, labels=scores.long())

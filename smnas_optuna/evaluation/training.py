@@ -292,4 +292,5 @@ def _cpu_name() -> str:
             name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = "CPU"
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} {'threads' if threads > 1 else 'thread'}"

@@ -1,0 +1,64 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# Small networks on few cores: see Device.cpu_threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "dataset": {"kind": "digits", "classes": 2, "train_images": 8, "val_images": 4, "width": 64, "height": 48},
+    "device": {"kind": "cpu", "cpu_threads": 1, "timing": {"images": 2, "warmup": 1, "rounds": 2}},
+    "structural": {
+        "trials": 4,
+        "sampler": "random",
+        "space": {
+            "backbones": ["ResNet18", "MobileNetV2"],
+            "base_channels": 8,
+            "necks": ["none", "FPN"],
+            "fpn_inputs": ["P2-P3", "P2-P4"],
+            "fpn_last_outputs": ["P3", "P4"],
+            "fpn_channels": 16,
+            "heads": ["RetinaNet", "2FC", "Cascade(n=2)"],
+            "input_sizes": ["64x48"],
+        },
+        "seeds": ["64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC"],
+        "detector": {
+            "norm": "GN",
+            "weight_standardization": True,
+            "anchor_scale": 4,
+            "proposals": 20,
+            "roi_samples": 16,
+            "fc_channels": 16,
+            "retina_convs": 1,
+        },
+        "training": {
+            "epochs": 1,
+            "batch_size": 4,
+            "lr": 0.02,
+            "warmup_iterations": 0,
+            "clip_gradients": 35,
+            "weights": "none",
+            "loader_workers": 0,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep the demo data that tests make out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SMNAS_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """A recipe whose trials take about two seconds on one core."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    return path

@@ -1,0 +1,194 @@
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Recipe, load_recipe
+from smnas_optuna.study import (
+    INTERRUPTED,
+    evaluated_trials,
+    load_study,
+    open_storage,
+    open_structural_study,
+    requeue_orphans,
+    this_worker,
+)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(str(tiny_recipe))
+
+
+def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
+    """Leave a running trial behind, as a killed process does."""
+    study = open_structural_study(open_storage(url), recipe)
+    trial = study.ask()
+    if sign:
+        trial.set_user_attr("worker", this_worker())
+        trial.set_user_attr("architecture", str(recipe.structural.space.suggest(trial)))
+    os._exit(9)
+
+
+def _run_in_process(url: str, recipe: Recipe, sign: bool) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_start_and_die, args=(url, recipe, sign))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+
+
+def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str, recipe: Recipe) -> None:
+    study = open_structural_study(open_storage(url), recipe)
+    assert study.study_name == "tiny/structural"
+    assert study.metric_names == ["map", "latency_ms"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
+
+
+def test_opening_again_resumes_and_enqueues_no_seed_twice(url: str, recipe: Recipe) -> None:
+    for _ in range(3):
+        study = open_structural_study(open_storage(url), recipe)
+    assert len(study.trials) == 1
+
+
+def test_a_study_whose_maker_was_killed_before_its_recipe_was_recorded_is_taken_over(url: str, recipe: Recipe) -> None:
+    optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
+    assert open_structural_study(open_storage(url), recipe).user_attrs["recipe"]["name"] == "tiny"
+
+
+def test_a_study_of_other_origin_is_refused(url: str, recipe: Recipe) -> None:
+    other = optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
+    other.add_trial(optuna.trial.create_trial(values=[0, 1]))
+    with pytest.raises(UserError, match="not made by run_study"):
+        open_structural_study(open_storage(url), recipe)
+
+
+def test_another_recipe_under_the_same_name_is_refused_with_the_differing_keys(
+    url: str, recipe: Recipe, tiny_recipe: Path
+) -> None:
+    open_structural_study(open_storage(url), recipe)
+    other = load_recipe(
+        str(tiny_recipe), ["structural.training.epochs=2", "dataset.classes=3", "structural.trials=99"]
+    )
+    with pytest.raises(UserError) as error:
+        open_structural_study(open_storage(url), other)
+    assert "dataset.classes, structural.training.epochs;" in str(error.value)
+    assert "trials" not in str(error.value).split("differs in")[1]
+    assert load_study(url, "tiny/structural").user_attrs["recipe"] == recipe.model_dump(mode="json")
+
+
+def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_trials(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = recipe.model_copy(update={"structural": recipe.structural.model_copy(update={"seeds": ()})})
+
+    def propose(url: str) -> str:
+        study = open_structural_study(open_storage(url), recipe, seed=3)
+        texts = [str(recipe.structural.space.suggest(study.ask())) for _ in range(6)]
+        return " | ".join(texts)
+
+    one, other = f"sqlite:///{tmp_path}/one.db", f"sqlite:///{tmp_path}/other.db"
+    assert propose(one) == propose(other)
+    assert propose(one) != propose(f"sqlite:///{tmp_path}/third.db")
+
+
+def test_the_trial_of_a_killed_process_is_failed_and_its_architecture_enqueued(url: str, recipe: Recipe) -> None:
+    _run_in_process(url, recipe, sign=True)
+    storage = open_storage(url)
+    study = open_structural_study(storage, recipe)
+    assert requeue_orphans(study, storage) == [0]
+    orphan, again = study.trials
+    assert orphan.state == TrialState.FAIL
+    assert orphan.user_attrs["reason"] == INTERRUPTED
+    assert again.state == TrialState.WAITING
+    assert str(recipe.structural.space.suggest(study.ask())) == orphan.user_attrs["architecture"]
+    assert evaluated_trials(study) == []
+
+
+def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_trial(url: str, recipe: Recipe) -> None:
+    _run_in_process(url, recipe, sign=False)
+    storage = open_storage(url)
+    study = open_structural_study(storage, recipe)
+    assert requeue_orphans(study, storage) == [0]
+    assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
+
+
+def test_trials_of_live_processes_and_of_other_machines_are_left_alone(url: str, recipe: Recipe) -> None:
+    storage = open_storage(url)
+    study = open_structural_study(storage, recipe)
+    for worker in (this_worker(), "elsewhere:1:123.45"):
+        study.ask().set_user_attr("worker", worker)
+    assert requeue_orphans(study, storage) == []
+
+
+def test_a_process_number_that_another_process_has_now_does_not_count_as_alive(url: str, recipe: Recipe) -> None:
+    storage = open_storage(url)
+    study = open_structural_study(storage, recipe)
+    host, pid, _ = this_worker().rsplit(":", 2)
+    study.ask().set_user_attr("worker", f"{host}:{pid}:{psutil.Process().create_time() - 5:.2f}")
+    assert requeue_orphans(study, storage) == [0]
+
+
+def test_an_unsigned_trial_is_given_time_to_be_signed(url: str, recipe: Recipe) -> None:
+    storage = open_storage(url)
+    study = open_structural_study(storage, recipe)
+    study.ask()
+    start = time.monotonic()
+    assert requeue_orphans(study, storage) == [0]
+    assert time.monotonic() - start > 1.5
+
+
+def test_only_completed_trials_and_failures_of_the_architecture_count(url: str, recipe: Recipe) -> None:
+    study = open_structural_study(open_storage(url), recipe)
+    states = [
+        (TrialState.COMPLETE, {}, [0.1, 2.0]),
+        (TrialState.FAIL, {"reason": "out of memory"}, None),
+        (TrialState.FAIL, {"reason": INTERRUPTED}, None),
+        (TrialState.FAIL, {}, None),
+        (TrialState.PRUNED, {"reason": "duplicate"}, None),
+    ]
+    for state, attrs, values in states:
+        study.add_trial(optuna.trial.create_trial(state=state, user_attrs=attrs, values=values))
+    assert [trial.number for trial in evaluated_trials(study)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("nonsense", "not a database URL"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "refused"),
+        ("oracle://me:secret@127.0.0.1/db", "driver is not installed"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line_without_the_password(url: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as error:
+        open_storage(url)
+    assert "secret" not in str(error.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, but long enough to be looked at" * 100, encoding="utf-8")
+    with pytest.raises(UserError, match="file is not a database"):
+        open_storage(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_looking_at_a_study_makes_no_database_and_names_the_studies_there_are(tmp_path: Path, recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="no such database file"):
+        load_study(f"sqlite:///{tmp_path}/absent.db", "tiny/structural")
+    assert not (tmp_path / "absent.db").exists()
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_structural_study(open_storage(url), recipe)
+    with pytest.raises(UserError, match="the database has tiny/structural"):
+        load_study(url, "tiny/structurel")
