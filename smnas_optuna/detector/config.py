@@ -79,9 +79,9 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
             "pad_size_divisor": 32,
         },
         "backbone": backbone,
+        "neck": _fpn(neck, channels, architecture, detector) if neck else None,
     }
     if neck:
-        model["neck"] = _fpn(neck, channels, architecture, detector)
         levels, features = neck.output_levels, neck.channels
     else:
         features = channels[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.digits import make_digits
+from smnas_optuna.evaluation.digits import cache_folder, make_digits
 from smnas_optuna.recipe import CocoDataset, DigitsDataset
 
 _ID = (int, str)
@@ -49,13 +49,17 @@ def open_dataset(dataset: CocoDataset | DigitsDataset) -> CheckedDataset:
     """Check a recipe's data set; the digits are made first where they are not there yet.
 
     Raises:
-        UserError: A file or folder is missing, a file is not in COCO's format, it has no class or no box, an image
-            that it lists is absent, or the two splits do not have the same classes in the same order.
+        UserError: The digits cannot be written, a file or folder is missing, a file is not in COCO's format, it has no
+            class or no box, an image that it lists is absent, or the two splits do not have the same classes in the
+            same order.
     """
     if isinstance(dataset, DigitsDataset):
-        root = make_digits(
-            dataset.classes, dataset.train_images, dataset.val_images, width=dataset.width, height=dataset.height
-        )
+        try:
+            root = make_digits(
+                dataset.classes, dataset.train_images, dataset.val_images, width=dataset.width, height=dataset.height
+            )
+        except OSError as error:
+            raise UserError(f"dataset: the demo data cannot be written below {cache_folder()}: {error}") from None
         parts = {name: DatasetSplit(root / f"{name}.json", root / name) for name in ("train", "val")}
     else:
         parts = {

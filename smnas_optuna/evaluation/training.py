@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, Runner
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from smnas_optuna.architecture import ClassicBackbone
@@ -93,7 +94,13 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
     )
-    elastic_launch(launch, _train_distributed)(job, config, kind, report)
+    try:
+        elastic_launch(launch, _train_distributed)(job, config, kind, report)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        message: Any = failure.message  # a mapping where the process could still say what went wrong
+        told = message["message"] if isinstance(message, dict) else message
+        raise RuntimeError(f"process {failure.local_rank} of {processes}: {told}") from error
 
 
 def runner_config(job: Job, kind: str) -> Config:
@@ -202,6 +209,10 @@ def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Ev
     """Train as one of several processes under torch's launcher, which has set the environment."""
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        # MMEngine's own choice would tie the model to a GPU.
+        wrapper = {"type": "MMDistributedDataParallel", "find_unused_parameters": True, "device_ids": None}
+        config.model_wrapper_cfg = wrapper
     torch.distributed.init_process_group(_backend(kind))
     _train(job, config, kind, report)
     torch.distributed.destroy_process_group()
@@ -226,7 +237,8 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
     loaded = time.perf_counter()
     latency, spread = measure_latency(runner.model, samples, timing, torch.device(kind))
     scores = Scores(
-        metrics={ours: float(measured[f"coco/bbox_{theirs}"]) for ours, theirs in _METRICS.items()},
+        # CocoMetric says nothing at all about a detector that found nothing: its precision is 0.
+        metrics={ours: float(measured.get(f"coco/bbox_{theirs}", 0.0)) for ours, theirs in _METRICS.items()},
         latency_ms=latency,
         latency_spread_ms=spread,
         train_seconds=trained - start,

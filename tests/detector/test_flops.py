@@ -1,4 +1,4 @@
-"""Counted costs against an independent count: weights times positions, layer by layer, of a detector that really runs."""
+"""Counted costs against an independent count, layer by layer, of a detector that really runs."""
 
 import subprocess
 import sys
@@ -118,7 +118,7 @@ def test_backbones_cost_what_table_7_of_the_paper_implies(backbone: str, size: s
 @pytest.mark.parametrize(
     ("text", "params"),
     [
-        # The published counts of backbones with their 1000-class layer, less that layer; MBConv's last stage is unused.
+        # The published counts less the 1000-class layer, and less MobileNetV2's last convolution.
         ("512x512 ResNet18 FPN(P4-P4,c=1) RetinaNet", 11_689_512 - 513_000),
         ("512x512 ResNet50 FPN(P4-P4,c=1) RetinaNet", 25_557_032 - 2_049_000),
         ("512x512 ResNet101 FPN(P4-P4,c=1) RetinaNet", 44_549_160 - 2_049_000),
@@ -216,7 +216,7 @@ def arrows(draw: st.DrawFn) -> tuple[Architecture, Architecture]:
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(arrows(), st.sampled_from([1, 80, 1000]), st.sampled_from([1, 4]))
 def test_what_precedes_in_the_structural_order_costs_no_more(
     arrow: tuple[Architecture, Architecture], classes: int, retina_convs: int

@@ -91,6 +91,14 @@ def test_the_same_job_gives_the_same_scores(recipe: Recipe, tmp_path: Path) -> N
     assert scores[0].metrics == scores[1].metrics
 
 
+def test_a_detector_that_finds_nothing_has_a_precision_of_0(job: Job) -> None:
+    untrained = job.training.model_copy(update={"lr": 1e-9, "final_lr": 0.0, "epochs": 1})
+    silent = replace(job, training=untrained, architecture=Architecture.parse("64x48 ResNet18(w=8) RetinaNet"))
+    scores = list(evaluate(silent))[-1]
+    assert isinstance(scores, Scores)
+    assert set(scores.metrics.values()) == {0.0}
+
+
 def test_a_loss_that_is_no_number_fails_with_epoch_and_learning_rate(job: Job) -> None:
     training = job.training.model_copy(update={"lr": 1e30, "clip_gradients": None})
     failure = list(evaluate(replace(job, training=training)))[-1]
@@ -150,6 +158,15 @@ def test_several_processes_train_one_architecture_together(job: Job) -> None:
     log = (job.folder / "output.log").read_text(encoding="utf-8")
     assert "Distributed training: True" in log
     assert "GPU number: 2" in log
+
+
+def test_a_failure_in_one_of_several_processes_is_told_as_its_own(job: Job) -> None:
+    training = job.training.model_copy(update={"lr": 1e30, "clip_gradients": None})
+    device = job.device.model_copy(update={"gpus_per_trial": 2})
+    failure = list(evaluate(replace(job, training=training, device=device)))[-1]
+    assert isinstance(failure, Failure)
+    assert "of 2: " in failure.reason
+    assert "loss became nan in epoch" in failure.reason
 
 
 def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""How much of a search's wall time is the search's own.
+
+Runs a shipped recipe from start to end in a folder of its own and compares its wall time with the time that its trials
+spent training, evaluating and timing.
+
+    python benchmarks/overhead.py [RECIPE] [run_study's options]
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+
+from smnas_optuna.study import evaluated_trials, load_study
+
+
+def main() -> None:
+    recipe, *options = sys.argv[1:] or ["digits"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "smnas_optuna.run_study", recipe, "--storage", "sqlite:///smnas.db", *options]
+        started = time.perf_counter()
+        subprocess.run(command, cwd=folder, check=True)
+        wall = time.perf_counter() - started
+        trials = evaluated_trials(load_study(f"sqlite:///{folder}/smnas.db", f"{recipe}/structural"))
+    parts = {
+        part: sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in trials)
+        for part in ("train", "evaluation", "timing")
+    }
+    started_up = [
+        trial.user_attrs["seconds"] - sum(trial.user_attrs[f"{part}_seconds"] for part in parts)
+        for trial in trials
+        if "seconds" in trial.user_attrs
+    ]
+    for part, seconds in parts.items():
+        print(f"{part:12} {seconds:8.1f} s  {seconds / wall:6.1%}")
+    overhead = wall - sum(parts.values())
+    print(f"{'the search':12} {overhead:8.1f} s  {overhead / wall:6.1%}  of {wall:.1f} s for {len(trials)} trials")
+    print(f"a trial's start-up, recording and end: median {sorted(started_up)[len(started_up) // 2]:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

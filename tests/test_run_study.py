@@ -1,0 +1,224 @@
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from smnas_optuna.evaluation.digits import make_digits
+from tests.commands import command, run
+
+STORAGE = "sqlite:///smnas.db"
+
+
+def load(folder: Path, name: str = "tiny/structural") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/smnas.db")
+
+
+def test_a_search_records_every_trial_shows_the_front_and_goes_on_where_it_ended(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    first = run("run_study", tiny_recipe, "--seed", 1, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert "4/4 trials" in first.stdout
+    assert "Pareto front of tiny/structural" in first.stdout
+    report = tmp_path / "work_dirs" / "tiny" / "tiny-structural.html"
+    assert f"report: {report}" in first.stdout
+    assert "Plotly.newPlot" in report.read_text(encoding="utf-8")
+
+    trials = load(tmp_path).trials
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 4
+    assert len({trial.user_attrs["architecture"] for trial in complete}) == 4
+    for trial in complete:
+        attributes = trial.user_attrs
+        assert trial.values == [attributes["map"], attributes["latency_ms"]]
+        assert attributes["flops"] > 0
+        assert attributes["params"] > 0
+        assert attributes["train_seconds"] > 0
+        assert attributes["device"].endswith("1 thread")
+        assert {"map_50", "map_75", "map_small", "map_medium", "map_large", "latency_spread_ms"} <= set(attributes)
+        assert "reason" not in attributes
+
+    again = run("run_study", tiny_recipe, "--seed", 1, folder=tmp_path)
+    assert again.returncode == 0
+    assert "epoch" not in again.stdout
+    assert [trial.number for trial in load(tmp_path).trials] == [trial.number for trial in trials]
+
+    further = run("run_study", tiny_recipe, "--n-trials", 5, "--sampler", "tpe", folder=tmp_path)
+    assert further.returncode == 0
+    complete = [trial for trial in load(tmp_path).trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 5
+
+
+def test_a_search_ends_when_the_whole_space_is_evaluated(tiny_recipe: Path, tmp_path: Path) -> None:
+    narrow = ["structural.space.backbones=[ResNet18]", "structural.space.necks=[none]", "structural.seeds=[]"]
+    narrow += ["structural.space.rpns=[none, RPN]", "structural.space.heads=[RetinaNet, 2FC]"]
+    overrides = [argument for override in narrow for argument in ("--set", override)]
+    ended = run("run_study", tiny_recipe, *overrides, "--n-trials", 50, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    trials = load(tmp_path).trials
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 2
+    assert all(
+        trial.user_attrs["reason"].startswith("duplicate: trial ")
+        for trial in trials
+        if trial.state == TrialState.PRUNED
+    )
+
+
+def test_a_search_whose_trials_all_fail_ends_with_the_reason(tiny_recipe: Path, tmp_path: Path) -> None:
+    hopeless = ("--set", "structural.training.lr=1e30", "--set", "structural.training.clip_gradients=null")
+    failed = run("run_study", tiny_recipe, *hopeless, "--n-trials", 10, folder=tmp_path)
+    assert failed.returncode == 1
+    assert "stopped: 5 trials in a row failed, the last with " in failed.stdout
+    trials = load(tmp_path).trials
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 5
+    assert trials[0].user_attrs["reason"].startswith("loss became nan in epoch 1 at learning rate")
+    assert all(trial.user_attrs["reason"] for trial in trials)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
+    tiny_recipe: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    arguments = command("run_study", tiny_recipe, "--n-trials", 3, "--set", "structural.training.epochs=30")
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if "epoch 2/30" in line:
+                process.send_signal(sent)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert told[-1] == "interrupted with 0 of 3 trials done, all kept; the same command goes on\n"
+    states = [trial.state for trial in load(tmp_path).trials]
+    assert states == [TrialState.FAIL, TrialState.WAITING]
+
+    resumed = run(*("run_study", tiny_recipe, "--n-trials", 1), "--set", "structural.training.epochs=30", folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    interrupted, again = load(tmp_path).trials
+    assert again.state == TrialState.COMPLETE
+    assert again.user_attrs["architecture"] == interrupted.user_attrs["architecture"]
+
+
+def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path: Path) -> None:
+    dry = run("run_study", "coco", "--dry-run", folder=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stderr == ""
+    assert "10,332 architectures" in dry.stdout
+    assert dry.stdout.count("GFLOPs") == 5
+    assert "evaluate 500 of them, 8 given seeds first" in dry.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def coco_recipe(recipe: Path, folder: Path) -> dict[str, Any]:
+    """Turn the tiny recipe into one for COCO files in ``folder``, and return it."""
+    digits = make_digits(2, 8, 4, width=64, height=48)
+    for name in ("train", "val"):
+        (folder / f"{name}.json").write_bytes((digits / f"{name}.json").read_bytes())
+    (folder / "images").mkdir()
+    for name in ("train", "val"):
+        (folder / "images" / name).symlink_to(digits / name)
+    content: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content["dataset"] = {
+        "kind": "coco",
+        "root": str(folder),
+        "train": {"annotations": "train.json", "images": "images/train"},
+        "val": {"annotations": "val.json", "images": "images/val"},
+    }
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return content
+
+
+def test_a_users_own_coco_data_is_searched(tiny_recipe: Path, tmp_path: Path) -> None:
+    coco_recipe(tiny_recipe, tmp_path)
+    searched = run("run_study", tiny_recipe, "--n-trials", 1, folder=tmp_path)
+    assert searched.returncode == 0, searched.stderr
+    assert load(tmp_path).trials[0].state == TrialState.COMPLETE
+
+
+def _break(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+
+
+def _list_absent_image(tmp_path: Path) -> None:
+    content = json.loads((tmp_path / "val.json").read_text(encoding="utf-8"))
+    content["images"][0]["file_name"] = "absent.png"
+    (tmp_path / "val.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare", "expected"),
+    [
+        pytest.param(["absent.yaml"], None, "recipe 'absent.yaml': no such file", id="missing recipe"),
+        pytest.param(["{recipe}", "--set", "structural.trainin=1"], None, "did you mean training?", id="misspelt key"),
+        pytest.param(
+            ["bad.yaml"], lambda p: _break(p, "bad.yaml", b"name: a\n b: [\n"), "bad.yaml:2: not valid YAML", id="syntax"
+        ),
+        pytest.param(
+            ["{recipe}", "--set", "dataset.train.images=absent"], None, "dataset.train.images: ", id="missing folder"
+        ),
+        pytest.param(["{recipe}"], lambda p: _break(p, "val.json", b"[1]"), "not COCO annotations", id="not COCO"),
+        pytest.param(["{recipe}"], _list_absent_image, "absent.png of 4 listed images absent", id="absent image"),
+        pytest.param(
+            ["{recipe}", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/db"],
+            None,
+            "postgresql+psycopg://me:***@127.0.0.1:1/db: cannot be used",
+            id="unreachable database",
+        ),
+        pytest.param(["{recipe}", "--output", "tiny.yaml/out"], None, "--output tiny.yaml/out: cannot be", id="folder"),
+        pytest.param(["{recipe}", "--output", "/proc/out"], None, "--output /proc/out: cannot be", id="no permission"),
+        pytest.param(["{recipe}", "--n-trials", "0"], None, "--n-trials", id="no trials"),
+        pytest.param(["{recipe}", "--sampler", "best"], None, "'best' is not one of", id="unknown sampler"),
+        pytest.param(["{recipe}", "--stage", "third"], None, "'third'", id="unknown stage"),
+        pytest.param(["{recipe}", "--speed", "9"], None, "--speed", id="unknown option"),
+        pytest.param([], None, "'recipe'", id="no recipe"),
+        pytest.param(
+            ["{recipe}", "--set", "structural.training.weights={ResNet18: no.pth, MobileNetV2: no.pth}"],
+            None,
+            "structural.training.weights: no.pth for ResNet18 cannot be loaded",
+            id="absent weights",
+        ),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2_and_nothing_is_written(
+    tiny_recipe: Path, tmp_path: Path, arguments: list[str], prepare: Any, expected: str
+) -> None:
+    coco_recipe(tiny_recipe, tmp_path)
+    if prepare:
+        prepare(tmp_path)
+    ended = run("run_study", *(str(a).format(recipe=tiny_recipe) if a == "{recipe}" else a for a in arguments), folder=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert expected in ended.stderr
+    if (tmp_path / "smnas.db").exists():
+        assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/smnas.db") == []
+
+
+def test_a_study_of_another_recipe_is_refused_and_left_as_it_is(tiny_recipe: Path, tmp_path: Path) -> None:
+    assert run("run_study", tiny_recipe, "--n-trials", 1, folder=tmp_path).returncode == 0
+    before = [(trial.number, trial.state, trial.values) for trial in load(tmp_path).trials]
+    refused = run("run_study", tiny_recipe, "--set", "structural.training.lr=0.5", folder=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: study 'tiny/structural': made from a recipe that differs in structural.training.lr; give those their "
+        "former values to resume it, or start another study with --set name=\n"
+    )
+    assert [(trial.number, trial.state, trial.values) for trial in load(tmp_path).trials] == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused = run("run_study", tiny_recipe, "--output", "locked/out", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "--output locked/out: cannot be written: Permission denied" in refused.stderr
