@@ -16,7 +16,8 @@ from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.job import Candidates, Target
 from smnas_optuna.evaluation.process import count, preload, probe
 from smnas_optuna.objective import EvaluationFailed, StructuralObjective
-from smnas_optuna.recipe import DigitsDataset, Recipe, SamplerName, load_recipe
+from smnas_optuna.recipe import DigitsDataset, Recipe, SamplerName
+from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console, front_table
 from smnas_optuna.study import (
@@ -65,13 +66,13 @@ def run_study(
     out = console()
     search = load_recipe(recipe, overrides or ())
     total = n_trials or search.structural.trials
-    preload()
     if dry_run:
         _describe(search, total, sampler or search.structural.sampler, out)
         return
     folder = _writable(output or Path("work_dirs") / search.name)
     database = open_storage(storage)
     dataset = open_dataset(search.dataset)
+    preload()
     target = probe(search, folder / "output.log")
     study = open_structural_study(database, search, sampler=sampler, seed=seed)
     for number in requeue_orphans(study, database):
@@ -128,6 +129,7 @@ def _writable(folder: Path) -> Path:
 
 def _describe(recipe: Recipe, total: int, sampler: str, out: Console) -> None:
     """Print what a run would do."""
+    preload()
     stage, space = recipe.structural, recipe.structural.space
     out.print(f"study {recipe.name}/structural: {space.size:,} architectures")
     known = isinstance(recipe.dataset, DigitsDataset)

@@ -88,7 +88,9 @@ def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     tiny_recipe: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     arguments = command("run_study", tiny_recipe, "--n-trials", 3, "--set", "structural.training.epochs=30")
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         told = []
         for line in process.stdout:
@@ -102,7 +104,9 @@ def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     states = [trial.state for trial in load(tmp_path).trials]
     assert states == [TrialState.FAIL, TrialState.WAITING]
 
-    resumed = run(*("run_study", tiny_recipe, "--n-trials", 1), "--set", "structural.training.epochs=30", folder=tmp_path)
+    resumed = run(
+        *("run_study", tiny_recipe, "--n-trials", 1), "--set", "structural.training.epochs=30", folder=tmp_path
+    )
     assert resumed.returncode == 0, resumed.stderr
     interrupted, again = load(tmp_path).trials
     assert again.state == TrialState.COMPLETE
@@ -161,7 +165,10 @@ def _list_absent_image(tmp_path: Path) -> None:
         pytest.param(["absent.yaml"], None, "recipe 'absent.yaml': no such file", id="missing recipe"),
         pytest.param(["{recipe}", "--set", "structural.trainin=1"], None, "did you mean training?", id="misspelt key"),
         pytest.param(
-            ["bad.yaml"], lambda p: _break(p, "bad.yaml", b"name: a\n b: [\n"), "bad.yaml:2: not valid YAML", id="syntax"
+            ["bad.yaml"],
+            lambda p: _break(p, "bad.yaml", b"name: a\n b: [\n"),
+            "bad.yaml:2: not valid YAML",
+            id="syntax",
         ),
         pytest.param(
             ["{recipe}", "--set", "dataset.train.images=absent"], None, "dataset.train.images: ", id="missing folder"
@@ -195,7 +202,9 @@ def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2_and_nothing_is_writ
     coco_recipe(tiny_recipe, tmp_path)
     if prepare:
         prepare(tmp_path)
-    ended = run("run_study", *(str(a).format(recipe=tiny_recipe) if a == "{recipe}" else a for a in arguments), folder=tmp_path)
+    ended = run(
+        "run_study", *(str(a).format(recipe=tiny_recipe) if a == "{recipe}" else a for a in arguments), folder=tmp_path
+    )
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1

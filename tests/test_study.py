@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe import Recipe, load_recipe
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.study import (
     INTERRUPTED,
     evaluated_trials,
@@ -78,9 +79,7 @@ def test_another_recipe_under_the_same_name_is_refused_with_the_differing_keys(
     url: str, recipe: Recipe, tiny_recipe: Path
 ) -> None:
     open_structural_study(open_storage(url), recipe)
-    other = load_recipe(
-        str(tiny_recipe), ["structural.training.epochs=2", "dataset.classes=3", "structural.trials=99"]
-    )
+    other = load_recipe(str(tiny_recipe), ["structural.training.epochs=2", "dataset.classes=3", "structural.trials=99"])
     with pytest.raises(UserError) as error:
         open_structural_study(open_storage(url), other)
     assert "dataset.classes, structural.training.epochs;" in str(error.value)

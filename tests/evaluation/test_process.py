@@ -18,7 +18,8 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.job import Candidates, Costs, Event, Failure, Job, Progress, Scores
 from smnas_optuna.evaluation.process import count, evaluate, preload, probe
-from smnas_optuna.recipe import Recipe, load_recipe
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.recipe_file import load_recipe
 
 ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 from plotly.graph_objects import Figure, Scatter
-from synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure
+from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 
 def shown_points(figure: Figure) -> list[Scatter]:

@@ -4,11 +4,11 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
-from synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.quantity import MISSING
+from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 
 class Page(HTMLParser):

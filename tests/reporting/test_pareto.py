@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 from smnas_optuna.reporting.pareto import (
     hypervolume,
@@ -19,6 +18,7 @@ from smnas_optuna.reporting.pareto import (
     reference_point,
     trials_frame,
 )
+from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from synthetic_study import detectors, make_study
+from tests.reporting.synthetic_study import detectors, make_study
 
 
 def run_report(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
