@@ -29,10 +29,12 @@ clean:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
+# The build backend warns of editable installations, which are what is wanted here.
 .venv/installed: .venv/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	@echo "installing into .venv: torch and what goes with it, about 6 GB, takes some minutes"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -459,6 +459,24 @@ def test_from_scratch_nothing_is_frozen_and_statistics_are_learnt() -> None:
     assert not any(torch.equal(tensor, before[name]) for name, tensor in model.backbone.named_buffers())
 
 
+def test_a_shorter_cascade_is_the_beginning_of_a_longer_one() -> None:
+    def stages(head: str) -> list[tuple[Any, ...]]:
+        config = small_config(f"ResNet18 FPN(P1-P5,c=16) RPN {head}")
+        heads, settings = config["roi_head"]["bbox_head"], config["train_cfg"]["rcnn"]
+        weights = config["roi_head"]["stage_loss_weights"]
+        overlaps = [stage["assigner"]["pos_iou_thr"] for stage in settings]
+        spreads = [stage["bbox_coder"]["target_stds"] for stage in heads]
+        assert config["roi_head"]["num_stages"] == len(heads)
+        return list(zip(overlaps, weights, spreads, heads, settings, strict=True))
+
+    longest = stages("Cascade(n=4)")
+    assert [stage[0] for stage in longest] == [0.5, 0.6, 0.7, 0.75]
+    assert [stage[1] for stage in longest] == [1, 0.5, 0.25, 0.125]
+    assert [stage[2][0] for stage in longest] == [0.1, 0.05, 0.033, 0.025]
+    assert stages("Cascade(n=3)") == longest[:3]
+    assert stages("Cascade(n=2)") == longest[:2]
+
+
 def test_searched_backbones_are_refused() -> None:
     with pytest.raises(TypeError, match="basicblock_64_1-21-21-12"):
         small_config("basicblock_64_1-21-21-12 FPN(P1-P5,c=16) RPN 2FC")
