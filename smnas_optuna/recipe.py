@@ -205,8 +205,14 @@ class Structural(_Section):
                 f"training.weights names {', '.join(sorted(weights))}; expected a file for each of "
                 f"{', '.join(self.space.backbones)}"
             )
-        if weights == "imagenet" and self.space.base_channels != 64:
-            raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
+        if weights == "imagenet":
+            if self.space.base_channels != 64:
+                raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
+            if self.detector.norm != "BN" or self.detector.weight_standardization:
+                raise ValueError(
+                    "training.weights: imagenet weights were trained with norm BN and no weight_standardization; "
+                    "expected none"
+                )
         return self
 
 

@@ -121,8 +121,8 @@ def test_a_path_is_read_even_if_it_ends_like_a_shipped_name(tmp_path: Path) -> N
         ("structural.objectives=[map_50, flops, params]", ("map_50", "flops", "params")),
         ("structural.seeds=[512x512 ResNet18 RPN 2FC]", ("512x512 ResNet18 RPN 2FC",)),
         ("structural.space.input_sizes=[640x480]", ("640x480",)),
-        ("structural.detector.norm=GN", "GN"),
-        ("structural.detector.weight_standardization=true", True),
+        ("structural.detector.anchor_scale=4", 4.0),
+        ("structural.training.amp=true", True),
         ("structural.training.lr=1e-3", 0.001),
         ("structural.training.clip_gradients=35", 35.0),
         ("structural.training.clip_gradients=null", None),
@@ -376,6 +376,14 @@ def test_imagenet_weights_do_not_fit_narrowed_backbones(error_of: Callable[..., 
     assert load(TEXT, narrowed, "structural.training.weights=none").structural.space.base_channels == 16
 
 
+@pytest.mark.parametrize("other", ["structural.detector.norm=GN", "structural.detector.weight_standardization=true"])
+def test_imagenet_weights_do_not_fit_other_layers_than_they_were_trained_with(
+    other: str, error_of: Callable[..., str], load: Loader
+) -> None:
+    assert "imagenet weights were trained with norm BN and no weight_standardization" in error_of(TEXT, other)
+    assert load(TEXT, other, "structural.training.weights=none").structural.training.weights == "none"
+
+
 FREE = {
     "structural.trials": 7,
     "structural.sampler": "random",
@@ -394,7 +402,7 @@ MEANING = {
     "structural.objectives": ["map", "flops"],
     "structural.space.input_sizes": ["512x512"],
     "structural.space.fpn_channels": 64,
-    "structural.detector.norm": "GN",
+    "structural.detector.anchor_scale": 4.0,
     "structural.detector.proposals": 300,
     "structural.training.epochs": 5,
     "structural.training.lr": 0.5,
