@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -77,16 +78,17 @@ class StructuralObjective:
             self._folder / f"trial_{trial.number:05d}",
         )
         trial.set_user_attr("device", self._target.name)
-        for event in evaluate(job):
-            self._listen(trial, event)
-            if isinstance(event, Costs):
-                trial.set_user_attr("flops", event.flops)
-                trial.set_user_attr("params", event.params)
-            elif isinstance(event, Failure):
-                trial.set_user_attr("reason", event.reason)
-                raise EvaluationFailed(event.reason)
-            elif isinstance(event, Scores):
-                self._record(trial, event)
+        with closing(evaluate(job)) as events:
+            for event in events:
+                self._listen(trial, event)
+                if isinstance(event, Costs):
+                    trial.set_user_attr("flops", event.flops)
+                    trial.set_user_attr("params", event.params)
+                elif isinstance(event, Failure):
+                    trial.set_user_attr("reason", event.reason)
+                    raise EvaluationFailed(event.reason)
+                elif isinstance(event, Scores):
+                    self._record(trial, event)
         trial.set_user_attr("seconds", time.perf_counter() - started)
         return tuple(float(trial.user_attrs[objective]) for objective in stage.objectives)
 

@@ -73,6 +73,7 @@ def run_study(
     database = open_storage(storage)
     dataset = open_dataset(search.dataset)
     preload()
+    out.print("data set checked; loading torch and MMDetection")
     target = probe(search, folder / "output.log")
     study = open_structural_study(database, search, sampler=sampler, seed=seed)
     for number in requeue_orphans(study, database):

@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -68,19 +69,20 @@ def _call(function: str, argument: object, output: Path) -> list[object]:
     return answers
 
 
-def evaluate(job: Job) -> Iterator[Event]:
+def evaluate(job: Job) -> Generator[Event, None, None]:
     """Train, evaluate and time an architecture, and yield what happens, last a Scores or a Failure.
 
     Closing the iterator ends the process.
     """
     limit = job.training.time_limit_minutes
     job.folder.mkdir(parents=True, exist_ok=True)
-    for event in _run("evaluate", job, job.folder / "output.log", time_limit=limit and limit * 60):
-        assert isinstance(event, Event)
-        yield event
+    with closing(_run("evaluate", job, job.folder / "output.log", time_limit=limit and limit * 60)) as events:
+        for event in events:
+            assert isinstance(event, Event)
+            yield event
 
 
-def _run(function: str, argument: object, output: Path, time_limit: float | None) -> Iterator[object]:
+def _run(function: str, argument: object, output: Path, time_limit: float | None) -> Generator[object, None, None]:
     """Call a function of the training module in a process of its own and yield what it reports."""
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_serve, args=(function, argument, output, sender))

@@ -62,7 +62,7 @@ class SearchProgress:
         """Take in what happens in the current trial."""
         architecture = trial.user_attrs["architecture"]
         if isinstance(event, Costs):
-            costs = f"{event.flops / 1e9:.2f} GFLOPs, {event.params / 1e6:.2f} M parameters"
+            costs = f"{event.flops / 1e9:.3g} GFLOPs, {event.params / 1e6:.3g} M parameters"
             self._out.print(f"trial {trial.number}: {architecture} ({costs})")
             self._bars.reset(self._epochs, total=1, remark="")
         elif isinstance(event, Epoch):
@@ -100,7 +100,7 @@ class SearchProgress:
             if "map" in trial.user_attrs
         ]
         words = [f"best mAP {max(maps):.3f}, hypervolume {hypervolume(self._study):.4g}"] if maps else []
-        if self._done > self._before:
+        if self._before < self._done < self._total:
             seconds = (time.monotonic() - self._started) / (self._done - self._before) * (self._total - self._done)
             words.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
         return ", ".join(words)
@@ -119,8 +119,8 @@ def front_table(study: optuna.Study) -> Table:
             f"{row['map']:.3f}",
             f"{row['map_50']:.3f}",
             f"{row['latency_ms']:.1f} ± {row['latency_spread_ms']:.1f}",
-            f"{row['flops'] / 1e9:.2f}",
-            f"{row['params'] / 1e6:.2f}",
+            f"{row['flops'] / 1e9:.3g}",
+            f"{row['params'] / 1e6:.3g}",
             str(row["architecture"]),
         )
     return table

@@ -139,7 +139,7 @@ def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: 
     events = evaluate(replace(job, training=training))
     _first_epoch(events)
     assert len(children_of_server() - before) >= 2
-    events.close()  # type: ignore[attr-defined]  # a generator
+    events.close()
     wait_until_gone(before)
 
 
