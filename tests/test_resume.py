@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.commands import command, run
@@ -35,7 +36,10 @@ def test_a_search_killed_ten_times_ends_as_if_it_had_not_been(tiny_recipe: Path,
         with subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
             # From before torch is loaded to well within the second trial.
             time.sleep(moments.uniform(0.5, 11))
+            started = psutil.Process(process.pid).children(recursive=True)
             process.kill()
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert not alive, "a training process outlived the run that started it"
         after = completed(tmp_path)
         assert before.items() <= after.items()
     before = completed(tmp_path)
