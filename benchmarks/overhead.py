@@ -11,17 +11,21 @@ import sys
 import tempfile
 import time
 
+import optuna
+
 from smnas_optuna.study import evaluated_trials, load_study
 
 
 def main() -> None:
-    recipe, *options = sys.argv[1:] or ["digits"]
+    arguments = sys.argv[1:] or ["digits"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "smnas_optuna.run_study", recipe, "--storage", "sqlite:///smnas.db", *options]
+        storage = f"sqlite:///{folder}/smnas.db"
+        command = [sys.executable, "-m", "smnas_optuna.run_study", *arguments]
         started = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True)
+        subprocess.run([*command, "--storage", storage, "--output", f"{folder}/output"], check=True)
         wall = time.perf_counter() - started
-        trials = evaluated_trials(load_study(f"sqlite:///{folder}/smnas.db", f"{recipe}/structural"))
+        (name,) = optuna.get_all_study_names(storage)
+        trials = evaluated_trials(load_study(storage, name))
     parts = {
         part: sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in trials)
         for part in ("train", "evaluation", "timing")

@@ -49,13 +49,17 @@ class StructuralObjective:
         Raises:
             optuna.TrialPruned: The architecture has been evaluated before.
             EvaluationFailed: It could not be evaluated.
-            KeyboardInterrupt: The user ends the run; the architecture is enqueued again.
+            Exception, KeyboardInterrupt: The run ends; the architecture is enqueued again.
         """
         try:
             return self._evaluate(trial)
-        except KeyboardInterrupt:
+        except (optuna.TrialPruned, EvaluationFailed):
+            raise
+        except (Exception, KeyboardInterrupt):
+            # Not the architecture's doing: a later run shall evaluate it.
+            if trial.params:
+                trial.study.enqueue_trial(trial.params)
             trial.set_user_attr("reason", INTERRUPTED)
-            trial.study.enqueue_trial(trial.params)
             raise
 
     def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:

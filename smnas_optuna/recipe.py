@@ -6,12 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
@@ -20,6 +17,19 @@ from smnas_optuna.search_space.structural import StructuralSpace
 
 Objective = Literal["map", "map_50", "map_75", "latency_ms", "flops", "params"]
 SamplerName = Literal["nsga2", "tpe", "random"]
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"found {value}, expected a number")
+    return value
+
+
+# Neither true nor .inf is a number; 1e-3, which YAML 1.1 takes for text, is.
+PositiveInt = Annotated[int, Field(strict=True, gt=0)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
+PositiveFloat = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -237,10 +247,17 @@ class Recipe(_Section):
         structural: Stage one.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     dataset: Annotated[CocoDataset | DigitsDataset, Field(discriminator="kind")]
     device: Device = Device()
     structural: Structural
+
+    @model_validator(mode="after")
+    def _batch_is_shared_out(self) -> "Recipe":
+        batch, gpus = self.structural.training.batch_size, self.device.gpus_per_trial
+        if batch % gpus:
+            raise ValueError(f"structural.training.batch_size: {batch} images cannot be shared out to {gpus} GPUs")
+        return self
 
     def differing_keys(self, recorded: dict[str, Any]) -> list[str]:
         """Return the key paths at which this recipe and a study's recorded one mean different trials."""

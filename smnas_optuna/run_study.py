@@ -25,6 +25,7 @@ from smnas_optuna.study import (
     evaluated_trials,
     open_storage,
     open_structural_study,
+    refuse_other_device,
     requeue_orphans,
 )
 
@@ -76,6 +77,7 @@ def run_study(
     out.print("data set checked; loading torch and MMDetection")
     target = probe(search, folder / "output.log")
     study = open_structural_study(database, search, sampler=sampler, seed=seed)
+    refuse_other_device(study, target.name)
     for number in requeue_orphans(study, database):
         out.print(f"trial {number} was interrupted; its architecture is enqueued again")
     done = len(evaluated_trials(study))
@@ -116,6 +118,9 @@ def _search(
         failures = failures + 1 if trial.state == TrialState.FAIL else 0
         if failures == _MOST_FAILURES:
             raise SearchStopped(f"{failures} trials in a row failed, the last with {trial.user_attrs.get('reason')}")
+    if not any(trial.state == TrialState.COMPLETE for trial in evaluated_trials(study)):
+        reason = evaluated_trials(study)[-1].user_attrs.get("reason")
+        raise SearchStopped(f"no trial could be completed, the last failed with {reason}")
 
 
 def _writable(folder: Path) -> Path:

@@ -3,6 +3,8 @@
 import socket
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import sqlalchemy.exc
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
@@ -40,26 +42,34 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     """
     try:
         parsed = make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UserError("--storage: not a database URL; expected one such as sqlite:///smnas.db") from None
     shown = parsed.render_as_string(hide_password=True)
-    missing = parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).exists())
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UserError(f"--storage {shown}: keeps nothing; expected a file, such as sqlite:///smnas.db")
+    missing = parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists()
     if missing and not create:
         raise UserError(f"--storage {shown}: no such database file")
-    try:
-        storage = RDBStorage(url, skip_table_creation=not create)
+    with _database_errors(parsed):
+        # A trial may take hours, and servers drop connections that are silent for so long.
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
         storage.get_all_studies()
+    return storage
+
+
+@contextmanager
+def _database_errors(url: URL) -> Iterator[None]:
+    """Tell what a database refuses as the user's error, without the password."""
+    shown = url.render_as_string(hide_password=True)
+    try:
+        yield
     except ImportError as error:
         raise UserError(f"--storage {shown}: its driver is not installed: {error.__cause__ or error}") from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         cause = error.__cause__ or error
         text = str(getattr(cause, "orig", None) or cause)
-        raise UserError(f"--storage {shown}: cannot be used: {_without_password(text, parsed.password)}") from None
-    return storage
-
-
-def _without_password(text: str, password: str | None) -> str:
-    return text.replace(password, "***") if password else text
+        told = text.replace(url.password, "***") if url.password else text
+        raise UserError(f"--storage {shown}: cannot be used: {told}") from None
 
 
 def load_study(url: str, name: str) -> optuna.Study:
@@ -99,7 +109,8 @@ def open_structural_study(
     ]
     if name in optuna.get_all_study_names(storage):
         _refuse_other_recipe(name, recipe, storage)
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    with _database_errors(make_url(storage.url)):
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     if "recipe" not in study.user_attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -128,6 +139,21 @@ def _refuse_other_recipe(name: str, recipe: Recipe, storage: RDBStorage) -> None
         raise UserError(
             f"study {name!r}: made from a recipe that differs in {', '.join(different)}; give those their former "
             "values to resume it, or start another study with --set name="
+        )
+
+
+def refuse_other_device(study: optuna.Study, device: str) -> None:
+    """Refuse to mix times that were measured on different devices in one study.
+
+    Raises:
+        UserError: Inference time is an objective, and the study has times of another device.
+    """
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    others = sorted({str(trial.user_attrs["device"]) for trial in trials if "device" in trial.user_attrs} - {device})
+    if others and "latency_ms" in (study.metric_names or ()):
+        raise UserError(
+            f"study {study.study_name!r}: its times were measured on {', '.join(others)}, and this device is {device}; "
+            "go on there, or start another study with --set name="
         )
 
 
@@ -167,7 +193,7 @@ def requeue(study: optuna.Study, storage: RDBStorage, trial: FrozenTrial) -> Non
     if params:
         study.enqueue_trial(params)
     storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
-    study.tell(trial.number, state=TrialState.FAIL)
+    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _ended(worker: str | None) -> bool:

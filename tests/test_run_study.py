@@ -83,6 +83,13 @@ def test_a_search_whose_trials_all_fail_ends_with_the_reason(tiny_recipe: Path, 
     assert all(trial.user_attrs["reason"] for trial in trials)
 
 
+def test_a_search_in_which_no_trial_could_be_completed_has_failed(tiny_recipe: Path, tmp_path: Path) -> None:
+    hopeless = ("--set", "structural.training.lr=1e30", "--set", "structural.training.clip_gradients=null")
+    failed = run("run_study", tiny_recipe, *hopeless, "--n-trials", 1, folder=tmp_path)
+    assert failed.returncode == 1
+    assert "stopped: no trial could be completed, the last failed with loss became nan" in failed.stdout
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     tiny_recipe: Path, tmp_path: Path, sent: signal.Signals
@@ -183,6 +190,8 @@ def _list_absent_image(tmp_path: Path) -> None:
         ),
         pytest.param(["{recipe}", "--output", "tiny.yaml/out"], None, "--output tiny.yaml/out: cannot be", id="folder"),
         pytest.param(["{recipe}", "--output", "/proc/out"], None, "--output /proc/out: cannot be", id="no permission"),
+        pytest.param(["{recipe}", "--set", "device.gpus_per_trial=3"], None, "cannot be shared out", id="batch"),
+        pytest.param(["{recipe}", "--set", "structural.training.epochs=true"], None, "found True", id="bool"),
         pytest.param(["{recipe}", "--n-trials", "0"], None, "--n-trials", id="no trials"),
         pytest.param(["{recipe}", "--sampler", "best"], None, "'best' is not one of", id="unknown sampler"),
         pytest.param(["{recipe}", "--stage", "third"], None, "'third'", id="unknown stage"),

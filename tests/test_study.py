@@ -17,6 +17,7 @@ from smnas_optuna.study import (
     load_study,
     open_storage,
     open_structural_study,
+    refuse_other_device,
     requeue_orphans,
     this_worker,
 )
@@ -168,6 +169,8 @@ def test_only_completed_trials_and_failures_of_the_architecture_count(url: str, 
         ("nonsense", "not a database URL"),
         ("sqlite:////no/such/folder/study.db", "unable to open database file"),
         ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "refused"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:port/db", "not a database URL"),
+        ("sqlite://", "keeps nothing"),
         ("oracle://me:secret@127.0.0.1/db", "driver is not installed"),
     ],
 )
@@ -175,6 +178,15 @@ def test_a_database_that_cannot_be_used_is_one_line_without_the_password(url: st
     with pytest.raises(UserError, match=expected) as error:
         open_storage(url)
     assert "secret" not in str(error.value)
+
+
+def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, recipe: Recipe) -> None:
+    study = open_structural_study(open_storage(url), recipe)
+    refuse_other_device(study, "A")
+    study.add_trial(optuna.trial.create_trial(values=[0.1, 2.0], user_attrs={"device": "A"}))
+    refuse_other_device(study, "A")
+    with pytest.raises(UserError, match="times were measured on A, and this device is B"):
+        refuse_other_device(study, "B")
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

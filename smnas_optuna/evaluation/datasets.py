@@ -17,7 +17,7 @@ _NUMBER = (int, float)
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": _ID, "file_name": str, "width": _NUMBER, "height": _NUMBER},
     "annotations": {
-        "id": _ID,
+        "id": int,
         "image_id": _ID,
         "category_id": _ID,
         "bbox": list,
@@ -99,6 +99,9 @@ def _check(key: str, split: DatasetSplit) -> tuple[str, ...]:
         raise UserError(f"{place}: has no categories; expected at least one class")
     if not boxes:
         raise UserError(f"{place}: has no annotations; expected at least one box")
+    if any(box["id"] < 1 for box in boxes):
+        # pycocotools notes by id which box a detection matches, and 0 there means none.
+        raise UserError(f"{place}: an annotation has the id {min(box['id'] for box in boxes)}; expected ids from 1")
     for part, records, field in (
         ("images", images, "id"),
         ("annotations", boxes, "id"),

@@ -25,7 +25,8 @@ def measure_latency(
 
     Returns:
         The median over all readings, and the interquartile range of the rounds' medians, in milliseconds. The spread
-        says how far a repeated measurement would lie off; images that take longer than others do not widen it.
+        says how far apart the rounds of this measurement lie; images that take longer than others do not widen it,
+        and what changes between processes or hours is not in it.
     """
     model.eval()
     rounds = []

@@ -31,11 +31,18 @@ def preload() -> None:
     # torch's threads otherwise spin while they wait, and those of forward and backward pass take turns at spinning: a
     # small network trained 15 times slower on 2 cores than without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Without it the libraries' look for a GPU initialises CUDA in the server, and no forked process could use it then.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # A forked process imports the main module again, which is quick where all that it imports is there already.
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
     _context.set_forkserver_preload([_TRAINING, *loaded])
-    forkserver.ensure_running()
+    # Ctrl-C is for the process that the user started, also while the server is still loading.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def probe(recipe: Recipe, output: Path) -> Target:
@@ -78,6 +85,8 @@ def evaluate(job: Job) -> Generator[Event, None, None]:
     job.folder.mkdir(parents=True, exist_ok=True)
     with closing(_run("evaluate", job, job.folder / "output.log", time_limit=limit and limit * 60)) as events:
         for event in events:
+            if isinstance(event, UserError):
+                raise event
             assert isinstance(event, Event)
             yield event
 

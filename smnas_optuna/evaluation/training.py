@@ -7,20 +7,22 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import mmengine.device.utils
 import torch
 import torch.distributed
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from smnas_optuna.architecture import ClassicBackbone
+from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import model_config, weights_of
-from smnas_optuna.detector.flops import count_costs
+from smnas_optuna.detector.flops import build_on_meta, count_costs
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.job import Candidates, Costs, Event, Job, Progress, Scores, Target
 from smnas_optuna.evaluation.latency import measure_latency
@@ -56,14 +58,33 @@ def probe(recipe: Recipe, report: Callable[[Target], None]) -> None:
         weights = _weights(recipe.structural.training.weights, ClassicBackbone(name))
         if weights is None:
             continue
+        place = f"structural.training.weights: {weights} for {name}"
         try:
-            CheckpointLoader.load_checkpoint(weights, map_location="cpu")
+            checkpoint = CheckpointLoader.load_checkpoint(weights, map_location="cpu")
         except Exception as error:  # whatever a download, a file system or an unpickler may raise
             raise UserError(
-                f"structural.training.weights: {weights} for {name} cannot be loaded ({error}); expected it within "
-                f"reach or in {torch.hub.get_dir()}/checkpoints, or a file per backbone, or none to train from scratch"
+                f"{place} cannot be loaded ({str(error).partition(chr(10))[0]}); expected it within reach or in "
+                f"{torch.hub.get_dir()}/checkpoints, or a file per backbone, or none to train from scratch"
             ) from None
+        _check_weights(place, checkpoint, recipe, name)
     report(Target(kind, torch.cuda.get_device_name(0) if kind == "cuda" else _cpu_name(), count))
+
+
+def _check_weights(place: str, checkpoint: dict[str, Any], recipe: Recipe, name: str) -> None:
+    """Refuse weights that are not those of a backbone; MMEngine would only log what it leaves at random."""
+    space = recipe.structural.space
+    whole = Architecture(
+        InputSize(64, 64), ClassicBackbone(name, space.base_channels), FPN(1, 4, 4), None, RetinaNetHead()
+    )
+    backbone = build_on_meta(model_config(whole, classes=1, detector=recipe.structural.detector)).backbone
+    assert isinstance(backbone, torch.nn.Module)
+    given = checkpoint.get("state_dict", checkpoint)
+    for key, wanted in backbone.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        found = tuple(given[key].shape) if key in given else None
+        if found != tuple(wanted.shape):
+            raise UserError(f"{place} does not fit: expected {key} of shape {tuple(wanted.shape)}, found {found}")
 
 
 def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
@@ -90,7 +111,7 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
         nproc_per_node=processes,
         run_id=job.folder.name,
         max_restarts=0,
-        start_method="fork",  # hands on the connection behind report; no GPU has been touched yet
+        start_method="fork",  # hands on the connection behind report; CUDA is not initialised yet
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
     )
@@ -185,12 +206,7 @@ def runner_config(job: Job, kind: str) -> Config:
                 "logger": {"type": "LoggerHook", "interval": 50},
                 "param_scheduler": {"type": "ParamSchedulerHook"},
                 "sampler_seed": {"type": "DistSamplerSeedHook"},
-                "checkpoint": {
-                    "type": "CheckpointHook",
-                    "interval": training.epochs,
-                    "save_optimizer": False,
-                    "save_param_scheduler": False,
-                },
+                "checkpoint": None,
             },
             "env_cfg": {
                 "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
@@ -225,6 +241,8 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
         config.dump(str(job.folder / "config.py"))
     start = time.perf_counter()
     runner.train()
+    if is_main_process():
+        _save_weights(runner, job)
     trained = time.perf_counter()
     measured = runner.test()
     evaluated = time.perf_counter()
@@ -246,6 +264,17 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
         timing_seconds=time.perf_counter() - loaded,
     )
     report(scores)
+
+
+def _save_weights(runner: Runner, job: Job) -> None:
+    """Save what ``mmdet.apis.init_detector`` needs beside the config, readable by torch's safe loading.
+
+    MMEngine's own checkpoints hold objects that torch has refused to load since 2.6.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, "architecture": str(job.architecture)}
+    torch.save({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
 
 
 class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
@@ -282,9 +311,10 @@ class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
 def _choose_device(kind: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("device.kind: found cuda, but torch sees no CUDA GPU here; expected auto or cpu")
-    if kind == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # MMEngine would take a GPU that it sees
-    return "cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu"
+    chosen = "cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu"
+    # MMEngine's Runner would take whatever device it saw when it was loaded.
+    mmengine.device.utils.DEVICE = chosen
+    return chosen
 
 
 def _backend(kind: str) -> str:

@@ -18,8 +18,9 @@ _PLAIN_WIDTH = 140
 
 def console() -> Console:
     """Return the console that commands print on: as wide as the terminal, or wide enough for a table elsewhere."""
-    terminal = Console(highlight=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    width = None if Console().is_terminal else _PLAIN_WIDTH
+    # Reasons and names are told as they are, whatever brackets they have.
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 class SearchProgress:
@@ -39,10 +40,10 @@ class SearchProgress:
         self._total = total
         self._started = time.monotonic()
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[remark]}"),
+            TextColumn("{task.fields[remark]}", markup=False),
             console=out,
             disable=not out.is_terminal,
         )

@@ -1,8 +1,7 @@
 """Stage one: which backbone, neck, RPN, head and input size (SM-NAS, section 3.2.1)."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import optuna
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from smnas_optuna.architecture import (
@@ -15,6 +14,9 @@ from smnas_optuna.architecture import (
     RCNNHead,
     parse_head,
 )
+
+if TYPE_CHECKING:
+    import optuna  # what reads a recipe to build detectors needs none
 
 
 def _distinct(choices: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,7 +132,7 @@ class StructuralSpace(BaseModel):
     def _last_outputs(self, inputs: str) -> tuple[str, ...]:
         return tuple(level for level in self.fpn_last_outputs if level >= inputs[-2:])
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Architecture:
+    def suggest(self, trial: "optuna.trial.BaseTrial") -> Architecture:
         """Let a trial choose an architecture, define-by-run.
 
         The levels of an FPN are asked for only when there is one, an RPN only when the head needs one. Each

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,8 +83,24 @@ def test_an_evaluation_leaves_a_config_that_mmdetection_runs_a_log_and_the_weigh
     assert config.model.roi_head.bbox_head.num_classes == 2
     assert config.custom_imports["imports"] == ["smnas_optuna.detector.layers"]
     assert "coco/bbox_mAP" in (job.folder / "output.log").read_text(encoding="utf-8")
-    weights = torch.load(job.folder / "epoch_2.pth", weights_only=False)["state_dict"]
+    weights = torch.load(job.folder / "weights.pth")["state_dict"]
     assert weights["backbone.conv1.weight"].shape == (8, 3, 7, 7)
+
+
+def test_what_was_trained_is_loaded_and_used_by_mmdetections_own_interface(job: Job) -> None:
+    assert isinstance(list(evaluate(job))[-1], Scores)
+    image = next(job.dataset.val.images.glob("*.png"))
+    code = (
+        "import sys, smnas_optuna.detector.layers\n"
+        "from mmdet.apis import inference_detector, init_detector\n"
+        "model = init_detector(sys.argv[1] + '/config.py', sys.argv[1] + '/weights.pth', device='cpu')\n"
+        "print(model.dataset_meta['classes'], len(inference_detector(model, sys.argv[2]).pred_instances.bboxes) >= 0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(job.folder), str(image)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "['0', '1'] True"
 
 
 def test_the_same_job_gives_the_same_scores(recipe: Recipe, tmp_path: Path) -> None:
@@ -179,9 +197,16 @@ def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_pat
     architecture = Architecture.parse("64x48 ResNet18 FPN(P2-P4,c=16) RPN 2FC")
     scores = list(evaluate(replace(job, training=training, detector=detector, architecture=architecture)))[-1]
     assert isinstance(scores, Scores)
-    trained = torch.load(job.folder / "epoch_1.pth", weights_only=False)["state_dict"]
+    trained = torch.load(job.folder / "weights.pth")["state_dict"]
     # The stem is frozen where weights are given, so it is still what the file has.
     assert torch.equal(trained["backbone.conv1.weight"], weights["conv1.weight"])
+
+
+def test_weights_of_another_network_are_refused_with_what_does_not_fit(tiny_recipe: Path, tmp_path: Path) -> None:
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "mobile.pth")
+    given = f"structural.training.weights={{ResNet18: {tmp_path}/mobile.pth, MobileNetV2: {tmp_path}/mobile.pth}}"
+    with pytest.raises(UserError, match=r"mobile\.pth for ResNet18 does not fit: expected conv1\.weight of shape"):
+        probe(load_recipe(str(tiny_recipe), [given]), tmp_path / "output.log")
 
 
 def test_weights_that_cannot_be_had_are_the_users_error_and_name_the_key(tiny_recipe: Path, tmp_path: Path) -> None:
