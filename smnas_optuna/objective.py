@@ -13,6 +13,8 @@ from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.study import INTERRUPTED, evaluated_trials, this_worker
 
+DUPLICATE = "duplicate"
+
 
 class EvaluationFailed(Exception):
     """An architecture could not be evaluated; its trial fails with this text as its reason and the search goes on."""
@@ -70,7 +72,7 @@ class StructuralObjective:
         trial.set_user_attr("architecture", str(architecture))
         for other in evaluated_trials(trial.study):
             if other.user_attrs.get("architecture") == str(architecture):
-                reason = f"duplicate: trial {other.number} has evaluated this architecture"
+                reason = f"{DUPLICATE}: trial {other.number} has evaluated this architecture"
                 trial.set_user_attr("reason", reason)
                 raise optuna.TrialPruned(reason)
         job = Job(

@@ -2,6 +2,7 @@
 
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.job import Candidates, Target
 from smnas_optuna.evaluation.process import count, preload, probe
-from smnas_optuna.objective import EvaluationFailed, StructuralObjective
+from smnas_optuna.objective import DUPLICATE, EvaluationFailed, StructuralObjective
 from smnas_optuna.recipe import DigitsDataset, Recipe, SamplerName
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
@@ -100,26 +101,32 @@ def run_study(
 def _search(
     study: optuna.Study, objective: StructuralObjective, progress: SearchProgress, total: int, size: int
 ) -> None:
-    """Run trials until ``total`` of them count, or all ``size`` architectures are evaluated."""
-    ended: list[FrozenTrial] = []
-    failures = duplicates = 0
-    while (done := len(evaluated_trials(study))) < min(total, size):
-        study.optimize(
-            objective, n_trials=1, catch=(EvaluationFailed,), callbacks=[lambda _, trial: ended.append(trial)]
-        )
-        trial = ended.pop()
-        if trial.state == TrialState.PRUNED:
-            duplicates += 1
-            if duplicates == _MOST_DUPLICATES:
-                raise SearchStopped(f"{duplicates} proposals in a row were known; {done} of {total} trials done")
-            continue
-        progress.finish(trial, len(evaluated_trials(study)))
-        duplicates = 0
-        failures = failures + 1 if trial.state == TrialState.FAIL else 0
+    """Run trials until ``total`` of them count, all ``size`` architectures are evaluated, or the sampler stops."""
+    enough = min(total, size)
+    in_a_row = Counter[str]()
+
+    def look(study: optuna.Study, trial: FrozenTrial) -> None:
+        evaluated = evaluated_trials(study)
+        reason = trial.user_attrs.get("reason", "")
+        if reason.startswith(DUPLICATE):
+            in_a_row["duplicates"] += 1
+            if in_a_row["duplicates"] == _MOST_DUPLICATES:
+                raise SearchStopped(f"{_MOST_DUPLICATES} proposals in a row were known; {len(evaluated)} trials done")
+            return
+        progress.finish(trial, len(evaluated))
+        failures = in_a_row["failures"] + 1 if trial.state == TrialState.FAIL else 0
         if failures == _MOST_FAILURES:
-            raise SearchStopped(f"{failures} trials in a row failed, the last with {trial.user_attrs.get('reason')}")
-    if not any(trial.state == TrialState.COMPLETE for trial in evaluated_trials(study)):
-        reason = evaluated_trials(study)[-1].user_attrs.get("reason")
+            raise SearchStopped(f"{failures} trials in a row failed, the last with {reason}")
+        in_a_row.clear()
+        in_a_row["failures"] = failures
+        if len(evaluated) >= enough:
+            study.stop()
+
+    if len(evaluated_trials(study)) < enough:
+        study.optimize(objective, catch=(EvaluationFailed,), callbacks=[look])
+    evaluated = evaluated_trials(study)
+    if not any(trial.state == TrialState.COMPLETE for trial in evaluated):
+        reason = evaluated[-1].user_attrs["reason"] if evaluated else "nothing was proposed"
         raise SearchStopped(f"no trial could be completed, the last failed with {reason}")
 
 
