@@ -1,0 +1,125 @@
+"""The surrogate: what losses to expect of an untrained candidate, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .archive import Archive
+from .features import Features
+from .gaussian_process import GaussianProcess, Hyperparameters, fit_hyperparameters
+from .space import Candidate
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# A Gaussian process costs O(n^3): beyond these it learns from the rows near the front and a spread of the others.
+_MAX_FITTED = 150
+_MAX_CONDITIONED = 300
+
+
+def rows_to_fit(n_rows: int) -> int:
+    """Return how many rows hyperparameters are fitted to when there are ``n_rows``.
+
+    All up to 32, then 10 % more each time: a function of the study alone, so a restarted sampler goes on as before.
+    """
+    if n_rows < 32:
+        return n_rows
+    fitted = 32
+    while (following := fitted + fitted // 10) <= n_rows:
+        fitted = following
+    return fitted
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted now and then; learning from new rows between fits needs no fitting.
+
+    Args:
+        features: How candidates are encoded.
+        hyperparameters: One for each modelled objective.
+    """
+
+    features: Features
+    hyperparameters: tuple[Hyperparameters, ...]
+
+
+def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
+    """Fit one Gaussian process for each modelled objective to the first ``n_rows`` trained architectures."""
+    rows = usable_rows(archive, n_rows, _MAX_FITTED)
+    candidates = [archive.candidates[row] for row in rows]
+    features = Features([candidate for candidate in candidates if candidate is not None])
+    encoded = features.encode([candidate for candidate in candidates if candidate is not None])
+    hyperparameters = []
+    for objective in modelled:
+        losses = archive.losses[rows, objective]
+        standardised = (losses - losses.mean()) / (losses.std() or 1.0)
+        hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, standardised))
+    return Fit(features, tuple(hyperparameters))
+
+
+class Surrogate:
+    """Predicts the modelled losses of candidates.
+
+    Args:
+        archive: What it learns from.
+        fit: Its hyperparameters.
+        modelled: The objectives that it predicts, in the order of the fit.
+    """
+
+    def __init__(self, archive: Archive, fit: Fit, modelled: Sequence[int]) -> None:
+        rows = usable_rows(archive, len(archive.numbers), _MAX_CONDITIONED)
+        candidates = [archive.candidates[row] for row in rows]
+        self._features = fit.features
+        self._modelled = modelled
+        encoded = self._features.encode([candidate for candidate in candidates if candidate is not None])
+        self._processes = [
+            GaussianProcess(encoded, self._features.n_numerical, archive.losses[rows, objective], hyperparameters)
+            for objective, hyperparameters in zip(modelled, fit.hyperparameters, strict=True)
+        ]
+
+    def predict(self, candidates: Sequence[Candidate], known: Floats) -> tuple[Floats, Floats]:
+        """Return means and standard deviations of the losses, shape (b, m) each.
+
+        Args:
+            candidates: ``b`` of them.
+            known: Exactly known losses, shape (b, m); they are their own mean, without deviation.
+        """
+        mean, deviation = known.copy(), np.zeros_like(known)
+        encoded = self._features.encode(candidates)
+        for objective, process in zip(self._modelled, self._processes, strict=True):
+            mean[:, objective], deviation[:, objective] = process.predict(encoded)
+        return mean, deviation
+
+
+def usable_rows(archive: Archive, n_rows: int, limit: int) -> Integers:
+    """Return which of the first ``n_rows`` rows to learn from, at most ``limit``.
+
+    Of many rows two thirds are those nearest to the front, in the largest scaled loss that they would have to lose,
+    and the others are spread evenly over the rest.
+    """
+    losses = archive.losses[:n_rows]
+    usable = np.array(
+        [
+            row
+            for row in np.flatnonzero(np.all(np.isfinite(losses), axis=1))
+            if archive.candidates[row] is not None
+        ],
+        dtype=np.int64,
+    )
+    if len(usable) <= limit:
+        return usable
+    front = archive.front[np.all(np.isfinite(archive.losses[archive.front]), axis=1)]
+    scaled = losses[usable] / (np.ptp(losses[usable], axis=0) + 1e-300)
+    targets = archive.losses[front] / (np.ptp(losses[usable], axis=0) + 1e-300)
+    gaps = np.full(len(usable), np.inf)
+    for target in targets:
+        gaps = np.minimum(gaps, np.max(scaled - target, axis=1))
+    nearest_first = usable[np.argsort(gaps, kind="stable")]
+    n_near = 2 * limit // 3
+    rest = nearest_first[n_near:]
+    spread = rest[np.linspace(0, len(rest) - 1, limit - n_near).astype(int)]
+    return np.sort(np.concatenate([nearest_first[:n_near], spread]))
