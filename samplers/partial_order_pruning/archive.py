@@ -82,11 +82,20 @@ class Archive:
         self.numbers: list[int] = []
         self.violations: Integers = np.zeros(len(rises), dtype=np.int64)
         self.comparisons = 0
+        self._squared_excess: Floats = np.zeros(len(rises))
 
     @property
     def losses(self) -> Floats:
         """The losses of all trained architectures, shape (n, m)."""
         return self._losses.array
+
+    @property
+    def slack(self) -> Floats:
+        """How far the order is mistrusted, shape (m,): the tolerance, and what violations beyond it measured.
+
+        That is their root mean square; so where the order holds, and only there, the bounds are as tight as it says.
+        """
+        return self._tolerance + np.sqrt(self._squared_excess / np.maximum(self.violations, 1))
 
     @property
     def front(self) -> Integers:
@@ -130,9 +139,10 @@ class Archive:
         above = np.all(group.vectors.array >= vector, axis=1)
         # Where the loss rises, it must not be smaller than below nor larger than above; where it falls, conversely.
         sign = np.where(self._rises, 1.0, -1.0)
-        excess = sign * (group.losses.array - losses)
-        self.violations += np.sum(excess[below] > self._tolerance, axis=0)
-        self.violations += np.sum(-excess[above & ~below] > self._tolerance, axis=0)
+        rise = sign * (losses - group.losses.array)
+        excess = np.concatenate([-rise[below], rise[above & ~below]]) - self._tolerance
+        self.violations += np.sum(excess > 0, axis=0)
+        self._squared_excess += np.sum(np.square(np.maximum(excess, 0.0)), axis=0)
         self.comparisons += int(np.sum(below | above))
         group.vectors.append(candidate.vector)
         group.losses.append(losses.tolist())
@@ -169,15 +179,15 @@ class Archive:
             below &= theirs <= mine[:, None]
             above &= theirs >= mine[:, None]
         rows = np.array(group.rows)
-        for objective, (rises, tolerance) in enumerate(zip(self._rises, self._tolerance, strict=True)):
+        for objective, (rises, slack) in enumerate(zip(self._rises, self.slack, strict=True)):
             losses = group.losses.array[:, objective]
             at_least = np.where(below if rises else above, losses, -np.inf)
             best = np.argmax(at_least, axis=1)
             lower = at_least[np.arange(len(best)), best]
-            bounds.lower[indices, objective] = lower - tolerance
+            bounds.lower[indices, objective] = lower - slack
             bounds.witness[indices, objective] = np.where(np.isfinite(lower), rows[best], -1)
             bounds.upper[indices, objective] = (
-                np.min(np.where(above if rises else below, losses, np.inf), axis=1) + tolerance
+                np.min(np.where(above if rises else below, losses, np.inf), axis=1) + slack
             )
 
     def dominators(self, corners: Floats, bounds: Bounds, known: Booleans) -> Integers:

@@ -21,9 +21,9 @@ _MAX_RANKS = 32
 class Features:
     """Encodes candidates alike, whatever their conditional parameters.
 
-    Ordered capacities (without an order: numerical parameters) are scaled to [0, 1]; groups and categorical
-    parameters become codes, of which only equality means something. Columns that do not vary, or that say the same as
-    another, are left out.
+    Ordered capacities (without an order: numerical parameters) are scaled to [0, 1], and their mean, the overall size,
+    comes first of all; groups and categorical parameters become codes, of which only equality means something. Columns
+    that do not vary, or that say the same as another, are left out.
 
     Args:
         candidates: Those that determine scales and columns.
@@ -47,13 +47,14 @@ class Features:
     @property
     def n_numerical(self) -> int:
         """How many numerical columns there are; they come first."""
-        return len(self._kept_numerical)
+        return 1 + len(self._kept_numerical)
 
     def encode(self, candidates: Sequence[Candidate]) -> Floats:
         """Return the features, shape (b, n_numerical + n_categorical)."""
         numbers = self._scaled(self._raw(candidates))[:, self._kept_numerical]
+        size = numbers.mean(axis=1, keepdims=True) if numbers.size else np.full((len(candidates), 1), 0.5)
         codes = self._coded(candidates)[:, self._kept_categorical]
-        return np.concatenate([numbers, codes], axis=1)
+        return np.concatenate([size, numbers, codes], axis=1)
 
     def _numbers(self, candidate: Candidate) -> dict[Hashable, float]:
         if self._has_order:

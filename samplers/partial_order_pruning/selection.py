@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 # Parameters to choose per proposal, over all its candidates: what replaying a search space costs grows with both.
 _CHOICES = 6000
 _MIN_CANDIDATES, _MAX_CANDIDATES = 120, 500
+# Rounds in which candidates are bred from the best so many.
+_ROUNDS, _SURVIVORS = 5, 6
 # Comparisons with archive rows per proposal, over all its candidates.
 _COMPARISONS = 1_000_000
 
@@ -105,7 +107,8 @@ def evolve(situation: Situation) -> Candidate | None:
 def improve(situation: Situation, surrogate: Surrogate, surplus: int) -> Candidate | None:
     """Return the candidate with the largest expected hypervolume improvement, or None if none is admissible.
 
-    Half of the candidates are offspring of the front, a quarter random, and a quarter offspring of the best of these.
+    A quarter of the candidates are offspring of the front, a quarter random, and half are bred from the best of these,
+    round by round.
 
     Args:
         situation: What to choose from.
@@ -114,17 +117,18 @@ def improve(situation: Situation, surrogate: Surrogate, surplus: int) -> Candida
     """
     n_candidates = n_candidates_for(situation)
     screened = situation.screen(
-        offspring(situation, situation.parents, n_candidates // 2) + random_candidates(situation, n_candidates // 4)
+        offspring(situation, situation.parents, n_candidates // 4) + random_candidates(situation, n_candidates // 4)
     )
     if not screened.candidates:
         return None
     acquisition = Acquisition(situation, surrogate)
     scores = acquisition(screened)
-    best = [screened.candidates[index].params for index in np.argsort(-scores, kind="stable")[:8]]
-    nearby = situation.screen(offspring(situation, best, n_candidates // 4))
-    if nearby.candidates:
-        screened = join([screened, nearby])
-        scores = np.concatenate([scores, acquisition(nearby)])
+    for _ in range(_ROUNDS):
+        best = [screened.candidates[index].params for index in np.argsort(-scores, kind="stable")[:_SURVIVORS]]
+        nearby = situation.screen(offspring(situation, best, n_candidates // 2 // _ROUNDS))
+        if nearby.candidates:
+            screened = join([screened, nearby])
+            scores = np.concatenate([scores, acquisition(nearby)])
     ranked = np.argsort(-scores, kind="stable")
     return screened.candidates[ranked[situation.rng.randrange(min(1 + surplus, len(ranked)))]]
 

@@ -34,6 +34,41 @@ def rows_to_fit(n_rows: int) -> int:
     return fitted
 
 
+# A loss is learned as the logarithm of what it lacks to the best plus this share of the range.
+_WARP = 0.3
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A logarithmic scale for losses: what more capacity gains dwindles near the best, what more costs swells far off.
+
+    Args:
+        origin: The loss that would be at minus infinity.
+        mean: Of the logarithms.
+        deviation: Of the logarithms.
+    """
+
+    origin: float
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, losses: Floats) -> Warp:
+        """Return the scale of some losses, shape (n,)."""
+        origin = float(losses.min() - _WARP * (np.ptp(losses) or 1.0))
+        logarithms = np.log(losses - origin)
+        return cls(origin, float(logarithms.mean()), float(logarithms.std()) or 1.0)
+
+    def __call__(self, losses: Floats) -> Floats:
+        """Return warped losses: mean 0 and deviation 1 for those that the scale was made of."""
+        return (np.log(losses - self.origin) - self.mean) / self.deviation
+
+    def back(self, mean: Floats, deviation: Floats) -> tuple[Floats, Floats]:
+        """Return median and, to first order, standard deviation of the losses of which these are the warped ones."""
+        gap = np.exp(np.minimum(self.mean + self.deviation * mean, 700.0))
+        return self.origin + gap, deviation * self.deviation * gap
+
+
 @dataclass(frozen=True)
 class Fit:
     """What is fitted now and then; learning from new rows between fits needs no fitting.
@@ -56,8 +91,7 @@ def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
     hyperparameters = []
     for objective in modelled:
         losses = archive.losses[rows, objective]
-        standardised = (losses - losses.mean()) / (losses.std() or 1.0)
-        hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, standardised))
+        hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, Warp.of(losses)(losses)))
     return Fit(features, tuple(hyperparameters))
 
 
@@ -76,9 +110,10 @@ class Surrogate:
         self._features = fit.features
         self._modelled = modelled
         encoded = self._features.encode([candidate for candidate in candidates if candidate is not None])
+        self._warps = [Warp.of(archive.losses[rows, objective]) for objective in modelled]
         self._processes = [
-            GaussianProcess(encoded, self._features.n_numerical, archive.losses[rows, objective], hyperparameters)
-            for objective, hyperparameters in zip(modelled, fit.hyperparameters, strict=True)
+            GaussianProcess(encoded, fit.features.n_numerical, warp(archive.losses[rows, objective]), hyperparameters)
+            for objective, warp, hyperparameters in zip(modelled, self._warps, fit.hyperparameters, strict=True)
         ]
 
     def predict(self, candidates: Sequence[Candidate], known: Floats) -> tuple[Floats, Floats]:
@@ -90,8 +125,8 @@ class Surrogate:
         """
         mean, deviation = known.copy(), np.zeros_like(known)
         encoded = self._features.encode(candidates)
-        for objective, process in zip(self._modelled, self._processes, strict=True):
-            mean[:, objective], deviation[:, objective] = process.predict(encoded)
+        for objective, warp, process in zip(self._modelled, self._warps, self._processes, strict=True):
+            mean[:, objective], deviation[:, objective] = warp.back(*process.predict(encoded))
         return mean, deviation
 
 
