@@ -124,18 +124,20 @@ class GaussianProcess:
         self._amplitude = quadratic / (len(targets) + 1)
 
     def _kernel(self, features: Floats) -> Floats:
-        distances = squared_distances(features, self._features, self._n_numerical)
-        radius = np.sqrt(5.0 * np.tensordot(np.exp(self._hyperparameters.log_weights), distances, axes=1))
+        n, weights = self._n_numerical, np.exp(self._hyperparameters.log_weights)
+        left, right = features[:, :n] * np.sqrt(weights[:n]), self._features[:, :n] * np.sqrt(weights[:n])
+        squared = np.sum(left**2, axis=1)[:, None] + np.sum(right**2, axis=1) - 2.0 * left @ right.T
+        for weight, mine, theirs in zip(weights[n:], features[:, n:].T, self._features[:, n:].T, strict=True):
+            squared += weight * (mine[:, None] != theirs)
+        radius = np.sqrt(5.0 * np.maximum(squared, 0.0))
         matern: Floats = (1.0 + radius + radius**2 / 3.0) * np.exp(-radius)
-        return matern + np.exp(self._hyperparameters.log_trend) * self._linear(features)
-
-    def _linear(self, features: Floats) -> Floats:
-        return (features[:, : self._n_numerical] - 0.5) @ (self._features[:, : self._n_numerical] - 0.5).T
+        linear = (features[:, :n] - 0.5) @ (self._features[:, :n] - 0.5).T
+        return matern + np.exp(self._hyperparameters.log_trend) * linear
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Return means and standard deviations of the noiseless target, shape (b,) each."""
         cross = self._kernel(features)
         centred = features[:, : self._n_numerical] - 0.5
         prior = 1.0 + np.exp(self._hyperparameters.log_trend) * np.sum(centred**2, axis=1)
-        variance = prior - np.einsum("ij,jk,ik->i", cross, self._inverse, cross, optimize=True)
+        variance = prior - np.sum((cross @ self._inverse) * cross, axis=1)
         return self._mean + cross @ self._alpha, np.sqrt(self._amplitude * np.maximum(variance, 1e-10))

@@ -138,11 +138,9 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         except ValueError:
             return False
         return True
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if type(value) is not float and type(value) is not int:
         return False
     assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if isinstance(distribution, IntDistribution) and value != int(value):
-        return False
     if not distribution.low <= value <= distribution.high:
         return False
     if distribution.step is None:

@@ -21,7 +21,7 @@ from .surrogate import Surrogate
 Floats = NDArray[np.float64]
 
 # Parameters to choose per proposal, over all its candidates: what replaying a search space costs grows with both.
-_CHOICES = 6000
+_CHOICES = 4500
 _MIN_CANDIDATES, _MAX_CANDIDATES = 120, 500
 # Rounds in which candidates are bred from the best so many.
 _ROUNDS, _SURVIVORS = 5, 6
@@ -50,10 +50,10 @@ class Situation:
     rng: random.Random
 
     @property
-    def parents(self) -> list[Mapping[str, Any]]:
-        """The parameters of the front and of what is being trained."""
+    def parents(self) -> list[Candidate]:
+        """The front and what is being trained."""
         rows = [self.archive.candidates[row] for row in self.archive.front]
-        return [row.params for row in rows if row is not None] + [candidate.params for candidate in self.pending]
+        return [row for row in rows if row is not None] + list(self.pending)
 
 
 def random_candidates(situation: Situation, n_candidates: int) -> list[Candidate]:
@@ -61,7 +61,7 @@ def random_candidates(situation: Situation, n_candidates: int) -> list[Candidate
     return _collect(lambda: situation.space.random(situation.rng, situation.fixed), n_candidates)
 
 
-def offspring(situation: Situation, parents: Sequence[Mapping[str, Any]], n_candidates: int) -> list[Candidate]:
+def offspring(situation: Situation, parents: Sequence[Candidate], n_candidates: int) -> list[Candidate]:
     """Return mutants of the parents and of crosses between them, as many of these as of those."""
     rng = situation.rng
 
@@ -85,19 +85,22 @@ def _collect(make: Callable[[], Candidate | None], n_candidates: int) -> list[Ca
 
 def n_candidates_for(situation: Situation) -> int:
     """Return how many candidates one proposal looks at, so that its time hardly grows with space and study."""
-    n_params = len(situation.archive.candidates[-1].params) if situation.archive.candidates[-1:] != [None] and situation.archive.candidates else 10
+    n_params = max((len(candidate.params) for candidate in situation.parents), default=1)
     n_rows = len(situation.archive.numbers)
-    wanted = min(_CHOICES // max(n_params, 1), _COMPARISONS // max(n_rows, 1))
+    wanted = min(_CHOICES // n_params, _COMPARISONS // max(n_rows, 1))
     return min(max(wanted, _MIN_CANDIDATES), _MAX_CANDIDATES)
 
 
 def evolve(situation: Situation) -> Candidate | None:
     """Return the first admissible mutant of the Pareto front (the paper's way), or None if there is none."""
     rng = situation.rng
+    parents = situation.parents
     for _ in range(20):
-        mutants = _collect(
-            lambda: situation.space.offspring([rng.choice(situation.parents)], rng, situation.fixed), 10
-        ) if situation.parents else random_candidates(situation, 10)
+        mutants = (
+            _collect(lambda: situation.space.offspring([rng.choice(parents)], rng, situation.fixed), 10)
+            if parents
+            else random_candidates(situation, 10)
+        )
         passed = situation.screen(mutants)
         if passed.candidates:
             return passed.candidates[0]
@@ -124,7 +127,7 @@ def improve(situation: Situation, surrogate: Surrogate, surplus: int) -> Candida
     acquisition = Acquisition(situation, surrogate)
     scores = acquisition(screened)
     for _ in range(_ROUNDS):
-        best = [screened.candidates[index].params for index in np.argsort(-scores, kind="stable")[:_SURVIVORS]]
+        best = [screened.candidates[index] for index in np.argsort(-scores, kind="stable")[:_SURVIVORS]]
         nearby = situation.screen(offspring(situation, best, n_candidates // 2 // _ROUNDS))
         if nearby.candidates:
             screened = join([screened, nearby])
@@ -187,7 +190,7 @@ def spread(situation: Situation, size: Callable[[Screened], Floats], place: floa
             sizes = sign * size(screened)
             if not screened.candidates or np.isnan(sizes[0]):
                 break
-            extreme = [screened.candidates[index].params for index in np.argsort(sizes, kind="stable")[:3]]
+            extreme = [screened.candidates[index] for index in np.argsort(sizes, kind="stable")[:3]]
             further = situation.screen(offspring(situation, extreme, 16))
             screened = join([screened, further])
     if not screened.candidates:

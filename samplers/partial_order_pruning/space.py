@@ -75,7 +75,7 @@ class Space:
             self._shapes[tuple(sorted(distributions))] = distributions
             self._latest.update(distributions)
 
-    def replay(self, choose: Choose, shape: Iterable[str] = ()) -> Candidate | None:
+    def replay(self, choose: Choose, shape: Iterable[str]) -> Candidate | None:
         """Return the candidate that ``choose`` makes; None when the search space refuses the combination.
 
         Args:
@@ -118,7 +118,7 @@ class Space:
             return params[name]
 
         try:
-            candidate = self.replay(choose)
+            candidate = self.replay(choose, ())
         except _NotOfThisSpace:
             return None
         # A superset of parameters is another objective than the search space describes.
@@ -150,7 +150,7 @@ class Space:
         return self.replay(choose, shape)
 
     def offspring(
-        self, parents: Sequence[Mapping[str, Any]], rng: random.Random, fixed: Mapping[str, Any]
+        self, parents: Sequence[Candidate], rng: random.Random, fixed: Mapping[str, Any]
     ) -> Candidate | None:
         """Return a mutant of one parent, or of a cross between two.
 
@@ -158,11 +158,11 @@ class Space:
         is then changed. Parameters that no parent has are random.
 
         Args:
-            parents: The parameters of one or two parents.
+            parents: One or two.
             rng: Where chance comes from.
             fixed: Values that stay.
         """
-        names = [name for name in parents[0] if name not in fixed]
+        names = [name for name in parents[0].params if name not in fixed]
         n_changes = 1
         while n_changes < len(names) and rng.random() < 0.5:
             n_changes += 1
@@ -171,13 +171,18 @@ class Space:
         def choose(name: str, distribution: BaseDistribution) -> Any:
             if name in fixed and contains(distribution, fixed[name]):
                 return fixed[name]
-            values = [parent[name] for parent in parents if name in parent and contains(distribution, parent[name])]
-            if not values:
+            parent = parents[0] if len(parents) == 1 else rng.choice(parents)
+            if name not in parent.params:
+                parent = parents[0]
+            value = parent.params.get(name)
+            # Replayed from one search space, parents have the very same distribution, and nothing need be checked.
+            if parent.distributions.get(name) is not distribution and not (
+                name in parent.params and contains(distribution, value)
+            ):
                 return draw(distribution, rng)
-            value = values[0] if len(values) == 1 else rng.choice(values)
             return change(distribution, value, rng) if name in changed else value
 
-        return self.replay(choose, parents[0].keys() if self._search_space is None else ())
+        return self.replay(choose, parents[0].params)
 
     def every(self) -> Iterator[Candidate]:
         """Return every candidate of a finite search space, in a fixed order.
@@ -188,7 +193,7 @@ class Space:
         found: list[Candidate | None] = [None]
 
         def replay(choose: Choose) -> None:
-            found[0] = self.replay(choose)
+            found[0] = self.replay(choose, ())
 
         for _ in every_replay(replay):
             if found[0] is not None:
