@@ -9,7 +9,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 
-from smnas_optuna.samplers import PartialOrderPruningSampler
+from .. import PartialOrderPruningSampler
 
 
 def search_space(trial: Any) -> tuple[float, float]:
