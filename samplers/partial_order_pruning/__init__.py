@@ -2,5 +2,4 @@
 
 from .sampler import PartialOrderPruningSampler
 
-
 __all__ = ["PartialOrderPruningSampler"]

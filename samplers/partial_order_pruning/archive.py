@@ -80,6 +80,7 @@ class Archive:
         self._front: list[int] = []
         self.candidates: list[Candidate | None] = []
         self.numbers: list[int] = []
+        self.excesses: list[float] = []
         self.violations: Integers = np.zeros(len(rises), dtype=np.int64)
         self.comparisons = 0
         self._squared_excess: Floats = np.zeros(len(rises))
@@ -102,20 +103,22 @@ class Archive:
         """The rows that no other feasible row dominates, shape (f,)."""
         return np.array(self._front, dtype=np.int64)
 
-    def add(self, number: int, candidate: Candidate | None, losses: Sequence[float], *, feasible: bool) -> None:
+    def add(self, number: int, candidate: Candidate | None, losses: Sequence[float], excess: float) -> None:
         """Add a trained architecture: O(n).
 
         Args:
             number: Of its trial.
             candidate: What was trained; None if it is not of the search space, so that nothing follows from it.
             losses: Shape (m,).
-            feasible: Whether it meets all constraints; the front consists of those that do.
+            excess: By how much it exceeds the constraint that it exceeds most. The front consists of those that exceed
+                none, that is for which this is not positive.
         """
         row = len(self.numbers)
         self._losses.append(losses)
         self.candidates.append(candidate)
         self.numbers.append(number)
-        if feasible:
+        self.excesses.append(excess)
+        if excess <= 0:
             self._add_to_front(row)
         if candidate is not None and candidate.vector:
             self._add_to_group(row, candidate, np.asarray(losses, dtype=float))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def non_dominated_boxes(front: Floats, reference: Floats) -> tuple[Floats, Float
         return np.array([[-np.inf]]), np.array([[best]])
     cuts = np.concatenate([[-np.inf], np.unique(front[:, -1]), reference[-1:]])
     lowers, uppers = [], []
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in pairwise(cuts):
         lower, upper = non_dominated_boxes(front[front[:, -1] <= start][:, :-1], reference[:-1])
         lowers.append(np.column_stack([lower, np.full(len(lower), start)]))
         uppers.append(np.column_stack([upper, np.full(len(upper), end)]))
@@ -49,10 +50,10 @@ def expected_shortfall(threshold: Floats, mean: Floats, deviation: Floats, lower
     scale = np.where(deviation > 0, deviation, 1.0)
     low, high = (lower - mean) / scale, (upper - mean) / scale
     cut = np.clip((threshold - mean) / scale, low, high)
-    low_cdf, low_pdf = _cdf(low), _pdf(low)
-    mass = _cdf(high) - low_cdf
+    low_cdf, low_pdf = normal_cdf(low), _pdf(low)
+    mass = normal_cdf(high) - low_cdf
     # E[(t - Z)+] = t (F(t) - F(l)) + f(t) - f(l), over the mass between the bounds; above them it grows with slope 1.
-    inside = cut * (_cdf(cut) - low_cdf) + _pdf(cut) - low_pdf
+    inside = cut * (normal_cdf(cut) - low_cdf) + _pdf(cut) - low_pdf
     beyond = np.maximum((threshold - mean) / scale - high, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         shortfall = scale * (inside / mass + np.where(beyond > 0, beyond, 0.0))
@@ -94,5 +95,6 @@ def _pdf(z: Floats) -> Floats:
     return np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
 
 
-def _cdf(z: Floats) -> Floats:
+def normal_cdf(z: Floats) -> Floats:
+    """Return the probability that a standard normal number is below z."""
     return 0.5 * np.asarray(_erfc(-z / math.sqrt(2.0)), dtype=float)

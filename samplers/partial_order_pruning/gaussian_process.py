@@ -38,7 +38,7 @@ def fit_hyperparameters(features: Floats, n_numerical: int, targets: Floats) -> 
         n_numerical: How many are numerical; of the others only equality counts.
         targets: Shape (n,), standardised.
     """
-    n, d = features.shape
+    d = features.shape[1]
     distances = squared_distances(features, features, n_numerical)
     centred = features[:, :n_numerical] - 0.5
     linear = centred @ centred.T
@@ -110,9 +110,7 @@ class GaussianProcess:
         hyperparameters: Fitted to these rows, or to some of them.
     """
 
-    def __init__(
-        self, features: Floats, n_numerical: int, targets: Floats, hyperparameters: Hyperparameters
-    ) -> None:
+    def __init__(self, features: Floats, n_numerical: int, targets: Floats, hyperparameters: Hyperparameters) -> None:
         self._features, self._n_numerical, self._hyperparameters = features, n_numerical, hyperparameters
         kernel = self._kernel(features)
         kernel[np.diag_indices(len(kernel))] += np.exp(hyperparameters.log_noise) + 1e-8
@@ -131,8 +129,9 @@ class GaussianProcess:
             squared += weight * (mine[:, None] != theirs)
         radius = np.sqrt(5.0 * np.maximum(squared, 0.0))
         matern: Floats = (1.0 + radius + radius**2 / 3.0) * np.exp(-radius)
-        linear = (features[:, :n] - 0.5) @ (self._features[:, :n] - 0.5).T
-        return matern + np.exp(self._hyperparameters.log_trend) * linear
+        linear: Floats = (features[:, :n] - 0.5) @ (self._features[:, :n] - 0.5).T
+        kernel: Floats = matern + np.exp(self._hyperparameters.log_trend) * linear
+        return kernel
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Return means and standard deviations of the noiseless target, shape (b,) each."""

@@ -75,14 +75,14 @@ class Record:
         if candidate is not None:
             self.tried.add(candidate.identity)
         if trial.state == TrialState.COMPLETE:
-            feasible = all(value <= 0.0 for value in trial.constraints.values())
-            self.archive.add(trial.number, candidate, (self.signs * trial.values).tolist(), feasible=feasible)
+            excess = max(trial.constraints.values(), default=0.0)
+            self.archive.add(trial.number, candidate, (self.signs * trial.values).tolist(), excess)
         elif candidate is not None and "out of memory" in str(trial.user_attrs.get("reason", "")).lower():
             self.archive.add_too_large(candidate)
 
     def decode_pending(self, trial: FrozenTrial) -> Candidate | None:
         """Return what a running or waiting trial trains; None while that is open."""
-        params = {**fixed_params(trial), **trial.system_attrs.get(PROPOSAL, {}), **trial.params}
+        params = {**fixed_params(trial), **(trial.system_attrs.get(PROPOSAL) or {}), **trial.params}
         distributions = self.space.distributions(params, trial.distributions)
         return self.space.decode(params, distributions) if params and distributions is not None else None
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
 import datetime
-from functools import lru_cache
 import math
 import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
-from optuna.distributions import BaseDistribution
-from optuna.distributions import CategoricalDistribution
-from optuna.distributions import FloatDistribution
-from optuna.distributions import IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
-
 
 Choose = Callable[[str, BaseDistribution], Any]
 
@@ -72,7 +66,7 @@ class ReplayTrial(BaseTrial):
         """Return the chosen integer."""
         return int(self._suggest(name, _int(low, high, log, step)))
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:  # type: ignore[override]
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Return the chosen choice."""
         return self._suggest(name, _categorical(*choices))
 
@@ -199,7 +193,7 @@ def draw(distribution: BaseDistribution, rng: random.Random) -> Any:
 def change(distribution: BaseDistribution, value: Any, rng: random.Random) -> Any:
     """Return another value: a neighbour of a number or, as often, any; any other choice of a category."""
     n_levels = levels(distribution)
-    if n_levels is None or isinstance(distribution, IntDistribution) and distribution.log:
+    if n_levels is None or (isinstance(distribution, IntDistribution) and distribution.log):
         if rng.random() < 0.5:
             return draw(distribution, rng)
         place = position(distribution, value) + rng.gauss(0.0, 0.1)
@@ -227,6 +221,7 @@ def every_replay(replay: Callable[[Choose], None]) -> Iterator[None]:
         ValueError: A distribution is continuous, so the paths cannot be counted.
     """
     path: list[tuple[int, int]] = []
+    depth = 0
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
         nonlocal depth

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import islice
 import random
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from itertools import islice
 from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.logging import get_logger
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from .archive import Archive
 from .record import PROPOSAL, Record, fixed_params
@@ -134,25 +134,23 @@ class PartialOrderPruningSampler(BaseSampler):
         if PROPOSAL in trial.system_attrs:
             return
         with self._lock:
+            record = self._record(study)
+            pending = record.read(study, trial)
+            if not record.space.is_known or record.decode_pending(trial) is not None:
+                return
             for attempt in range(_MAX_ATTEMPTS):
-                record = self._record(study)
-                pending = record.read(study, trial)
-                if not record.space.is_known or record.decode_pending(trial) is not None:
-                    return
-                candidate = self._propose(record, pending, trial, attempt)
+                taken = _identities(record, pending)
+                candidate = self._propose(record, pending, taken, trial, attempt)
                 if candidate is None:
                     self._stop(study, trial)
                     return
                 # Optuna has no public way for a sampler to write to a trial; its own samplers do it so.
                 study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, candidate.params)
-                if not self._is_taken(study, trial, candidate, record):
+                # Each worker writes first and then looks, so of two that meet at one candidate at least one sees it,
+                # even if the other's trial has finished meanwhile.
+                pending = record.read(study, trial)
+                if candidate.identity not in _identities(record, pending) - taken:
                     return
-
-    def _is_taken(self, study: Study, trial: FrozenTrial, candidate: Candidate, record: Record) -> bool:
-        """Say whether another running trial has the same architecture: each writes first and then looks."""
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        others = (record.decode_pending(other) for other in running if other.number != trial.number)
-        return any(other is not None and other.identity == candidate.identity for other in others)
 
     def _stop(self, study: Study, trial: FrozenTrial) -> None:
         if self._search_space is None or fixed_params(trial):
@@ -171,17 +169,18 @@ class PartialOrderPruningSampler(BaseSampler):
             signs = np.array([-1.0 if way == StudyDirection.MAXIMIZE else 1.0 for way in study.directions])
             rises = (signs > 0) != np.isin(np.arange(len(signs)), list(self._decreasing))
             if np.ndim(self._tolerance) and len(np.atleast_1d(self._tolerance)) != len(signs):
-                raise ValueError(f"tolerance must have one value for each of {len(signs)} objectives: {self._tolerance}")
+                raise ValueError(
+                    f"tolerance must have one value for each of {len(signs)} objectives: {self._tolerance}"
+                )
             tolerance = np.broadcast_to(np.asarray(self._tolerance, dtype=float), signs.shape)
             space = Space(self._search_space, self._order)
             self._records[study] = Record(space, Archive(rises, tolerance), signs)
         return self._records[study]
 
     def _propose(
-        self, record: Record, pending: list[Candidate], trial: FrozenTrial, attempt: int
+        self, record: Record, pending: list[Candidate], taken: set[Hashable], trial: FrozenTrial, attempt: int
     ) -> Candidate | None:
         archive = record.archive
-        taken = record.tried | {candidate.identity for candidate in pending}
         screen = Screen(archive, self._known_losses, record.signs, taken)
         rng = random.Random(f"{self._seed} {trial.number} {attempt}")
         situation = Situation(record.space, archive, pending, screen, fixed_params(trial), rng)
@@ -209,7 +208,7 @@ class PartialOrderPruningSampler(BaseSampler):
             return screened.known[:, min(self._known_losses.functions)]
         return mean_capacity(screened.candidates)
 
-    def _any_left(self, record: Record, taken: Collection[Any], situation: Situation) -> Candidate | None:
+    def _any_left(self, record: Record, taken: Collection[Hashable], situation: Situation) -> Candidate | None:
         """Return some candidate where chance has found none; None if there is none."""
         if self._search_space is None:
             return next(iter(random_candidates(situation, 1)), None)
@@ -274,6 +273,11 @@ class PartialOrderPruningSampler(BaseSampler):
             record = self._record(study)
             record.read(study, None)
             return [(int(count), record.archive.comparisons) for count in record.archive.violations]
+
+
+def _identities(record: Record, pending: Sequence[Candidate]) -> set[Hashable]:
+    """Return the identities of all that has been, is or waits to be trained."""
+    return record.tried | {candidate.identity for candidate in pending}
 
 
 def _new_seed() -> int:

@@ -88,9 +88,7 @@ class Screen:
         taken: Identities of finished and running architectures.
     """
 
-    def __init__(
-        self, archive: Archive, known_losses: KnownLosses, signs: Floats, taken: Container[Hashable]
-    ) -> None:
+    def __init__(self, archive: Archive, known_losses: KnownLosses, signs: Floats, taken: Container[Hashable]) -> None:
         self._archive = archive
         self._known_losses = known_losses
         self._signs = signs

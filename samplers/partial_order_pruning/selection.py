@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-import random
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Situation:
 
 def random_candidates(situation: Situation, n_candidates: int) -> list[Candidate]:
     """Return random candidates; fewer where most combinations are invalid."""
-    return _collect(lambda: situation.space.random(situation.rng, situation.fixed), n_candidates)
+    return _collect(lambda: situation.space.random_candidate(situation.rng, situation.fixed), n_candidates)
 
 
 def offspring(situation: Situation, parents: Sequence[Candidate], n_candidates: int) -> list[Candidate]:
@@ -132,12 +132,15 @@ def improve(situation: Situation, surrogate: Surrogate, surplus: int) -> Candida
         if nearby.candidates:
             screened = join([screened, nearby])
             scores = np.concatenate([scores, acquisition(nearby)])
-    ranked = np.argsort(-scores, kind="stable")
-    return screened.candidates[ranked[situation.rng.randrange(min(1 + surplus, len(ranked)))]]
+    ranked = np.argsort(-scores, kind="stable").tolist()
+    chosen: int = ranked[situation.rng.randrange(min(1 + surplus, len(ranked)))]
+    return screened.candidates[chosen]
 
 
 class Acquisition:
     """Scores candidates by expected hypervolume improvement over what is trained and being trained.
+
+    It is multiplied by the probability that a candidate meets the study's constraints.
 
     What is being trained counts as if it had already turned out as expected ("kriging believer"), so parallel workers
     spread out. Losses are scaled to the range of what has been trained; the reference point lies a tenth beyond its
@@ -167,10 +170,9 @@ class Acquisition:
     def __call__(self, screened: Screened) -> Floats:
         """Return a score for each candidate, shape (b,); the larger the better."""
         mean, deviation = self._surrogate.predict(screened.candidates, screened.known)
-        scaled = [
-            (part - self._low) / self._span for part in (mean, screened.bounds.lower, screened.bounds.upper)
-        ]
-        return expected_hypervolume_improvement(self._boxes, scaled[0], deviation / self._span, scaled[1], scaled[2])
+        scaled = [(part - self._low) / self._span for part in (mean, screened.bounds.lower, screened.bounds.upper)]
+        gain = expected_hypervolume_improvement(self._boxes, scaled[0], deviation / self._span, scaled[1], scaled[2])
+        return gain * self._surrogate.feasibility(screened.candidates)
 
 
 def spread(situation: Situation, size: Callable[[Screened], Floats], place: float) -> Candidate | None:
@@ -180,7 +182,7 @@ def spread(situation: Situation, size: Callable[[Screened], Floats], place: floa
     been or is being trained.
 
     Args:
-        situation: What to choose from; its random numbers must be the same for each place.
+        situation: What to choose from.
         size: Of candidates; NaN for all where nothing is known, and then only the distance counts.
         place: The quantile, 0 for the smallest and 1 for the largest candidate.
     """
@@ -207,12 +209,12 @@ def spread(situation: Situation, size: Callable[[Screened], Floats], place: floa
         slice_ = ranked[middle : middle + 1] if place in (0.0, 1.0) else ranked[max(0, middle - width) : middle + width]
     others = [row for row in situation.archive.candidates if row is not None] + list(situation.pending)
     if not others:
-        return screened.candidates[slice_[len(slice_) // 2]]
+        return screened.candidates[int(slice_[len(slice_) // 2])]
     features = Features([*others, *screened.candidates])
     encoded, placed = features.encode([screened.candidates[index] for index in slice_]), features.encode(others)
     distance = np.abs(encoded[:, None, :] - placed[None, :, :])
     distance[:, :, features.n_numerical :] = distance[:, :, features.n_numerical :] > 0
-    return screened.candidates[slice_[int(np.argmax(distance.sum(axis=2).min(axis=1)))]]
+    return screened.candidates[int(slice_[np.argmax(distance.sum(axis=2).min(axis=1))])]
 
 
 def mean_capacity(candidates: Sequence[Candidate]) -> Floats:
@@ -224,5 +226,7 @@ def mean_capacity(candidates: Sequence[Candidate]) -> Floats:
     for (_, n_capacities), indices in of_group.items():
         if n_capacities:
             vectors = np.array([candidates[index].vector for index in indices])
-            sizes[indices] = np.mean((vectors - vectors.min(axis=0)) / np.maximum(np.ptp(vectors, axis=0), 1e-300), axis=1)
+            sizes[indices] = np.mean(
+                (vectors - vectors.min(axis=0)) / np.maximum(np.ptp(vectors, axis=0), 1e-300), axis=1
+            )
     return sizes

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Hashable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
 import random
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna import TrialPruned
 from optuna.distributions import BaseDistribution
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial
 
-from .replay import change
-from .replay import Choose
-from .replay import contains
-from .replay import draw
-from .replay import every_replay
-from .replay import ReplayTrial
-
+from .replay import Choose, ReplayTrial, change, contains, draw, every_replay
 
 SearchSpace = Callable[[Any], Any]
 Order = Callable[[Any], tuple[Hashable, Sequence[float]]]
@@ -138,7 +125,7 @@ class Space:
             return None
         return {name: known[name] for name in params if name in known}
 
-    def random(self, rng: random.Random, fixed: Mapping[str, Any]) -> Candidate | None:
+    def random_candidate(self, rng: random.Random, fixed: Mapping[str, Any]) -> Candidate | None:
         """Return a random candidate with the ``fixed`` values."""
         shape = rng.choice(sorted(self._shapes)) if self._shapes else ()
 
@@ -149,9 +136,7 @@ class Space:
 
         return self.replay(choose, shape)
 
-    def offspring(
-        self, parents: Sequence[Candidate], rng: random.Random, fixed: Mapping[str, Any]
-    ) -> Candidate | None:
+    def offspring(self, parents: Sequence[Candidate], rng: random.Random, fixed: Mapping[str, Any]) -> Candidate | None:
         """Return a mutant of one parent, or of a cross between two.
 
         Each value comes from one of the parents; one of them, two with probability 1/2, three with 1/4 and so on,
@@ -212,5 +197,3 @@ def _identity(architecture: Any) -> Hashable:
     except TypeError:
         return repr(architecture)
     return architecture  # type: ignore[no-any-return]
-
-

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .archive import Archive
+from .expected_improvement import normal_cdf
 from .features import Features
 from .gaussian_process import GaussianProcess, Hyperparameters, fit_hyperparameters
 from .space import Candidate
@@ -76,10 +77,12 @@ class Fit:
     Args:
         features: How candidates are encoded.
         hyperparameters: One for each modelled objective.
+        constraint: For what constraints are exceeded by; None while none is.
     """
 
     features: Features
     hyperparameters: tuple[Hyperparameters, ...]
+    constraint: Hyperparameters | None
 
 
 def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
@@ -92,7 +95,13 @@ def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
     for objective in modelled:
         losses = archive.losses[rows, objective]
         hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, Warp.of(losses)(losses)))
-    return Fit(features, tuple(hyperparameters))
+    excesses = np.array(archive.excesses)[rows]
+    constraint = None
+    if np.any(excesses > 0):
+        constraint = fit_hyperparameters(
+            encoded, features.n_numerical, (excesses - excesses.mean()) / (excesses.std() or 1.0)
+        )
+    return Fit(features, tuple(hyperparameters), constraint)
 
 
 class Surrogate:
@@ -116,6 +125,18 @@ class Surrogate:
             for objective, warp, hyperparameters in zip(modelled, self._warps, fit.hyperparameters, strict=True)
         ]
 
+        self._constraint = None
+        if fit.constraint is not None:
+            excesses = np.array(archive.excesses)[rows]
+            self._constraint = GaussianProcess(encoded, fit.features.n_numerical, excesses, fit.constraint)
+
+    def feasibility(self, candidates: Sequence[Candidate]) -> Floats:
+        """Return the probability that candidates meet all constraints, shape (b,)."""
+        if self._constraint is None:
+            return np.ones(len(candidates))
+        mean, deviation = self._constraint.predict(self._features.encode(candidates))
+        return normal_cdf(-mean / deviation)
+
     def predict(self, candidates: Sequence[Candidate], known: Floats) -> tuple[Floats, Floats]:
         """Return means and standard deviations of the losses, shape (b, m) each.
 
@@ -138,11 +159,7 @@ def usable_rows(archive: Archive, n_rows: int, limit: int) -> Integers:
     """
     losses = archive.losses[:n_rows]
     usable = np.array(
-        [
-            row
-            for row in np.flatnonzero(np.all(np.isfinite(losses), axis=1))
-            if archive.candidates[row] is not None
-        ],
+        [row for row in np.flatnonzero(np.all(np.isfinite(losses), axis=1)) if archive.candidates[row] is not None],
         dtype=np.int64,
     )
     if len(usable) <= limit:

@@ -37,8 +37,10 @@ class Grid:
         places = np.indices(shape)[1:]
         gains, costs = rng.uniform(0.2, 1.0, len(places)), rng.uniform(0.2, 1.0, len(places))
         size = np.tensordot(gains, np.sqrt(places), axes=1)
-        return cls(1 - np.exp(-size) + 0.1 * rng.random(shape[0]).reshape(-1, *[1] * len(places)), 0.1 + np.tensordot(
-            costs, places, axes=1))
+        return cls(
+            1 - np.exp(-size) + 0.1 * rng.random(shape[0]).reshape(-1, *[1] * len(places)),
+            0.1 + np.tensordot(costs, places, axes=1),
+        )
 
     def search_space(self, trial: Any) -> Key:
         group = trial.suggest_categorical("group", list(range(self.accuracy.shape[0])))

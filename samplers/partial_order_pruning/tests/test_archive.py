@@ -22,11 +22,13 @@ def archive_of(grid: Grid, keys: list[Key], tolerance: float = 0.0) -> Archive:
     archive = Archive(RISES, np.full(2, tolerance))
     for number, key in enumerate(keys):
         accuracy, cost = grid.values(key)
-        archive.add(number, candidate(grid, key), [-accuracy, cost], feasible=True)
+        archive.add(number, candidate(grid, key), [-accuracy, cost], 0.0)
     return archive
 
 
-problems = st.builds(Grid.monotone, st.integers(0, 10**6), st.sampled_from([(2, 3, 3), (1, 4, 3, 2), (2, 5), (3, 2, 2, 2)]))
+problems = st.builds(
+    Grid.monotone, st.integers(0, 10**6), st.sampled_from([(2, 3, 3), (1, 4, 3, 2), (2, 5), (3, 2, 2, 2)])
+)
 
 
 @given(problems, st.integers(0, 10**6), st.booleans())

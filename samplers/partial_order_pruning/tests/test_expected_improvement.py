@@ -25,7 +25,9 @@ def test_closed_form_agrees_with_sampling(n_objectives: int) -> None:
     for row in range(4):
         samples = mean[row] + deviation[row] * rng.standard_normal((200_000, n_objectives))
         samples = samples[np.all((samples >= lower[row]) & (samples <= upper[row]), axis=1)]
-        gained = sum(np.prod(np.maximum(end - np.maximum(samples, start), 0), axis=1) for start, end in zip(*boxes))
+        gained = sum(
+            np.prod(np.maximum(end - np.maximum(samples, start), 0), axis=1) for start, end in zip(*boxes, strict=True)
+        )
         error = np.std(gained) / np.sqrt(len(samples))
         assert abs(expected[row] - np.mean(gained)) < 5 * error + 1e-12
 

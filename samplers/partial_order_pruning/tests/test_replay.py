@@ -55,7 +55,7 @@ def test_offspring_are_complete_whatever_branch_they_mutate_to() -> None:
 def test_fixed_values_stay() -> None:
     space, rng = Space(conditional, None), random.Random(0)
     for _ in range(50):
-        candidate = space.random(rng, {"first": 3})
+        candidate = space.random_candidate(rng, {"first": 3})
         assert candidate is not None
         assert candidate.params.get("first", 3) == 3
 

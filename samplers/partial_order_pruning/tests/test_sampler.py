@@ -135,12 +135,13 @@ def test_the_gate_names_its_witnesses() -> None:
 
 def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
     grid = Grid.additive(5, (2, 5, 5))
-    study = create_study(sampler_for(grid))
+    sampler = sampler_for(grid)
+    study = create_study(sampler)
     reasons = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         key = grid.search_space(trial)
-        reasons.append(study.sampler.is_dominated(study, trial))  # type: ignore[attr-defined]
+        reasons.append(sampler.is_dominated(study, trial))
         return grid.values(key)
 
     study.optimize(objective, n_trials=20)
@@ -150,7 +151,7 @@ def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
 def test_nothing_larger_than_what_ran_out_of_memory_is_proposed() -> None:
     grid = Grid.additive(6, (1, 5, 5))
     study = create_study(sampler_for(grid, tolerance=math.inf))
-    failed = []
+    failed: list[tuple[int, ...]] = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         key = grid.search_space(trial)
@@ -189,7 +190,7 @@ def test_violated_order_hardly_costs_hypervolume() -> None:
 
 @pytest.mark.parametrize("directions", [["minimize"], ["maximize"], ["minimize", "maximize", "minimize"]])
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_any_number_of_objectives_and_directions(directions: list[str], selection: Any) -> None:
+def test_any_number_of_objectives_and_directions(directions: list[Any], selection: Any) -> None:
     sampler = PartialOrderPruningSampler(selection=selection, n_startup_trials=4, seed=0)
     study = optuna.create_study(directions=directions, sampler=sampler)
 
@@ -203,8 +204,8 @@ def test_any_number_of_objectives_and_directions(directions: list[str], selectio
     assert len(study.trials) == 30
 
 
-def test_constraints_keep_trials_off_the_front() -> None:
-    grid = Grid.additive(7, (2, 5, 5))
+def test_what_breaks_a_constraint_is_soon_left_alone() -> None:
+    grid = Grid.additive(7, (3, 5, 5, 4))
     study = create_study(sampler_for(grid, tolerance=math.inf))
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
@@ -213,22 +214,21 @@ def test_constraints_keep_trials_off_the_front() -> None:
         return accuracy, cost
 
     study.optimize(objective, n_trials=40)
-    feasible = [trial for trial in study.trials[10:] if trial.values[1] <= 2.0]
-    assert len(feasible) > 10
+    feasible = [trial for trial in study.trials[15:] if trial.values[1] <= 2.0]
+    assert len(feasible) > 0.8 * len(study.trials[15:])
 
 
 def test_an_objective_that_falls_with_capacity_is_named() -> None:
     grid = Grid.additive(8, (2, 5, 5))
-    study = optuna.create_study(
-        directions=["minimize", "minimize"], sampler=sampler_for(grid, decreasing=[0])
-    )
+    sampler = sampler_for(grid, decreasing=[0])
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         accuracy, cost = grid.objective(trial)
         return 1.0 - accuracy, cost
 
     study.optimize(objective, n_trials=30)
-    assert study.sampler.order_violations(study)[0][0] == 0  # type: ignore[attr-defined]
+    assert sampler.order_violations(study)[0][0] == 0
 
 
 @pytest.mark.parametrize(
