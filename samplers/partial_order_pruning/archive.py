@@ -15,6 +15,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
+# An order that more than this share of pairs violates, once there are some, is taken to be untrue.
+_MAX_VIOLATED, _MIN_COMPARISONS = 0.25, 8
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -91,12 +94,19 @@ class Archive:
         return self._losses.array
 
     @property
+    def untrue(self) -> Booleans:
+        """For each objective whether so many pairs violate the order that it is not used, shape (m,)."""
+        many = self.comparisons >= _MIN_COMPARISONS
+        return many & (self.violations > _MAX_VIOLATED * self.comparisons)
+
+    @property
     def slack(self) -> Floats:
         """How far the order is mistrusted, shape (m,): the tolerance, and what violations beyond it measured.
 
         That is their root mean square; so where the order holds, and only there, the bounds are as tight as it says.
         """
-        return self._tolerance + np.sqrt(self._squared_excess / np.maximum(self.violations, 1))
+        seen = np.sqrt(self._squared_excess / np.maximum(self.violations, 1))
+        return np.where(self.untrue, np.inf, self._tolerance + seen)
 
     @property
     def front(self) -> Integers:

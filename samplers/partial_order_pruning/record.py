@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
+from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive
@@ -15,6 +16,8 @@ from .space import Candidate, Space
 from .surrogate import Fit
 
 Floats = NDArray[np.float64]
+
+_logger = get_logger(f"optuna.{__name__}")
 
 # Names in the database; they must never change, nor be derived from a class's name.
 PROPOSAL = "partial_order_pruning:proposal"
@@ -37,6 +40,7 @@ class Record:
         self.tried: set[Hashable] = set()
         self.fits: dict[int, Fit] = {}
         self._n_read = 0
+        self._warned = np.zeros(len(signs), dtype=bool)
         self._read_later: set[int] = set()
 
     def read(self, study: Study, trial: FrozenTrial | None) -> list[Candidate]:
@@ -51,13 +55,14 @@ class Record:
         """
         trials = study.get_trials(deepcopy=False)
         finished, pending = [], []
-        # Trials are sorted by number: those before _n_read had all finished or were noted for later.
-        for other in [trials[number] for number in sorted(self._read_later)] + trials[self._n_read :]:
+        # Places in the list of trials, which only grows: those before _n_read had finished or were noted for later.
+        for place in [*sorted(self._read_later), *range(self._n_read, len(trials))]:
+            other = trials[place]
             if other.state.is_finished():
                 finished.append(other)
-                self._read_later.discard(other.number)
+                self._read_later.discard(place)
                 continue
-            self._read_later.add(other.number)
+            self._read_later.add(place)
             if trial is None or other.number != trial.number:
                 pending.append(other)
         self._n_read = len(trials)
@@ -65,6 +70,13 @@ class Record:
         finished.sort(key=lambda other: (other.datetime_complete, other.number))
         for other in finished:
             self._take_in(other)
+        for objective in np.flatnonzero(self.archive.untrue & ~self._warned):
+            _logger.warning(
+                f"objective {objective} violates the order for {self.archive.violations[objective]} of "
+                f"{self.archive.comparisons} pairs, so its order is not used; if its value falls as capacity grows, "
+                f"name it with decreasing=[{objective}]"
+            )
+        self._warned |= self.archive.untrue
         decoded = [self.decode_pending(other) for other in pending]
         return [candidate for candidate in decoded if candidate is not None]
 
