@@ -84,6 +84,7 @@ class Archive:
         self.candidates: list[Candidate | None] = []
         self.numbers: list[int] = []
         self.excesses: list[float] = []
+        self.learnable: list[int] = []
         self.violations: Integers = np.zeros(len(rises), dtype=np.int64)
         self.comparisons = 0
         self._squared_excess: Floats = np.zeros(len(rises))
@@ -113,6 +114,16 @@ class Archive:
         """The rows that no other feasible row dominates, shape (f,)."""
         return np.array(self._front, dtype=np.int64)
 
+    def front_of_first(self, n_rows: int) -> Integers:
+        """Return the front as it was after ``n_rows`` rows, shape (f,)."""
+        if n_rows == len(self.numbers):
+            return self.front
+        front: list[int] = []
+        for row in range(n_rows):
+            if self.excesses[row] <= 0:
+                front = _extended(front, self.losses, row)
+        return np.array(front, dtype=np.int64)
+
     def add(self, number: int, candidate: Candidate | None, losses: Sequence[float], excess: float) -> None:
         """Add a trained architecture: O(n).
 
@@ -128,19 +139,12 @@ class Archive:
         self.candidates.append(candidate)
         self.numbers.append(number)
         self.excesses.append(excess)
+        if candidate is not None and np.all(np.isfinite(losses)):
+            self.learnable.append(row)
         if excess <= 0:
-            self._add_to_front(row)
+            self._front = _extended(self._front, self.losses, row)
         if candidate is not None and candidate.vector:
             self._add_to_group(row, candidate, np.asarray(losses, dtype=float))
-
-    def _add_to_front(self, row: int) -> None:
-        losses = self.losses
-        on_front = losses[self._front]
-        if np.any(np.all(on_front <= losses[row], axis=1)):
-            return
-        beaten = np.all(losses[row] <= on_front, axis=1)
-        self._front = [old for old, is_beaten in zip(self._front, beaten, strict=True) if not is_beaten]
-        self._front.append(row)
 
     def _add_to_group(self, row: int, candidate: Candidate, losses: Floats) -> None:
         key = candidate.group, len(candidate.vector)
@@ -228,3 +232,12 @@ class Archive:
             if not known[objective]:
                 beats &= front != bounds.witness[:, objective][:, None]
         return np.where(np.any(beats, axis=1), front[np.argmax(beats, axis=1)], -1)
+
+
+def _extended(front: list[int], losses: Floats, row: int) -> list[int]:
+    """Return a front with one more row, without those that it dominates; as it was if one of them dominates it."""
+    on_front = losses[front]
+    if np.any(np.all(on_front <= losses[row], axis=1)):
+        return front
+    beaten = np.all(losses[row] <= on_front, axis=1)
+    return [*(old for old, is_beaten in zip(front, beaten, strict=True) if not is_beaten), row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from itertools import islice
 from threading import RLock
@@ -24,7 +25,7 @@ from .replay import contains, draw
 from .screen import KnownLosses, Screen, Screened
 from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
 from .space import Candidate, Order, SearchSpace, Space
-from .surrogate import Surrogate, fit, rows_to_fit, usable_rows
+from .surrogate import Surrogate, fit, rows_to_fit
 
 _logger = get_logger(f"optuna.{__name__}")
 
@@ -196,7 +197,7 @@ class PartialOrderPruningSampler(BaseSampler):
             return evolve(situation)
         modelled = np.flatnonzero(~self._known_losses.objectives(len(record.signs))).tolist()
         n_fitted = rows_to_fit(len(archive.numbers))
-        if len(usable_rows(archive, n_fitted, 2)) < 2:
+        if bisect_left(archive.learnable, n_fitted) < 2:
             return evolve(situation)
         if n_fitted not in record.fits:
             record.fits = {n_fitted: fit(archive, n_fitted, modelled)}

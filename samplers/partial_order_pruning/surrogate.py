@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ Integers = NDArray[np.int64]
 
 # A Gaussian process costs O(n^3): beyond these it learns from the rows near the front and a spread of the others.
 _MAX_FITTED = 150
-_MAX_CONDITIONED = 300
+_MAX_CONDITIONED = 200
 
 
 def rows_to_fit(n_rows: int) -> int:
@@ -83,6 +84,15 @@ class Fit:
     features: Features
     hyperparameters: tuple[Hyperparameters, ...]
     constraint: Hyperparameters | None
+    _encoded: dict[int, Floats] = field(default_factory=dict, init=False)
+
+    def encode_rows(self, archive: Archive, rows: Sequence[int]) -> Floats:
+        """Return the features of trained architectures, each of which is encoded once, shape (n, d)."""
+        new = [row for row in rows if row not in self._encoded]
+        candidates = [archive.candidates[row] for row in new]
+        encoded = self.features.encode([candidate for candidate in candidates if candidate is not None])
+        self._encoded.update(zip(new, encoded, strict=True))
+        return np.array([self._encoded[row] for row in rows])
 
 
 def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
@@ -115,10 +125,9 @@ class Surrogate:
 
     def __init__(self, archive: Archive, fit: Fit, modelled: Sequence[int]) -> None:
         rows = usable_rows(archive, len(archive.numbers), _MAX_CONDITIONED)
-        candidates = [archive.candidates[row] for row in rows]
         self._features = fit.features
         self._modelled = modelled
-        encoded = self._features.encode([candidate for candidate in candidates if candidate is not None])
+        encoded = fit.encode_rows(archive, rows.tolist())
         self._warps = [Warp.of(archive.losses[rows, objective]) for objective in modelled]
         self._processes = [
             GaussianProcess(encoded, fit.features.n_numerical, warp(archive.losses[rows, objective]), hyperparameters)
@@ -158,15 +167,13 @@ def usable_rows(archive: Archive, n_rows: int, limit: int) -> Integers:
     and the others are spread evenly over the rest.
     """
     losses = archive.losses[:n_rows]
-    usable = np.array(
-        [row for row in np.flatnonzero(np.all(np.isfinite(losses), axis=1)) if archive.candidates[row] is not None],
-        dtype=np.int64,
-    )
+    usable = np.array(archive.learnable[: bisect_left(archive.learnable, n_rows)], dtype=np.int64)
     if len(usable) <= limit:
         return usable
-    front = archive.front[np.all(np.isfinite(archive.losses[archive.front]), axis=1)]
+    front = archive.front_of_first(n_rows)
+    front = front[np.all(np.isfinite(losses[front]), axis=1)]
     scaled = losses[usable] / (np.ptp(losses[usable], axis=0) + 1e-300)
-    targets = archive.losses[front] / (np.ptp(losses[usable], axis=0) + 1e-300)
+    targets = losses[front] / (np.ptp(losses[usable], axis=0) + 1e-300)
     gaps = np.full(len(usable), np.inf)
     for target in targets:
         gaps = np.minimum(gaps, np.max(scaled - target, axis=1))

@@ -95,3 +95,9 @@ def test_the_front_is_what_no_other_dominates(grid: Grid) -> None:
     archive = archive_of(grid, grid.keys)
     front = {grid.values(grid.keys[row]) for row in archive.front}
     assert front == {grid.values(key) for key in grid.pareto_keys()}
+
+
+@given(problems, st.integers(1, 8))
+def test_a_former_front_is_that_of_the_rows_there_were(grid: Grid, n_rows: int) -> None:
+    now, then = archive_of(grid, grid.keys), archive_of(grid, grid.keys[:n_rows])
+    np.testing.assert_array_equal(now.front_of_first(n_rows), then.front)

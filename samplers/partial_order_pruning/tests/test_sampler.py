@@ -271,3 +271,16 @@ def test_an_order_that_is_not_true_is_dropped() -> None:
     trained = [(1.0 - trial.values[0], trial.values[1]) for trial in study.trials if trial.values]
     assert sampler.order_violations(study)[0][0] > 0
     assert grid.hypervolume(trained) > 0.999 * grid.hypervolume([grid.values(key) for key in grid.keys])
+
+
+def test_a_restart_in_a_long_study_between_two_fits_changes_nothing() -> None:
+    grid = Grid.additive(2, (3, 6, 6, 6))
+    study = create_study(sampler_for(grid, tolerance=math.inf))
+    study.optimize(grid.objective, n_trials=175)
+    restarted = create_study(sampler_for(grid, tolerance=math.inf))
+    restarted.add_trials(study.trials)
+    proposals = []
+    for each in (study, restarted):
+        trial = each.ask()
+        proposals.append(grid.search_space(trial))
+    assert proposals[0] == proposals[1]
