@@ -1,8 +1,13 @@
 """Optuna samplers that a search can choose from."""
 
 from collections.abc import Callable
+from typing import Any
 
 import optuna
+
+from smnas_optuna.samplers.partial_order_pruning import PartialOrderPruningSampler
+
+__all__ = ["PartialOrderPruningSampler", "create_sampler"]
 
 _SAMPLERS: dict[str, Callable[[int | None], optuna.samplers.BaseSampler]] = {
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
@@ -11,11 +16,20 @@ _SAMPLERS: dict[str, Callable[[int | None], optuna.samplers.BaseSampler]] = {
 }
 
 
-def create_sampler(name: str, seed: int | None = None) -> optuna.samplers.BaseSampler:
-    """Return the sampler called ``nsga2``, ``tpe`` or ``random``.
+def create_sampler(
+    name: str,
+    seed: int | None = None,
+    search_space: Callable[[Any], Any] | None = None,
+    order: Callable[[Any], Any] | None = None,
+) -> optuna.samplers.BaseSampler:
+    """Return the sampler called ``pop``, ``nsga2``, ``tpe`` or ``random``.
 
     Args:
         name: The sampler.
         seed: For its random numbers; None for others each time.
+        search_space: ``trial -> architecture``, for ``pop`` only: the others learn it from the trials.
+        order: ``architecture -> (group, vector)``, for ``pop`` only.
     """
+    if name == "pop":
+        return PartialOrderPruningSampler(search_space, order, seed=seed)
     return _SAMPLERS[name](seed)

@@ -1,0 +1,286 @@
+import copy
+import math
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from .. import PartialOrderPruningSampler
+from .problems import Grid, create_study
+
+SELECTIONS = ["ehvi", "evolution"]
+
+
+def sampler_for(grid: Grid, **options: Any) -> PartialOrderPruningSampler:
+    return PartialOrderPruningSampler(grid.search_space, grid.order, grid.known(), **{"seed": 0, **options})
+
+
+def architectures(study: optuna.Study) -> list[tuple[Any, ...]]:
+    return [tuple(trial.params.values()) for trial in study.trials]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_no_architecture_is_proposed_twice_and_the_search_ends_with_the_whole_front(selection: Any) -> None:
+    grid = Grid.additive(1, (2, 4, 4))
+    study = create_study(sampler_for(grid, selection=selection))
+    study.optimize(grid.objective, n_trials=100)
+    trained = Counter(architectures(study)[:-1])
+    assert max(trained.values()) == 1
+    assert grid.pareto_keys() <= set(trained)
+    assert len(trained) < len(grid.keys)
+    assert study.trials[-1].state == optuna.trial.TrialState.PRUNED
+    assert not study.trials[-1].params
+
+
+def test_it_finds_the_front_sooner_than_random_search() -> None:
+    grid = Grid.additive(3, (3, 4, 4, 4))
+    areas = []
+    for sampler in (sampler_for(grid), optuna.samplers.RandomSampler(seed=0)):
+        study = create_study(sampler)
+        study.optimize(grid.objective, n_trials=30)
+        areas.append(grid.hypervolume([(trial.values[0], trial.values[1]) for trial in study.trials]))
+    assert areas[0] > areas[1] + 0.02
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("knows_space", [True, False])
+def test_the_same_seed_and_study_propose_the_same_also_after_a_restart(
+    selection: Any, knows_space: bool, tmp_path: Path
+) -> None:
+    grid = Grid.additive(2, (2, 5, 5))
+
+    def make() -> PartialOrderPruningSampler:
+        return sampler_for(grid, selection=selection) if knows_space else PartialOrderPruningSampler(seed=0)
+
+    study = create_study(make())
+    study.optimize(grid.objective, n_trials=25)
+    storage = f"sqlite:///{tmp_path}/study.db"
+    for n_trials in (7, 11, 7):
+        resumed = create_study(make(), storage=storage, study_name="again", load_if_exists=True)
+        resumed.optimize(grid.objective, n_trials=n_trials)
+    assert architectures(resumed) == architectures(study)
+    other = create_study(sampler_for(grid, seed=1))
+    other.optimize(grid.objective, n_trials=25)
+    assert architectures(other) != architectures(study)
+
+
+def test_a_pickled_or_copied_sampler_goes_on_alike() -> None:
+    grid = Grid.additive(2, (2, 5, 5))
+    sampler = PartialOrderPruningSampler(seed=3)
+    study = create_study(sampler)
+    study.optimize(grid.objective, n_trials=15)
+    asked = [dict(study.ask(dict(study.trials[0].distributions)).params)]
+    study.tell(study.trials[-1].number, state=optuna.trial.TrialState.FAIL)
+    for other in (pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)):
+        assert other._seed == sampler._seed
+        study.sampler = other
+        study.optimize(grid.objective, n_trials=1)
+    sampler.reseed_rng()
+    assert sampler._seed != other._seed
+    assert asked
+
+
+def test_running_trials_are_not_proposed_again_and_spread_out() -> None:
+    grid = Grid.additive(4, (2, 5, 5))
+    study = create_study(sampler_for(grid))
+    study.optimize(grid.objective, n_trials=12)
+    running = [study.ask() for _ in range(8)]
+    proposed = [grid.search_space(trial) for trial in running]
+    assert len({*proposed, *architectures(study)[:12]}) == 20
+
+
+def test_enqueued_and_imported_trials_join_like_any_other() -> None:
+    grid = Grid.additive(4, (2, 5, 5))
+    study = create_study(sampler_for(grid))
+    first = {"group": 1, "capacity0": 4, "capacity1": 0}
+    study.enqueue_trial(first)
+    study.enqueue_trial({"group": 0, "capacity0": 2})
+    for key in [(0, 0, 0), (0, 4, 4)]:
+        params = {"group": key[0], "capacity0": key[1], "capacity1": key[2]}
+        finished = optuna.create_trial(
+            params=params, distributions=dict(_distributions(grid)), values=list(grid.values(key))
+        )
+        study.add_trial(finished)
+    study.optimize(grid.objective, n_trials=20)
+    asked = [trial for trial in study.trials if "fixed_params" in trial.system_attrs]
+    assert asked[0].params == first
+    assert (asked[1].params["group"], asked[1].params["capacity0"]) == (0, 2)
+    assert max(Counter(map(str, (trial.params for trial in study.trials))).values()) == 1
+
+
+def _distributions(grid: Grid) -> dict[str, optuna.distributions.BaseDistribution]:
+    study = create_study(optuna.samplers.RandomSampler())
+    study.optimize(grid.objective, n_trials=1)
+    return study.trials[0].distributions
+
+
+def test_the_gate_names_its_witnesses() -> None:
+    grid = Grid(np.array([[0.1, 0.2, 0.3], [0.0, 0.4, 0.5]]), np.array([[1.0, 2.0, 3.0], [0.5, 1.9, 3.0]]))
+    sampler = PartialOrderPruningSampler(grid.search_space, grid.order)
+    study = create_study(sampler)
+    for key in [(0, 2), (1, 1)]:
+        study.enqueue_trial({"group": key[0], "capacity0": key[1]})
+    study.optimize(grid.objective, n_trials=2)
+    study.enqueue_trial({"group": 0, "capacity0": 1})
+    trial = study.ask()
+    grid.search_space(trial)
+    assert sampler.is_dominated(study, trial, {1: 1.9}) is None
+    reason = sampler.is_dominated(study, trial, {1: 2.0})
+    assert reason == "dominated: trial 1 is better even than the best that this can be, as trial 0 bounds it"
+
+
+def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
+    grid = Grid.additive(5, (2, 5, 5))
+    sampler = sampler_for(grid)
+    study = create_study(sampler)
+    reasons = []
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        key = grid.search_space(trial)
+        reasons.append(sampler.is_dominated(study, trial))
+        return grid.values(key)
+
+    study.optimize(objective, n_trials=20)
+    assert set(reasons) == {None}
+
+
+def test_nothing_larger_than_what_ran_out_of_memory_is_proposed() -> None:
+    grid = Grid.additive(6, (1, 5, 5))
+    study = create_study(sampler_for(grid, tolerance=math.inf))
+    failed: list[tuple[int, ...]] = []
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        key = grid.search_space(trial)
+        assert not [other for other in failed if np.all(np.array(other) <= key)]
+        if sum(key) > 5:
+            failed.append(key)
+            trial.set_user_attr("reason", "CUDA out of memory")
+            raise MemoryError
+        return grid.values(key)
+
+    study.optimize(objective, n_trials=30, catch=MemoryError)
+    assert failed
+
+
+def test_violated_order_hardly_costs_hypervolume() -> None:
+    kept = []
+    for seed in range(4):
+        grid = Grid.additive(seed, (2, 5, 5, 4))
+        rng = np.random.default_rng(seed)
+        # Swapping the accuracies of some architectures violates the order for about one pair in twenty.
+        flat = grid.accuracy.reshape(-1)
+        swapped = rng.choice(len(flat), size=(2, len(flat) // 25), replace=False)
+        flat[swapped[0]], flat[swapped[1]] = flat[swapped[1]], flat[swapped[0]].copy()
+        areas = []
+        for tolerance in (0.0, math.inf):
+            sampler = sampler_for(grid, tolerance=tolerance)
+            study = create_study(sampler)
+            study.optimize(grid.objective, n_trials=60)
+            values = [(trial.values[0], trial.values[1]) for trial in study.trials if trial.values]
+            areas.append(grid.hypervolume(values))
+            if tolerance == 0.0:
+                assert sampler.order_violations(study)[0][0] > 0
+        kept.append(areas[0] / areas[1])
+    assert np.mean(kept) > 0.99
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize"], ["minimize", "maximize", "minimize"]])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_any_number_of_objectives_and_directions(directions: list[Any], selection: Any) -> None:
+    sampler = PartialOrderPruningSampler(selection=selection, n_startup_trials=4, seed=0)
+    study = optuna.create_study(directions=directions, sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> tuple[float, ...]:
+        x, y = trial.suggest_float("x", -1, 1), trial.suggest_float("y", 1e-3, 1, log=True)
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        z = trial.suggest_int("z", 0, 5) if kind == "a" else 2
+        return (x**2 + y + z, x - y, z + y)[: len(directions)]
+
+    study.optimize(objective, n_trials=30)
+    assert len(study.trials) == 30
+
+
+def test_what_breaks_a_constraint_is_soon_left_alone() -> None:
+    grid = Grid.additive(7, (3, 5, 5, 4))
+    study = create_study(sampler_for(grid, tolerance=math.inf))
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        accuracy, cost = grid.objective(trial)
+        trial.set_constraint("cost", cost - 2.0)
+        return accuracy, cost
+
+    study.optimize(objective, n_trials=40)
+    feasible = [trial for trial in study.trials[15:] if trial.values[1] <= 2.0]
+    assert len(feasible) > 0.8 * len(study.trials[15:])
+
+
+def test_an_objective_that_falls_with_capacity_is_named() -> None:
+    grid = Grid.additive(8, (2, 5, 5))
+    sampler = sampler_for(grid, decreasing=[0])
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        accuracy, cost = grid.objective(trial)
+        return 1.0 - accuracy, cost
+
+    study.optimize(objective, n_trials=30)
+    assert sampler.order_violations(study)[0][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"selection": "best"}, "selection must be 'ehvi' or 'evolution', but got 'best'"),
+        ({"n_startup_trials": 0}, "n_startup_trials must be at least 1, but got 0"),
+        ({"tolerance": -1.0}, "tolerance must not be negative, but got -1.0"),
+    ],
+)
+def test_a_wrong_argument_is_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        PartialOrderPruningSampler(**options)
+
+
+def test_a_pruner_that_shows_only_part_of_the_study_is_no_obstacle() -> None:
+    grid = Grid.additive(9, (2, 5, 5))
+    sampler = PartialOrderPruningSampler(grid.search_space, grid.order, decreasing=[0], tolerance=math.inf, seed=0)
+    study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.HyperbandPruner(max_resource=9))
+
+    def objective(trial: optuna.Trial) -> float:
+        accuracy, _ = grid.objective(trial)
+        trial.report(accuracy, 1)
+        return 1.0 - accuracy
+
+    study.optimize(objective, n_trials=20)
+    assert len(study.trials) == 20
+
+
+def test_an_order_that_is_not_true_is_dropped() -> None:
+    grid = Grid.additive(8, (3, 5, 5))
+    sampler = PartialOrderPruningSampler(grid.search_space, grid.order, seed=0)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        accuracy, cost = grid.objective(trial)
+        return 1.0 - accuracy, cost
+
+    study.optimize(objective, n_trials=70)
+    trained = [(1.0 - trial.values[0], trial.values[1]) for trial in study.trials if trial.values]
+    assert sampler.order_violations(study)[0][0] > 0
+    assert grid.hypervolume(trained) > 0.999 * grid.hypervolume([grid.values(key) for key in grid.keys])
+
+
+def test_a_restart_in_a_long_study_between_two_fits_changes_nothing() -> None:
+    grid = Grid.additive(2, (3, 6, 6, 6))
+    study = create_study(sampler_for(grid, tolerance=math.inf))
+    study.optimize(grid.objective, n_trials=175)
+    restarted = create_study(sampler_for(grid, tolerance=math.inf))
+    restarted.add_trials(study.trials)
+    proposals = []
+    for each in (study, restarted):
+        trial = each.ask()
+        proposals.append(grid.search_space(trial))
+    assert proposals[0] == proposals[1]
