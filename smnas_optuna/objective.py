@@ -1,4 +1,4 @@
-"""The Optuna objective of stage one: architecture -> costs -> training -> values, all recorded on the trial."""
+"""The Optuna objective of stage one: architecture -> costs -> gate -> training -> values, recorded on the trial."""
 
 import time
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from pathlib import Path
 import optuna
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Scores, Target
+from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Scores, Target, UntrainedLatency
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.recipe import Recipe
+from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.study import INTERRUPTED, evaluated_trials, this_worker
 
 DUPLICATE = "duplicate"
@@ -49,7 +50,7 @@ class StructuralObjective:
         """Evaluate and return the values of the recipe's objectives.
 
         Raises:
-            optuna.TrialPruned: The architecture has been evaluated before.
+            optuna.TrialPruned: The architecture has been evaluated before, or provably cannot reach the front.
             EvaluationFailed: It could not be evaluated.
             Exception, KeyboardInterrupt: The run ends; the architecture is enqueued again.
         """
@@ -90,6 +91,8 @@ class StructuralObjective:
                 if isinstance(event, Costs):
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
+                elif isinstance(event, UntrainedLatency):
+                    self._gate(trial, event.milliseconds)
                 elif isinstance(event, Failure):
                     trial.set_user_attr("reason", event.reason)
                     raise EvaluationFailed(event.reason)
@@ -97,6 +100,19 @@ class StructuralObjective:
                     self._record(trial, event)
         trial.set_user_attr("seconds", time.perf_counter() - started)
         return tuple(float(trial.user_attrs[objective]) for objective in stage.objectives)
+
+    def _gate(self, trial: optuna.Trial, milliseconds: float) -> None:
+        """End a trial before its training if not even the best that it can be would reach the front."""
+        sampler = trial.study.sampler
+        if not isinstance(sampler, PartialOrderPruningSampler):
+            return
+        costs = {"latency_ms": milliseconds, "flops": trial.user_attrs["flops"], "params": trial.user_attrs["params"]}
+        objectives = self._recipe.structural.objectives
+        known = {index: float(costs[name]) for index, name in enumerate(objectives) if name in costs}
+        reason = sampler.is_dominated(trial.study, trial, known)
+        if reason:
+            trial.set_user_attr("reason", reason)
+            raise optuna.TrialPruned(reason)
 
     def _record(self, trial: optuna.Trial, scores: Scores) -> None:
         for name, value in scores.metrics.items():

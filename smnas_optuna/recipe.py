@@ -16,7 +16,7 @@ from smnas_optuna.architecture import Architecture
 from smnas_optuna.search_space.structural import StructuralSpace
 
 Objective = Literal["map", "map_50", "map_75", "latency_ms", "flops", "params"]
-SamplerName = Literal["nsga2", "tpe", "random"]
+SamplerName = Literal["pop", "nsga2", "tpe", "random"]
 
 
 def _no_boolean(value: object) -> object:
@@ -179,7 +179,7 @@ class Structural(_Section):
 
     Args:
         trials: Architectures to evaluate in total.
-        sampler: Which Optuna sampler proposes them.
+        sampler: Which Optuna sampler proposes them; ``pop`` is the partial-order sampler.
         objectives: mAPs are maximised, costs minimised.
         space: What may be combined.
         seeds: Architectures to evaluate first, in canonical text.
@@ -188,7 +188,7 @@ class Structural(_Section):
     """
 
     trials: PositiveInt
-    sampler: SamplerName = "nsga2"
+    sampler: SamplerName = "pop"
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct_objectives)] = (
         "map",
         "latency_ms",

@@ -21,6 +21,7 @@ from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.samplers import create_sampler
+from smnas_optuna.search_space.structural import order
 
 DEFAULT_STORAGE = "sqlite:///smnas.db"
 INTERRUPTED = "interrupted: the process that evaluated it ended"
@@ -116,11 +117,12 @@ def open_structural_study(
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(stage.objectives))
         study.set_user_attr("recipe", recipe.model_dump(mode="json"))
-    if seed is not None:
-        # The same random numbers again would propose the same architectures again.
+    chosen = sampler or stage.sampler
+    if seed is not None and chosen != "pop":
+        # The same random numbers again would propose the same architectures again; pop's depend on the trial's number.
         trials = len(study.get_trials(deepcopy=False))
         seed = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
-    study.sampler = create_sampler(sampler or stage.sampler, seed)
+    study.sampler = create_sampler(chosen, seed, stage.space.suggest, order)
     for text in stage.seeds:
         study.enqueue_trial(stage.space.params(Architecture.parse(text)), skip_if_exists=True)
     return study

@@ -10,7 +10,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from smnas_optuna.architecture import Architecture
 from smnas_optuna.evaluation.digits import make_digits
+from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.study import open_storage, open_structural_study
 from tests.commands import command, run
 
 STORAGE = "sqlite:///smnas.db"
@@ -88,6 +91,35 @@ def test_a_search_in_which_no_trial_could_be_completed_has_failed(tiny_recipe: P
     failed = run("run_study", tiny_recipe, *hopeless, "--n-trials", 1, folder=tmp_path)
     assert failed.returncode == 1
     assert "stopped: no trial could be completed, the last failed with loss became nan" in failed.stdout
+
+
+def test_an_architecture_that_provably_cannot_reach_the_front_is_not_trained(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    space, seed = recipe.structural.space, recipe.structural.seeds[0]
+    study = open_structural_study(open_storage(f"sqlite:///{tmp_path}/smnas.db"), recipe)
+    # With a cascade, so bigger, the seed is poor; something else is better in no time.
+    bigger, better = seed.replace("2FC", "Cascade(n=2)"), "64x48 ResNet18(w=8) RetinaNet"
+    for text, values in ((bigger, (0.1, 9.0)), (better, (0.9, 1e-3))):
+        architecture = Architecture.parse(text)
+        scratch = optuna.create_study(directions=study.directions)
+        scratch.enqueue_trial(space.params(architecture))
+        space.suggest(scratch.ask())
+        asked = scratch.trials[0]
+        attributes = {"architecture": text, "map": values[0], "map_50": values[0], "latency_ms": values[1]}
+        study.add_trial(
+            optuna.trial.create_trial(
+                values=list(values), params=asked.params, distributions=asked.distributions, user_attrs=attributes
+            )
+        )
+    ended = run("run_study", tiny_recipe, "--sampler", "pop", "--n-trials", 3, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    gated = load(tmp_path).trials[0]
+    assert gated.user_attrs["architecture"] == seed
+    assert gated.state == TrialState.PRUNED
+    assert gated.user_attrs["reason"].startswith("dominated: trial 2 is better even than the best that this can be")
+    assert "trial 1" in gated.user_attrs["reason"]
+    assert "train_seconds" not in gated.user_attrs
+    assert "3/3 trials" in ended.stdout
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

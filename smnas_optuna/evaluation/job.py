@@ -47,6 +47,16 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class UntrainedLatency:
+    """What is measured before training: inference time, in milliseconds, of one image in which nothing is found.
+
+    Whatever a trained detector finds has to be post-processed on top, so its time will hardly be less.
+    """
+
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """An epoch's end: epochs done, of how many, and the epoch's mean loss."""
 
@@ -84,7 +94,7 @@ class Failure:
     reason: str
 
 
-Event = Costs | Progress | Scores | Failure
+Event = Costs | UntrainedLatency | Progress | Scores | Failure
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import mmengine.device.utils
@@ -24,7 +23,7 @@ from smnas_optuna.detector import layers  # noqa: F401  # registers our layers a
 from smnas_optuna.detector.config import model_config, weights_of
 from smnas_optuna.detector.flops import build_on_meta, count_costs
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Candidates, Costs, Event, Job, Progress, Scores, Target
+from smnas_optuna.evaluation.job import Candidates, Costs, Event, Job, Progress, Scores, Target, UntrainedLatency
 from smnas_optuna.evaluation.latency import measure_latency
 from smnas_optuna.recipe import Recipe
 
@@ -237,8 +236,10 @@ def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Ev
 def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
     runner = Runner.from_cfg(config)
     runner.register_hook(_ReportProgress(report), priority="VERY_LOW")
+    built = time.perf_counter()
     if is_main_process():
         config.dump(str(job.folder / "config.py"))
+        report(UntrainedLatency(_untrained_latency(runner, job, kind)))
     start = time.perf_counter()
     runner.train()
     if is_main_process():
@@ -248,12 +249,9 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
     evaluated = time.perf_counter()
     if not is_main_process():
         return
-    dataset = runner.test_dataloader.dataset
-    collate = runner.test_dataloader.collate_fn
-    timing = job.device.timing
-    samples = [collate([dataset[index]]) for index in islice(range(len(dataset)), timing.images)]
+    samples = _samples(runner, job)
     loaded = time.perf_counter()
-    latency, spread = measure_latency(runner.model, samples, timing, torch.device(kind))
+    latency, spread = measure_latency(runner.model, samples, job.device.timing, torch.device(kind))
     scores = Scores(
         # CocoMetric says nothing at all about a detector that found nothing: its precision is 0.
         metrics={ours: float(measured.get(f"coco/bbox_{theirs}", 0.0)) for ours, theirs in _METRICS.items()},
@@ -261,9 +259,29 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
         latency_spread_ms=spread,
         train_seconds=trained - start,
         evaluation_seconds=evaluated - trained,
-        timing_seconds=time.perf_counter() - loaded,
+        timing_seconds=start - built + time.perf_counter() - loaded,
     )
     report(scores)
+
+
+def _samples(runner: Runner, job: Job) -> list[Any]:
+    """Load the images that are timed, each as a batch of its own."""
+    dataset = runner.test_dataloader.dataset
+    indices = range(min(len(dataset), job.device.timing.images))
+    return [runner.test_dataloader.collate_fn([dataset[index]]) for index in indices]
+
+
+def _untrained_latency(runner: Runner, job: Job, kind: str) -> float:
+    """Time the detector before training, with a score threshold that no detection passes."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model.init_weights()
+    settings = (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg
+    threshold = settings.score_thr
+    settings.score_thr = 1.0
+    timing = job.device.timing.model_copy(update={"rounds": 2})
+    latency, _ = measure_latency(model, _samples(runner, job), timing, torch.device(kind))
+    settings.score_thr = threshold
+    return latency
 
 
 def _save_weights(runner: Runner, job: Job) -> None:

@@ -196,7 +196,7 @@ def _last_output_name(inputs: str) -> str:
     return f"fpn_last_output_from_{inputs[-2:]}"
 
 
-def order(architecture: Architecture) -> tuple[str, tuple[int, ...]]:
+def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return (group, capacity vector) of an architecture from the structural space.
 
     x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's:
@@ -210,11 +210,11 @@ def order(architecture: Architecture) -> tuple[str, tuple[int, ...]]:
     backbone, neck, head = architecture.backbone, architecture.neck, architecture.head
     if not isinstance(backbone, ClassicBackbone):
         raise TypeError(f"{backbone} has no place in the structural order")
-    kinds = (backbone.block, "one level" if neck is None else "FPN", architecture.rpn, type(head).__name__)
+    kinds = (backbone.block, "one level" if neck is None else "FPN", str(architecture.rpn), type(head).__name__)
     size = architecture.input_size
     vector = [backbone.depth, backbone.width, size.width, size.height]
     if neck is not None:
         vector += [BACKBONE_LEVELS[-1] - neck.first, neck.last_input, neck.last_output, neck.channels]
     if isinstance(head, RCNNHead):
         vector.append(head.stages)
-    return " / ".join(str(kind) for kind in kinds if kind is not None), tuple(vector)
+    return kinds, tuple(vector)

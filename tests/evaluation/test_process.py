@@ -18,7 +18,7 @@ from mmengine.config import Config
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.job import Candidates, Costs, Event, Failure, Job, Progress, Scores
+from smnas_optuna.evaluation.job import Candidates, Costs, Event, Failure, Job, Progress, Scores, UntrainedLatency
 from smnas_optuna.evaluation.process import count, evaluate, preload, probe
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
@@ -63,8 +63,10 @@ def wait_until_gone(before: set[int]) -> None:
 
 def test_an_evaluation_tells_costs_then_each_epoch_then_scores(job: Job) -> None:
     events = list(evaluate(job))
-    costs, first, second, scores = events
+    costs, untrained, first, second, scores = events
     assert isinstance(costs, Costs)
+    assert isinstance(untrained, UntrainedLatency)
+    assert untrained.milliseconds > 0
     assert costs == count(Candidates((ARCHITECTURE,), 2, job.detector), job.folder / "count.log")[0]
     assert isinstance(first, Progress)
     assert isinstance(second, Progress)
@@ -173,7 +175,7 @@ def test_an_exception_is_told_in_one_line_and_kept_in_the_log(job: Job) -> None:
 def test_several_processes_train_one_architecture_together(job: Job) -> None:
     together = replace(job, device=job.device.model_copy(update={"gpus_per_trial": 2}))
     events = list(evaluate(together))
-    assert [type(event) for event in events] == [Costs, Progress, Progress, Scores]
+    assert [type(event) for event in events] == [Costs, UntrainedLatency, Progress, Progress, Scores]
     log = (job.folder / "output.log").read_text(encoding="utf-8")
     assert "Distributed training: True" in log
     assert "GPU number: 2" in log
