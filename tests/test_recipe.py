@@ -97,7 +97,7 @@ def test_what_a_recipe_leaves_out_has_defaults(load: Loader) -> None:
     recipe = load()
     assert recipe.device.kind == "auto"
     assert (recipe.device.timing.rounds, recipe.device.timing.images) == (3, 100)
-    assert recipe.structural.sampler == "nsga2"
+    assert recipe.structural.sampler == "pop"
     assert recipe.structural.space.backbones == ("ResNet18", "ResNet50")
     assert recipe.structural.space.heads == StructuralSpace().heads
 
@@ -294,7 +294,7 @@ def test_a_key_merged_in_may_be_given_again(load: Loader) -> None:
         (
             "trials: 20",
             "trials: 20\n  sampler: grid",
-            "cells.yaml:12: structural.sampler: found 'grid', expected 'nsga2'",
+            "cells.yaml:12: structural.sampler: found 'grid', expected 'pop'",
         ),
         (
             "trials: 20",
