@@ -15,8 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from smnas_optuna.architecture import InputSize
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 
-_PADDING = 32
-
 
 def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
     """Count a detector's multiply-adds for one image and its parameters, without memory for either.
@@ -27,13 +25,14 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
 
     Args:
         model_config: The ``model`` of an MMDetection config.
-        input_size: Box that the image is scaled to; its sides are padded to multiples of 32 as the detector does.
+        input_size: Box that the image is scaled to; its sides are padded as the detector pads them.
 
     Returns:
         (multiply-adds, parameters)
     """
     model: Any = build_on_meta(model_config).eval()
-    height, width = (math.ceil(side / _PADDING) * _PADDING for side in (input_size.height, input_size.width))
+    multiple = model_config["data_preprocessor"]["pad_size_divisor"]
+    height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         features = model.extract_feat(torch.empty(1, 3, height, width))
         if "rpn_head" not in model_config:

@@ -236,9 +236,10 @@ def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Ev
 def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
     runner = Runner.from_cfg(config)
     runner.register_hook(_ReportProgress(report), priority="VERY_LOW")
-    built = time.perf_counter()
     if is_main_process():
         config.dump(str(job.folder / "config.py"))
+    built = time.perf_counter()
+    if is_main_process():
         report(UntrainedLatency(_untrained_latency(runner, job, kind)))
     start = time.perf_counter()
     runner.train()
@@ -264,6 +265,11 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
     report(scores)
 
 
+def _detector(runner: Runner) -> Any:
+    """Return the detector itself, without the wrapper for several processes."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
 def _samples(runner: Runner, job: Job) -> list[Any]:
     """Load the images that are timed, each as a batch of its own."""
     dataset = runner.test_dataloader.dataset
@@ -273,7 +279,7 @@ def _samples(runner: Runner, job: Job) -> list[Any]:
 
 def _untrained_latency(runner: Runner, job: Job, kind: str) -> float:
     """Time the detector before training, with a score threshold that no detection passes."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = _detector(runner)
     model.init_weights()
     settings = (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg
     threshold = settings.score_thr
@@ -289,8 +295,7 @@ def _save_weights(runner: Runner, job: Job) -> None:
 
     MMEngine's own checkpoints hold objects that torch has refused to load since 2.6.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
     meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, "architecture": str(job.architecture)}
     torch.save({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
 
