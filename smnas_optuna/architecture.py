@@ -96,6 +96,15 @@ class ClassicBackbone:
             return "ResNeXt"
         return "basic" if self.depth < 50 else "bottleneck"
 
+    @property
+    def code(self) -> "BackboneCode":
+        """The same backbone as a code; MobileNetV2, which widens in smaller steps, as the nearest one there is."""
+        blocks = {"basic": "basicblock", "bottleneck": "bottleneck", "ResNeXt": "Xbottleneck"}
+        if self.block == "inverted residual":
+            base = max(2, round(self.width * 24 / self.PUBLISHED_WIDTH / 2) * 2)
+            return BackboneCode("MBblock", base, ("11", "211", "2111111", "2111"))
+        return BackboneCode(blocks[self.block], self.width, _CLASSIC_STAGES[self.depth])
+
     @classmethod
     def parse(cls, text: str) -> "ClassicBackbone":
         """Parse ``NAME`` or ``NAME(w=WIDTH)``; raises ValueError."""
@@ -105,9 +114,20 @@ class ClassicBackbone:
         return cls(match[1], int(match[2] or cls.PUBLISHED_WIDTH))
 
 
+_CLASSIC_STAGES = {
+    18: ("11", "21", "21", "21"),
+    34: ("111", "2111", "211111", "211"),
+    50: ("111", "2111", "211111", "211"),
+    101: ("111", "2111", "2" + 22 * "1", "211"),
+}
+
+
 @dataclass(frozen=True)
 class BackboneCode:
     """A searched backbone in the paper's code (section 3.2.2), ``basicblock_56_12-11111-211-1112``.
+
+    A searched network begins with two convolutions of stride 2. The codes of the published ResNets and ResNeXts, at
+    base 64, mean those networks themselves, whose stem is one 7x7 convolution and max-pooling.
 
     Args:
         block: One of :attr:`BLOCKS`.
@@ -132,6 +152,23 @@ class BackboneCode:
 
     def __str__(self) -> str:
         return f"{self.block}_{self.base}_{'-'.join(self.stages)}"
+
+    @property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """Channels of each block, stage by stage; bottleneck and ResNeXt blocks put out four times as many."""
+        widths, width = [], self.base
+        for stage in self.stages:
+            row = []
+            for digit in stage:
+                width *= int(digit)
+                row.append(width)
+            widths.append(tuple(row))
+        return tuple(widths)
+
+    @property
+    def published(self) -> "ClassicBackbone | None":
+        """The published network that this code means, if it means one."""
+        return _PUBLISHED.get(self)
 
     @classmethod
     def parse(cls, text: str) -> "BackboneCode":
@@ -160,6 +197,10 @@ class BackboneCode:
             position = match.end()
         return cls(found[0], int(found[2]), (found[4], found[6], found[8], found[10]))
 
+
+_PUBLISHED = {
+    backbone.code: backbone for backbone in map(ClassicBackbone, ClassicBackbone.NAMES) if backbone.name != "MobileNetV2"
+}
 
 Backbone = ClassicBackbone | BackboneCode
 

@@ -1,5 +1,6 @@
 """How every command of the package ends: exit codes and one-line errors."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -29,7 +30,9 @@ def run_command(command: Callable[..., None], name: str) -> NoReturn:
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        code = 130
+    # The command is over: a second Ctrl-C would only show a traceback of the interpreter's end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code if isinstance(code, int) else 0)
 
 
