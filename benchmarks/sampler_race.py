@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler
 
 from smnas_optuna.architecture import Architecture, RCNNHead
 from smnas_optuna.detector.config import model_config
-from smnas_optuna.detector.flops import count_costs
+from smnas_optuna.detector.counting import count_costs
 from smnas_optuna.recipe import Detector
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.samplers.partial_order_pruning.space import Space

@@ -1,6 +1,6 @@
 """Optuna samplers that a search can choose from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -21,6 +21,8 @@ def create_sampler(
     seed: int | None = None,
     search_space: Callable[[Any], Any] | None = None,
     order: Callable[[Any], Any] | None = None,
+    known_objectives: Mapping[int, Callable[[Any], float]] | None = None,
+    n_startup_trials: int = 10,
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler called ``pop``, ``nsga2``, ``tpe`` or ``random``.
 
@@ -29,7 +31,11 @@ def create_sampler(
         seed: For its random numbers; None for others each time.
         search_space: ``trial -> architecture``, for ``pop`` only: the others learn it from the trials.
         order: ``architecture -> (group, vector)``, for ``pop`` only.
+        known_objectives: What is known before training, by the objective's index, for ``pop`` only.
+        n_startup_trials: Trials before those of the surrogate model, for ``pop`` only.
     """
     if name == "pop":
-        return PartialOrderPruningSampler(search_space, order, seed=seed)
+        return PartialOrderPruningSampler(
+            search_space, order, known_objectives, n_startup_trials=n_startup_trials, seed=seed
+        )
     return _SAMPLERS[name](seed)

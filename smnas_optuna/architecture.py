@@ -199,7 +199,9 @@ class BackboneCode:
 
 
 _PUBLISHED = {
-    backbone.code: backbone for backbone in map(ClassicBackbone, ClassicBackbone.NAMES) if backbone.name != "MobileNetV2"
+    backbone.code: backbone
+    for backbone in map(ClassicBackbone, ClassicBackbone.NAMES)
+    if backbone.name != "MobileNetV2"
 }
 
 Backbone = ClassicBackbone | BackboneCode

@@ -2,7 +2,9 @@
 
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -34,6 +36,21 @@ def run_command(command: Callable[..., None], name: str) -> NoReturn:
     # The command is over: a second Ctrl-C would only show a traceback of the interpreter's end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make an output folder and return its absolute path.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from None
+    return folder.resolve()
 
 
 def _fail(message: str) -> NoReturn:

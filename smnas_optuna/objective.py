@@ -10,8 +10,8 @@ import optuna
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Scores, Target, UntrainedLatency
 from smnas_optuna.evaluation.process import evaluate
-from smnas_optuna.recipe import Recipe
 from smnas_optuna.samplers import PartialOrderPruningSampler
+from smnas_optuna.search import Search, known_costs
 from smnas_optuna.study import INTERRUPTED, evaluated_trials, this_worker
 
 DUPLICATE = "duplicate"
@@ -21,11 +21,11 @@ class EvaluationFailed(Exception):
     """An architecture could not be evaluated; its trial fails with this text as its reason and the search goes on."""
 
 
-class StructuralObjective:
-    """Evaluates the architecture that a trial of stage one proposes.
+class DetectorObjective:
+    """Evaluates the detector that a trial proposes.
 
     Args:
-        recipe: The search.
+        search: What the study searches.
         dataset: Checked.
         target: The device that the search runs on.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
@@ -34,13 +34,13 @@ class StructuralObjective:
 
     def __init__(
         self,
-        recipe: Recipe,
+        search: Search,
         dataset: CheckedDataset,
         target: Target,
         folder: Path,
         listen: Callable[[optuna.Trial, Event], None],
     ) -> None:
-        self._recipe = recipe
+        self._search = search
         self._dataset = dataset
         self._target = target
         self._folder = folder
@@ -68,20 +68,23 @@ class StructuralObjective:
     def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:
         started = time.perf_counter()
         trial.set_user_attr("worker", this_worker())
-        stage = self._recipe.structural
-        architecture = stage.space.suggest(trial)
+        settings = self._search.settings
+        architecture = self._search.space.suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
         for other in evaluated_trials(trial.study):
             if other.user_attrs.get("architecture") == str(architecture):
                 reason = f"{DUPLICATE}: trial {other.number} has evaluated this architecture"
                 trial.set_user_attr("reason", reason)
                 raise optuna.TrialPruned(reason)
+        for name, cost in known_costs(architecture).items():
+            trial.set_user_attr(name, cost)
+        self._gate(trial)
         job = Job(
             architecture,
             self._dataset,
-            stage.detector,
-            stage.training,
-            self._recipe.device,
+            settings.detector,
+            settings.training,
+            self._search.recipe.device,
             self._folder / f"trial_{trial.number:05d}",
         )
         trial.set_user_attr("device", self._target.name)
@@ -91,25 +94,26 @@ class StructuralObjective:
                 if isinstance(event, Costs):
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
+                    self._gate(trial)
                 elif isinstance(event, UntrainedLatency):
-                    self._gate(trial, event.milliseconds)
+                    self._gate(trial, latency_ms=event.milliseconds)
                 elif isinstance(event, Failure):
                     trial.set_user_attr("reason", event.reason)
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):
                     self._record(trial, event)
         trial.set_user_attr("seconds", time.perf_counter() - started)
-        return tuple(float(trial.user_attrs[objective]) for objective in stage.objectives)
+        return tuple(float(trial.user_attrs[objective]) for objective in settings.objectives)
 
-    def _gate(self, trial: optuna.Trial, milliseconds: float) -> None:
+    def _gate(self, trial: optuna.Trial, **measured: float) -> None:
         """End a trial before its training if not even the best that it can be would reach the front."""
         sampler = trial.study.sampler
         if not isinstance(sampler, PartialOrderPruningSampler):
             return
-        costs = {"latency_ms": milliseconds, "flops": trial.user_attrs["flops"], "params": trial.user_attrs["params"]}
-        objectives = self._recipe.structural.objectives
+        costs = {**trial.user_attrs, **measured}
+        objectives = self._search.settings.objectives
         known = {index: float(costs[name]) for index, name in enumerate(objectives) if name in costs}
-        reason = sampler.is_dominated(trial.study, trial, known)
+        reason = sampler.is_dominated(trial.study, trial, known) if known else None
         if reason:
             trial.set_user_attr("reason", reason)
             raise optuna.TrialPruned(reason)

@@ -9,13 +9,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     model_validator,
 )
 
-from smnas_optuna.architecture import Architecture
+from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
+from smnas_optuna.search_space.modular import ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace
 
 Objective = Literal["map", "map_50", "map_75", "latency_ms", "flops", "params"]
+ModularObjective = Literal[Objective, "backbone_flops", "backbone_params"]
+StageName = Literal["structural", "modular"]
 SamplerName = Literal["pop", "nsga2", "tpe", "random"]
 
 
@@ -111,7 +115,8 @@ class Detector(_Section):
     """What all detectors of a search have in common; the defaults are MMDetection's.
 
     Args:
-        norm: Normalisation of the backbone; group normalisation also goes into neck and RetinaNet head.
+        norm: Normalisation of the backbone: ``BN``, ``SyncBN``, whose statistics are of the images on all GPUs of a
+            trial, or ``GN``, which also goes into neck, RPN and RetinaNet head.
         weight_standardization: Standardise the weights of the convolutions that a normalisation follows.
         anchor_scale: Side of an RPN's square anchor in strides of its level.
         proposals: Most proposals per image that reach the RCNN head in testing; half as many with guided anchoring,
@@ -122,7 +127,7 @@ class Detector(_Section):
         max_detections: Detections per image.
     """
 
-    norm: Literal["BN", "GN"] = "BN"
+    norm: Literal["BN", "SyncBN", "GN"] = "BN"
     weight_standardization: bool = False
     anchor_scale: PositiveFloat = 8
     proposals: PositiveInt = 1000
@@ -139,6 +144,8 @@ class Training(_Section):
         epochs: Passes over the training split.
         batch_size: Images per step, over all GPUs of a trial.
         lr: Highest learning rate.
+        base_batch_size: Batch size that ``lr`` is meant for; it is scaled linearly to ``batch_size``. Null: ``lr`` is
+            meant for ``batch_size``.
         final_lr: Learning rate that the cosine ends at.
         momentum: Of SGD.
         weight_decay: Of SGD.
@@ -155,6 +162,7 @@ class Training(_Section):
     epochs: PositiveInt
     batch_size: PositiveInt
     lr: PositiveFloat
+    base_batch_size: PositiveInt | None = None
     final_lr: NonNegativeFloat = 0.0001
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 0.0001
@@ -167,36 +175,49 @@ class Training(_Section):
     time_limit_minutes: PositiveFloat | None = None
     seed: NonNegativeInt = 0
 
+    @property
+    def scaled_lr(self) -> float:
+        """The highest learning rate at this batch size (linear scaling rule, Goyal et al. 2017)."""
+        return self.lr * self.batch_size / (self.base_batch_size or self.batch_size)
 
-def _distinct_objectives(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+
+def _distinct_objectives(objectives: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(objectives)) != len(objectives):
         raise ValueError("an objective is listed more than once")
     return objectives
 
 
-class Structural(_Section):
-    """Stage one.
+class Stage(_Section):
+    """What the two stages have in common.
 
     Args:
-        trials: Architectures to evaluate in total.
+        trials: Architectures to evaluate in total, in each study.
         sampler: Which Optuna sampler proposes them; ``pop`` is the partial-order sampler.
-        objectives: mAPs are maximised, costs minimised.
-        space: What may be combined.
-        seeds: Architectures to evaluate first, in canonical text.
         detector: What all detectors have in common.
         training: How each is trained.
     """
 
     trials: PositiveInt
     sampler: SamplerName = "pop"
+    detector: Detector = Detector()
+    training: Training
+
+
+class Structural(Stage):
+    """Stage one.
+
+    Args:
+        objectives: mAPs are maximised, costs minimised.
+        space: What may be combined.
+        seeds: Architectures to evaluate first, in canonical text.
+    """
+
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct_objectives)] = (
         "map",
         "latency_ms",
     )
     space: StructuralSpace = StructuralSpace()
     seeds: tuple[str, ...] = ()
-    detector: Detector = Detector()
-    training: Training
 
     @model_validator(mode="after")
     def _seeds_lie_in_the_space(self) -> "Structural":
@@ -218,7 +239,7 @@ class Structural(_Section):
         if weights == "imagenet":
             if self.space.base_channels != 64:
                 raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
-            if self.detector.norm != "BN" or self.detector.weight_standardization:
+            if self.detector.norm == "GN" or self.detector.weight_standardization:
                 raise ValueError(
                     "training.weights: imagenet weights were trained with norm BN and no weight_standardization; "
                     "expected none"
@@ -226,15 +247,33 @@ class Structural(_Section):
         return self
 
 
+class Modular(Stage):
+    """Stage two, a study for each candidate from the front of stage one.
+
+    Args:
+        candidates: How many of the front's architectures are taken on.
+        objectives: mAPs are maximised, costs minimised; the backbone's costs are known without building it.
+        space: What the backbones may consist of.
+    """
+
+    candidates: PositiveInt = 6
+    objectives: Annotated[tuple[ModularObjective, ...], Field(min_length=1), AfterValidator(_distinct_objectives)] = (
+        "map",
+        "backbone_flops",
+    )
+    space: ModularSpace = ModularSpace()
+    detector: Detector = Detector(norm="GN", weight_standardization=True)
+
+    @model_validator(mode="after")
+    def _trained_from_scratch(self) -> "Modular":
+        if self.training.weights != "none":
+            raise ValueError("training.weights: searched backbones have no pre-trained weights; expected none")
+        return self
+
+
 # What may change between two runs that share a study: it decides how far and how the search goes on, not what a trial's
 # values mean.
-_FREE_KEYS = (
-    "structural.trials",
-    "structural.sampler",
-    "structural.seeds",
-    "structural.training.loader_workers",
-    "structural.training.time_limit_minutes",
-)
+_FREE_KEYS = ("trials", "sampler", "seeds", "candidates", "training.loader_workers", "training.time_limit_minutes")
 
 
 class Recipe(_Section):
@@ -245,29 +284,56 @@ class Recipe(_Section):
         dataset: What to train and validate on.
         device: What to measure time on.
         structural: Stage one.
+        modular: Stage two; null for a search that ends after stage one.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     dataset: Annotated[CocoDataset | DigitsDataset, Field(discriminator="kind")]
     device: Device = Device()
     structural: Structural
+    modular: Modular | None = None
 
     @model_validator(mode="after")
     def _batch_is_shared_out(self) -> "Recipe":
-        batch, gpus = self.structural.training.batch_size, self.device.gpus_per_trial
-        if batch % gpus:
-            raise ValueError(f"structural.training.batch_size: {batch} images cannot be shared out to {gpus} GPUs")
+        for name, stage in (("structural", self.structural), ("modular", self.modular)):
+            batch, gpus = stage.training.batch_size if stage else 0, self.device.gpus_per_trial
+            if batch % gpus:
+                raise ValueError(f"{name}.training.batch_size: {batch} images cannot be shared out to {gpus} GPUs")
         return self
 
-    def differing_keys(self, recorded: dict[str, Any]) -> list[str]:
-        """Return the key paths at which this recipe and a study's recorded one mean different trials."""
-        mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(recorded)
+    @model_validator(mode="after")
+    def _stage_two_can_begin_where_stage_one_ends(self) -> "Recipe":
+        if self.modular is None:
+            return self
+        found = self.structural.space
+        for name in found.backbones:
+            backbone = ClassicBackbone(name, found.base_channels)
+            whole = Architecture(InputSize(64, 64), backbone, FPN(1, 4, 4, found.fpn_channels), None, RetinaNetHead())
+            try:
+                self.modular.space.for_candidate(whole)
+            except ValueError as error:
+                raise ValueError(f"modular.space has no place for a candidate with {backbone}: {error}") from None
+        return self
+
+    def differing_keys(self, recorded: dict[str, Any], stage: StageName) -> list[str]:
+        """Return the key paths at which this recipe and a study's recorded one mean different trials of a stage."""
+        mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(_with_defaults(recorded))
+        other = "modular" if stage == "structural" else "structural"
+        free = {f"{stage}.{key}" for key in _FREE_KEYS}
         absent = object()
         return [
             key
             for key in dict.fromkeys([*mine, *theirs])
-            if mine.get(key, absent) != theirs.get(key, absent) and key not in _FREE_KEYS
+            if mine.get(key, absent) != theirs.get(key, absent) and key.partition(".")[0] != other and key not in free
         ]
+
+
+def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with the keys that have come up since."""
+    try:
+        return Recipe.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:
+        return recorded
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

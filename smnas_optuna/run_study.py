@@ -1,54 +1,48 @@
 """``python -m smnas_optuna.run_study``: run a search, or go on with one."""
 
 import signal
-import tempfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import optuna
 import typer
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import RDBStorage
 from rich.console import Console
 
-from smnas_optuna.command_line import run_command
+from smnas_optuna.candidates import modular_searches
+from smnas_optuna.command_line import run_command, writable_folder
+from smnas_optuna.dry_run import describe
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.job import Candidates, Target
-from smnas_optuna.evaluation.process import count, preload, probe
-from smnas_optuna.objective import DUPLICATE, EvaluationFailed, StructuralObjective
-from smnas_optuna.recipe import DigitsDataset, Recipe, SamplerName
+from smnas_optuna.evaluation.datasets import CheckedDataset, open_dataset
+from smnas_optuna.evaluation.job import Demand, Target
+from smnas_optuna.evaluation.process import preload, probe
+from smnas_optuna.execution.loop import Run, SearchStopped, search_all
+from smnas_optuna.objective import DetectorObjective
+from smnas_optuna.recipe import SamplerName, StageName
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
-from smnas_optuna.reporting.progress import SearchProgress, console, front_table
-from smnas_optuna.study import (
-    DEFAULT_STORAGE,
-    evaluated_trials,
-    open_storage,
-    open_structural_study,
-    refuse_other_device,
-    requeue_orphans,
-)
-
-_SHOWN_ARCHITECTURES = 5
-_COCO_CLASSES = 80
-# So many trials in a row that fail, or that propose what is known, mean that going on is of no use.
-_MOST_FAILURES = 5
-_MOST_DUPLICATES = 500
-
-
-class SearchStopped(Exception):
-    """The search cannot reach its number of trials."""
+from smnas_optuna.reporting.progress import SearchProgress, console
+from smnas_optuna.reporting.summary import baseline_text, front_table
+from smnas_optuna.search import Search
+from smnas_optuna.storage import DEFAULT_STORAGE, open_storage
+from smnas_optuna.study import evaluated_trials, open_study, refuse_other_device, requeue_orphans
 
 
 def run_study(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
-    stage: Annotated[Literal["structural"], typer.Option(help="Which stage to search.")] = "structural",
+    stage: Annotated[
+        Literal["structural", "modular", "all"], typer.Option(help="Which stage to search.")
+    ] = "structural",
     storage: Annotated[
         str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is kept in.")
     ] = DEFAULT_STORAGE,
     n_trials: Annotated[
-        int | None, typer.Option(min=1, help="Trials that the study shall reach in total; the recipe's if not given.")
+        int | None, typer.Option(min=1, help="Trials that each study shall reach in total; the recipe's if not given.")
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Trials of stage one that stage two takes on, instead of picking some."),
     ] = None,
     sampler: Annotated[
         SamplerName | None, typer.Option(help="Optuna sampler that proposes; the recipe's if not given.")
@@ -66,101 +60,85 @@ def run_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = console()
+    chosen = _trial_numbers(candidates)
     search = load_recipe(recipe, overrides or ())
-    total = n_trials or search.structural.trials
+    stages: list[StageName] = ["structural", "modular"] if stage == "all" else [stage]
+    if "modular" in stages and search.modular is None:
+        raise UserError(f"--stage {stage}: recipe {recipe!r} has no section modular")
     if dry_run:
-        _describe(search, total, sampler or search.structural.sampler, out)
+        for name in stages:
+            describe(search, name, n_trials, sampler, out)
         return
-    folder = _writable(output or Path("work_dirs") / search.name)
+    folder = writable_folder(output or Path("work_dirs") / search.name)
     database = open_storage(storage)
     dataset = open_dataset(search.dataset)
     preload()
     out.print("data set checked; loading torch and MMDetection")
-    target = probe(search, folder / "output.log")
-    study = open_structural_study(database, search, sampler=sampler, seed=seed)
-    refuse_other_device(study, target.name)
-    for number in requeue_orphans(study, database):
-        out.print(f"trial {number} was interrupted; its architecture is enqueued again")
-    done = len(evaluated_trials(study))
-    out.print(f"{study.study_name} on {_device_text(target)}: {done} of {total} trials done")
+    target = probe(Demand(search, pretrained="structural" in stages), folder / "output.log")
+    for name in stages:
+        searches = [Search(search)] if name == "structural" else modular_searches(database, search, chosen)
+        studies = [(each, open_study(database, each, sampler=sampler, seed=seed)) for each in searches]
+        _run_stage(database, studies, dataset, target, folder, n_trials, out)
+
+
+def _run_stage(
+    database: RDBStorage,
+    studies: list[tuple[Search, optuna.Study]],
+    dataset: CheckedDataset,
+    target: Target,
+    folder: Path,
+    n_trials: int | None,
+    out: Console,
+) -> None:
+    """Search studies of one stage side by side, and tell what came of it."""
+    for search, study in studies:
+        refuse_other_device(study, target.name)
+        for number in requeue_orphans(study, database):
+            out.print(f"trial {number} was interrupted; its architecture is enqueued again")
+        parent = (
+            f" takes on trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
+        )
+        standing = f"{len(evaluated_trials(study))} of {n_trials or search.settings.trials} trials done"
+        out.print(f"{study.study_name}{parent} on {_device_text(target)}: {standing}", soft_wrap=True)
+    total = sum(n_trials or search.settings.trials for search, _ in studies)
     try:
-        with SearchProgress(out, study, done, total) as progress:
-            objective = StructuralObjective(search, dataset, target, folder / stage, progress.listen)
-            _search(study, objective, progress, total, search.structural.space.size)
+        with SearchProgress(out, _done(studies), total) as progress:
+            runs = [
+                Run(
+                    search,
+                    study,
+                    DetectorObjective(search, dataset, target, folder / search.path, partial(progress.listen, search)),
+                    n_trials or search.settings.trials,
+                )
+                for search, study in studies
+            ]
+            search_all(runs, lambda run, trial: progress.finish(run.search, run.study, trial, _done(studies)))
     except KeyboardInterrupt:
-        done = len(evaluated_trials(study))
-        out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
+        out.print(f"interrupted with {_done(studies)} of {total} trials done, all kept; the same command goes on")
         raise
     except SearchStopped as stopped:
-        out.print(f"stopped: {stopped}; logs are in {folder / stage}")
+        out.print(f"stopped: {stopped}; logs are in {folder}")
         raise typer.Exit(1) from None
-    out.print(front_table(study))
-    out.print(f"report: {write_report(study, folder)}", soft_wrap=True)
+    for search, study in studies:
+        out.print(front_table(study))
+        gain = baseline_text(search, study) if search.candidate else None
+        if gain:
+            out.print(gain, soft_wrap=True)
+        out.print(f"report: {write_report(study, folder)}", soft_wrap=True)
 
 
-def _search(
-    study: optuna.Study, objective: StructuralObjective, progress: SearchProgress, total: int, size: int
-) -> None:
-    """Run trials until ``total`` of them count, all ``size`` architectures are evaluated, or the sampler stops."""
-    enough = min(total, size)
-    in_a_row = Counter[str]()
-
-    def look(study: optuna.Study, trial: FrozenTrial) -> None:
-        evaluated = evaluated_trials(study)
-        reason = trial.user_attrs.get("reason", "")
-        if reason.startswith(DUPLICATE):
-            in_a_row["duplicates"] += 1
-            if in_a_row["duplicates"] == _MOST_DUPLICATES:
-                raise SearchStopped(f"{_MOST_DUPLICATES} proposals in a row were known; {len(evaluated)} trials done")
-            return
-        progress.finish(trial, len(evaluated))
-        failures = in_a_row["failures"] + 1 if trial.state == TrialState.FAIL else 0
-        if failures == _MOST_FAILURES:
-            raise SearchStopped(f"{failures} trials in a row failed, the last with {reason}")
-        in_a_row.clear()
-        in_a_row["failures"] = failures
-        if len(evaluated) >= enough:
-            study.stop()
-
-    if len(evaluated_trials(study)) < enough:
-        study.optimize(objective, catch=(EvaluationFailed,), callbacks=[look])
-    evaluated = evaluated_trials(study)
-    if not any(trial.state == TrialState.COMPLETE for trial in evaluated):
-        reason = evaluated[-1].user_attrs["reason"] if evaluated else "nothing was proposed"
-        raise SearchStopped(f"no trial could be completed, the last failed with {reason}")
+def _done(studies: list[tuple[Search, optuna.Study]]) -> int:
+    return sum(len(evaluated_trials(study)) for _, study in studies)
 
 
-def _writable(folder: Path) -> Path:
+def _trial_numbers(text: str | None) -> list[int] | None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from None
-    return folder.resolve()
-
-
-def _describe(recipe: Recipe, total: int, sampler: str, out: Console) -> None:
-    """Print what a run would do."""
-    preload()
-    stage, space = recipe.structural, recipe.structural.space
-    out.print(f"study {recipe.name}/structural: {space.size:,} architectures")
-    known = isinstance(recipe.dataset, DigitsDataset)
-    classes = recipe.dataset.classes if isinstance(recipe.dataset, DigitsDataset) else _COCO_CLASSES
-    sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    architectures = tuple(space.suggest(sampled.ask()) for _ in range(_SHOWN_ARCHITECTURES))
-    with tempfile.TemporaryDirectory() as scratch:
-        costs = count(Candidates(architectures, classes, stage.detector), Path(scratch) / "output.log")
-    out.print(f"some of them, as detectors of {classes} classes{'' if known else ' (as COCO has)'}:")
-    for architecture, cost in zip(architectures, costs, strict=True):
-        out.print(f"  {cost.flops / 1e9:8.2f} GFLOPs {cost.params / 1e6:7.2f} M parameters  {architecture}")
-    training = stage.training
-    out.print(
-        f"a run would evaluate {total} of them, {len(stage.seeds)} given seeds first and the others proposed by "
-        f"{sampler}: train each for {training.epochs} epochs at batch size {training.batch_size} with weights from "
-        f"{training.weights}, then measure {', '.join(stage.objectives)} on {recipe.device.kind}",
-        soft_wrap=True,
-    )
+        numbers = None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if numbers is not None and (not numbers or min(numbers) < 0):
+        raise UserError(f"--candidates {text!r}: expected numbers of stage one's trials, such as 3,17,20")
+    return numbers
 
 
 def _device_text(target: Target) -> str:

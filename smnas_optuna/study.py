@@ -1,76 +1,34 @@
-"""Studies: open a database, create or resume a study, and take up what an ended process left behind."""
+"""Studies: create or resume one, which descends from which, and take up what an ended process left behind."""
 
+import re
 import socket
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import psutil
-import sqlalchemy.exc
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.samplers import create_sampler
-from smnas_optuna.search_space.structural import order
+from smnas_optuna.search import Candidate, Search
+from smnas_optuna.storage import database_errors, open_storage
 
-DEFAULT_STORAGE = "sqlite:///smnas.db"
 INTERRUPTED = "interrupted: the process that evaluated it ended"
 
 _MAXIMISED = ("map", "map_50", "map_75")
+# Trials before the sampler's model takes over, or a quarter of a short search.
+_STARTUP_TRIALS = 10
 # How long after a trial's start its process may take to sign it.
 _SIGNING_SECONDS = 2.0
-
-
-def open_storage(url: str, *, create: bool = True) -> RDBStorage:
-    """Open a database.
-
-    Args:
-        url: As SQLAlchemy has it, such as ``sqlite:///smnas.db`` or ``postgresql+psycopg://user:password@host/name``.
-        create: Make Optuna's tables (and for SQLite the file) where they are absent.
-
-    Raises:
-        UserError: The URL is wrong, its driver is not installed, or the database cannot be reached or used.
-    """
-    try:
-        parsed = make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise UserError("--storage: not a database URL; expected one such as sqlite:///smnas.db") from None
-    shown = parsed.render_as_string(hide_password=True)
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UserError(f"--storage {shown}: keeps nothing; expected a file, such as sqlite:///smnas.db")
-    missing = parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists()
-    if missing and not create:
-        raise UserError(f"--storage {shown}: no such database file")
-    with _database_errors(parsed):
-        # A trial may take hours, and servers drop connections that are silent for so long.
-        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
-        storage.get_all_studies()
-    return storage
-
-
-@contextmanager
-def _database_errors(url: URL) -> Iterator[None]:
-    """Tell what a database refuses as the user's error, without the password."""
-    shown = url.render_as_string(hide_password=True)
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"--storage {shown}: its driver is not installed: {error.__cause__ or error}") from None
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
-        cause = error.__cause__ or error
-        text = str(getattr(cause, "orig", None) or cause)
-        told = text.replace(url.password, "***") if url.password else text
-        raise UserError(f"--storage {shown}: cannot be used: {told}") from None
 
 
 def load_study(url: str, name: str) -> optuna.Study:
@@ -87,56 +45,90 @@ def load_study(url: str, name: str) -> optuna.Study:
         raise UserError(f"--study {name!r}: no such study; the database has {names}") from None
 
 
-def open_structural_study(
-    storage: RDBStorage, recipe: Recipe, *, sampler: str | None = None, seed: int | None = None
+def open_study(
+    storage: RDBStorage, search: Search, *, sampler: str | None = None, seed: int | None = None
 ) -> optuna.Study:
-    """Create the study of a recipe's stage one with its seeds enqueued, or resume it.
+    """Create the study of a search with what it starts from enqueued, or resume it.
 
     Args:
         storage: Where.
-        recipe: What to search.
+        search: What to search.
         sampler: Instead of the recipe's.
         seed: For the sampler; with the same seed and the same study so far it goes on in the same way.
 
     Raises:
-        UserError: A study of this name was made from a recipe in which trials mean something else, or not by this
-            package; the text lists the keys that differ.
+        UserError: A study of this name was made from a recipe in which trials mean something else, for another
+            candidate, or not by this package; the text lists what differs.
     """
-    stage = recipe.structural
-    name = f"{recipe.name}/structural"
+    settings, name = search.settings, search.study_name
     directions = [
         StudyDirection.MAXIMIZE if objective in _MAXIMISED else StudyDirection.MINIMIZE
-        for objective in stage.objectives
+        for objective in settings.objectives
     ]
     if name in optuna.get_all_study_names(storage):
-        _refuse_other_recipe(name, recipe, storage)
-    with _database_errors(make_url(storage.url)):
+        _refuse_other_search(search, storage)
+    with database_errors(make_url(storage.url)):
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     if "recipe" not in study.user_attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(stage.objectives))
-        study.set_user_attr("recipe", recipe.model_dump(mode="json"))
-    chosen = sampler or stage.sampler
+            study.set_metric_names(list(settings.objectives))
+        if search.candidate is not None:
+            study.set_user_attr("candidate", _record_of(search))
+        study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
+    chosen = sampler or settings.sampler
     if seed is not None and chosen != "pop":
         # The same random numbers again would propose the same architectures again; pop's depend on the trial's number.
         trials = len(study.get_trials(deepcopy=False))
         seed = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
-    study.sampler = create_sampler(chosen, seed, stage.space.suggest, order)
-    for text in stage.seeds:
-        study.enqueue_trial(stage.space.params(Architecture.parse(text)), skip_if_exists=True)
+    study.sampler = create_sampler(
+        chosen,
+        seed,
+        search.space.suggest,
+        search.order,
+        search.known_objectives,
+        n_startup_trials=max(1, min(_STARTUP_TRIALS, settings.trials // 4)),
+    )
+    for architecture in search.starts:
+        study.enqueue_trial(search.space.params(architecture), skip_if_exists=True)
     return study
 
 
-def _refuse_other_recipe(name: str, recipe: Recipe, storage: RDBStorage) -> None:
+def candidates_of(storage: RDBStorage, recipe: Recipe) -> list[Candidate]:
+    """Return the candidates that have studies of stage two, by their numbers."""
+    found = []
+    for study in storage.get_all_studies():
+        recorded = study.user_attrs.get("candidate")
+        if recorded and re.fullmatch(rf"{re.escape(recipe.name)}/modular/C\d+", study.study_name):
+            number = int(study.study_name.rpartition("/C")[2])
+            architecture = Architecture.parse(recorded["architecture"])
+            found.append(Candidate(number, recorded["study"], recorded["trial"], architecture))
+    return sorted(found, key=lambda candidate: candidate.number)
+
+
+def _record_of(search: Search) -> dict[str, Any]:
+    """Return what a study of stage two keeps of its parentage."""
+    candidate = search.candidate
+    assert candidate is not None
+    return {
+        "study": candidate.study,
+        "trial": candidate.trial,
+        "architecture": str(candidate.architecture),
+        "baseline": str(search.baseline),
+    }
+
+
+def _refuse_other_search(search: Search, storage: RDBStorage) -> None:
+    name = search.study_name
     study_id = storage.get_study_id_from_name(name)
-    recorded = storage.get_study_user_attrs(study_id).get("recipe")
+    attributes = storage.get_study_user_attrs(study_id)
+    recorded = attributes.get("recipe")
     if recorded is None:
         # Its maker may have been killed before it could record the recipe; then there is no trial either.
         if storage.get_n_trials(study_id) > 0:
             raise UserError(f"study {name!r}: not made by run_study; choose another name with --set name=")
         return
-    different = recipe.differing_keys(recorded)
+    different = search.recipe.differing_keys(recorded, search.stage)
     if different:
         raise UserError(
             f"study {name!r}: made from a recipe that differs in {', '.join(different)}; give those their former "

@@ -46,6 +46,18 @@ TINY: dict[str, Any] = {
         },
     },
 }
+TINY["modular"] = {
+    "candidates": 2,
+    "trials": 2,
+    "sampler": "random",
+    "space": {
+        "basicblock": {"base_channels": [6, 8], "blocks": ["1-2", "1-2", "1-2", "1-2"]},
+        "MBblock": {"base_channels": [4], "blocks": ["1-2", "1-3", "1-7", "1-4"]},
+        "fpn_channels": [8, 16],
+    },
+    "detector": TINY["structural"]["detector"],
+    "training": TINY["structural"]["training"],
+}
 
 
 @pytest.fixture(scope="session", autouse=True)

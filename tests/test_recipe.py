@@ -137,7 +137,7 @@ def test_an_override_sets_its_key_and_no_other(load: Loader, override: str, valu
     key = override.partition("=")[0]
     recipe = load(TEXT, override)
     assert value_at(recipe, key) == value
-    changed = recipe.differing_keys(load().model_dump(mode="json"))
+    changed = recipe.differing_keys(load().model_dump(mode="json"), "structural")
     assert all(name == key or name.startswith(f"{key}.") for name in changed)
 
 
@@ -420,9 +420,10 @@ def test_the_keys_that_give_trials_another_meaning_are_told_exactly(load: Loader
     values = FREE | MEANING
     overrides = [f"{key}={yaml.safe_dump(values[key], default_flow_style=True)}" for key in sorted(keys)]
     changed = load(TEXT, *overrides)
-    assert set(changed.differing_keys(recorded)) == keys & set(MEANING)
-    assert len(changed.differing_keys(recorded)) == len(keys & set(MEANING))
-    assert load().differing_keys(changed.model_dump(mode="json")) == changed.differing_keys(recorded)
+    assert set(changed.differing_keys(recorded, "structural")) == keys & set(MEANING)
+    assert len(changed.differing_keys(recorded, "structural")) == len(keys & set(MEANING))
+    told = changed.differing_keys(recorded, "structural")
+    assert load().differing_keys(changed.model_dump(mode="json"), "structural") == told
 
 
 def test_a_key_that_only_one_version_of_the_package_knows_differs(load: Loader) -> None:
@@ -430,4 +431,42 @@ def test_a_key_that_only_one_version_of_the_package_knows_differs(load: Loader) 
     del recorded["device"]["cpu_threads"]
     recorded["structural"]["detector"]["soft_nms"] = True
     del recorded["structural"]["seeds"]
-    assert load().differing_keys(recorded) == ["device.cpu_threads", "structural.detector.soft_nms"]
+    assert load().differing_keys(recorded, "structural") == ["device.cpu_threads", "structural.detector.soft_nms"]
+
+
+def test_a_key_that_has_come_up_since_has_its_default_in_an_older_record(load: Loader) -> None:
+    recorded = load().model_dump(mode="json")
+    del recorded["structural"]["training"]["base_batch_size"]
+    assert load().differing_keys(recorded, "structural") == []
+    changed = load(TEXT, "structural.training.base_batch_size=64")
+    assert changed.differing_keys(recorded, "structural") == ["structural.training.base_batch_size"]
+
+
+def test_a_stage_only_minds_its_own_keys_and_those_of_both(load: Loader) -> None:
+    modular = "modular={trials: 3, training: {epochs: 9, batch_size: 8, lr: 0.24, weights: none}}"
+    recorded = load(TEXT, modular).model_dump(mode="json")
+    changed = load(TEXT, modular, "modular.training.epochs=12", "modular.trials=4", "structural.training.epochs=7")
+    assert changed.differing_keys(recorded, "modular") == ["modular.training.epochs"]
+    assert changed.differing_keys(recorded, "structural") == ["structural.training.epochs"]
+
+
+def test_the_learning_rate_is_scaled_to_the_batch_linearly(load: Loader) -> None:
+    training = load(TEXT, "structural.training={epochs: 9, batch_size: 8, lr: 0.24, base_batch_size: 64}")
+    assert training.structural.training.scaled_lr == pytest.approx(0.03)
+    assert load(TEXT, "structural.training={epochs: 9, batch_size: 8, lr: 0.24}").structural.training.scaled_lr == 0.24
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("modular.training.weights=imagenet", "modular: training.weights: searched backbones have no pre-trained"),
+        ("modular.space.basicblock.blocks=[1-3, 1-4, 1-5, 1-3]", "modular.space has no place for a candidate with"),
+        ("modular.space.fpn_channels=[32]", "modular.space has no place for a candidate with"),
+        ("modular.objectives=[map, map]", "an objective is listed more than once"),
+    ],
+)
+def test_a_stage_two_that_cannot_be_is_refused(load: Loader, override: str, expected: str) -> None:
+    modular = "modular={trials: 3, training: {epochs: 9, batch_size: 8, lr: 0.24, weights: none}}"
+    with pytest.raises(UserError) as error:
+        load(TEXT, modular, override)
+    assert expected in str(error.value)

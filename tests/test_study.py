@@ -15,12 +15,13 @@ from sqlalchemy.engine import make_url
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.search import Search
+from smnas_optuna.storage import open_storage
 from smnas_optuna.study import (
     INTERRUPTED,
     evaluated_trials,
     load_study,
-    open_storage,
-    open_structural_study,
+    open_study,
     refuse_other_device,
     requeue_orphans,
     this_worker,
@@ -56,7 +57,7 @@ def recipe(tiny_recipe: Path) -> Recipe:
 
 def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
     """Leave a running trial behind, as a killed process does."""
-    study = open_structural_study(open_storage(url), recipe)
+    study = open_study(open_storage(url), Search(recipe))
     trial = study.ask()
     if sign:
         trial.set_user_attr("worker", this_worker())
@@ -72,7 +73,7 @@ def _run_in_process(url: str, recipe: Recipe, sign: bool) -> None:
 
 
 def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str, recipe: Recipe) -> None:
-    study = open_structural_study(open_storage(url), recipe)
+    study = open_study(open_storage(url), Search(recipe))
     assert study.study_name == "tiny/structural"
     assert study.metric_names == ["map", "latency_ms"]
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -81,29 +82,29 @@ def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str,
 
 def test_opening_again_resumes_and_enqueues_no_seed_twice(url: str, recipe: Recipe) -> None:
     for _ in range(3):
-        study = open_structural_study(open_storage(url), recipe)
+        study = open_study(open_storage(url), Search(recipe))
     assert len(study.trials) == 1
 
 
 def test_a_study_whose_maker_was_killed_before_its_recipe_was_recorded_is_taken_over(url: str, recipe: Recipe) -> None:
     optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
-    assert open_structural_study(open_storage(url), recipe).user_attrs["recipe"]["name"] == "tiny"
+    assert open_study(open_storage(url), Search(recipe)).user_attrs["recipe"]["name"] == "tiny"
 
 
 def test_a_study_of_other_origin_is_refused(url: str, recipe: Recipe) -> None:
     other = optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
     other.add_trial(optuna.trial.create_trial(values=[0, 1]))
     with pytest.raises(UserError, match="not made by run_study"):
-        open_structural_study(open_storage(url), recipe)
+        open_study(open_storage(url), Search(recipe))
 
 
 def test_another_recipe_under_the_same_name_is_refused_with_the_differing_keys(
     url: str, recipe: Recipe, tiny_recipe: Path
 ) -> None:
-    open_structural_study(open_storage(url), recipe)
+    open_study(open_storage(url), Search(recipe))
     other = load_recipe(str(tiny_recipe), ["structural.training.epochs=2", "dataset.classes=3", "structural.trials=99"])
     with pytest.raises(UserError) as error:
-        open_structural_study(open_storage(url), other)
+        open_study(open_storage(url), Search(other))
     assert "dataset.classes, structural.training.epochs;" in str(error.value)
     assert "trials" not in str(error.value).split("differs in")[1]
     assert load_study(url, "tiny/structural").user_attrs["recipe"] == recipe.model_dump(mode="json")
@@ -115,7 +116,7 @@ def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_tria
     recipe = recipe.model_copy(update={"structural": recipe.structural.model_copy(update={"seeds": ()})})
 
     def propose(url: str) -> str:
-        study = open_structural_study(open_storage(url), recipe, seed=3)
+        study = open_study(open_storage(url), Search(recipe), seed=3)
         texts = [str(recipe.structural.space.suggest(study.ask())) for _ in range(6)]
         return " | ".join(texts)
 
@@ -127,7 +128,7 @@ def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_tria
 def test_the_trial_of_a_killed_process_is_failed_and_its_architecture_enqueued(url: str, recipe: Recipe) -> None:
     _run_in_process(url, recipe, sign=True)
     storage = open_storage(url)
-    study = open_structural_study(storage, recipe)
+    study = open_study(storage, Search(recipe))
     assert requeue_orphans(study, storage) == [0]
     orphan, again = study.trials
     assert orphan.state == TrialState.FAIL
@@ -140,14 +141,14 @@ def test_the_trial_of_a_killed_process_is_failed_and_its_architecture_enqueued(u
 def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_trial(url: str, recipe: Recipe) -> None:
     _run_in_process(url, recipe, sign=False)
     storage = open_storage(url)
-    study = open_structural_study(storage, recipe)
+    study = open_study(storage, Search(recipe))
     assert requeue_orphans(study, storage) == [0]
     assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
 
 
 def test_trials_of_live_processes_and_of_other_machines_are_left_alone(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
-    study = open_structural_study(storage, recipe)
+    study = open_study(storage, Search(recipe))
     for worker in (this_worker(), "elsewhere:1:123.45"):
         study.ask().set_user_attr("worker", worker)
     assert requeue_orphans(study, storage) == []
@@ -155,7 +156,7 @@ def test_trials_of_live_processes_and_of_other_machines_are_left_alone(url: str,
 
 def test_a_process_number_that_another_process_has_now_does_not_count_as_alive(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
-    study = open_structural_study(storage, recipe)
+    study = open_study(storage, Search(recipe))
     host, pid, _ = this_worker().rsplit(":", 2)
     study.ask().set_user_attr("worker", f"{host}:{pid}:{psutil.Process().create_time() - 5:.2f}")
     assert requeue_orphans(study, storage) == [0]
@@ -163,7 +164,7 @@ def test_a_process_number_that_another_process_has_now_does_not_count_as_alive(u
 
 def test_an_unsigned_trial_is_given_time_to_be_signed(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
-    study = open_structural_study(storage, recipe)
+    study = open_study(storage, Search(recipe))
     study.ask()
     start = time.monotonic()
     assert requeue_orphans(study, storage) == [0]
@@ -171,7 +172,7 @@ def test_an_unsigned_trial_is_given_time_to_be_signed(url: str, recipe: Recipe) 
 
 
 def test_only_completed_trials_and_failures_of_the_architecture_count(url: str, recipe: Recipe) -> None:
-    study = open_structural_study(open_storage(url), recipe)
+    study = open_study(open_storage(url), Search(recipe))
     states = [
         (TrialState.COMPLETE, {}, [0.1, 2.0]),
         (TrialState.FAIL, {"reason": "out of memory"}, None),
@@ -202,7 +203,7 @@ def test_a_database_that_cannot_be_used_is_one_line_without_the_password(url: st
 
 
 def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, recipe: Recipe) -> None:
-    study = open_structural_study(open_storage(url), recipe)
+    study = open_study(open_storage(url), Search(recipe))
     refuse_other_device(study, "A")
     study.add_trial(optuna.trial.create_trial(values=[0.1, 2.0], user_attrs={"device": "A"}))
     refuse_other_device(study, "A")
@@ -221,6 +222,6 @@ def test_looking_at_a_study_makes_no_database_and_names_the_studies_there_are(tm
         load_study(f"sqlite:///{tmp_path}/absent.db", "tiny/structural")
     assert not (tmp_path / "absent.db").exists()
     url = f"sqlite:///{tmp_path}/study.db"
-    open_structural_study(open_storage(url), recipe)
+    open_study(open_storage(url), Search(recipe))
     with pytest.raises(UserError, match="the database has tiny/structural"):
         load_study(url, "tiny/structurel")

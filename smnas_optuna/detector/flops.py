@@ -1,70 +1,111 @@
-"""Costs that need no measuring: multiply-adds and parameters of a whole detector."""
+"""Multiply-adds and parameters of a backbone, by formula: exact, and fast enough to cost every proposal of a search.
 
-import functools
+Convolutions and the classifier count, as in the paper's tables less its normalisation layers; a multiply-add is one.
+``counting.py`` counts whole detectors by building them.
+"""
+
 import math
-from typing import Any
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
-from mmengine.registry import DefaultScope
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from smnas_optuna.architecture import BackboneCode, InputSize
 
-from smnas_optuna.architecture import InputSize
-from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
+_PAD = 32  # sides are padded to a multiple of the last stage's stride
+_MB_EXPANSION = 6
 
 
-def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
-    """Count a detector's multiply-adds for one image and its parameters, without memory for either.
+def pad(input_size: InputSize) -> InputSize:
+    """Return the size of the tensor that a detector makes of an image of ``input_size``."""
+    return InputSize(*(math.ceil(side / _PAD) * _PAD for side in (input_size.width, input_size.height)))
 
-    The detector is built on the meta device. Convolutions and matrix products count, as in the paper's tables;
-    normalisation, RoIAlign and non-maximum suppression do not. An RCNN head counts for as many proposals as it
-    accepts in testing, each stage of a cascade in full.
+
+class BackboneCosts(NamedTuple):
+    """Multiply-adds for one image, and parameters (two per channel of a normalisation)."""
+
+    flops: int
+    params: int
+
+
+class _Layer(NamedTuple):
+    """Weights of convolutions per output position, at the two resolutions that a block works at, and norms' channels.
 
     Args:
-        model_config: The ``model`` of an MMDetection config.
-        input_size: Box that the image is scaled to; its sides are padded as the detector pads them.
-
-    Returns:
-        (multiply-adds, parameters)
+        entering: Weights that are applied at the block's input resolution.
+        leaving: Weights that are applied at its output resolution.
+        channels: Channels that are normalised.
     """
-    model: Any = build_on_meta(model_config).eval()
-    multiple = model_config["data_preprocessor"]["pad_size_divisor"]
-    height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        features = model.extract_feat(torch.empty(1, 3, height, width))
-        if "rpn_head" not in model_config:
-            model.bbox_head(features)
-        else:
-            _make_countable(model.rpn_head)(features)
-            proposals = model_config["test_cfg"]["rpn"]["max_per_img"]
-            heads = model.roi_head.bbox_head
-            stages: Any = heads if isinstance(heads, nn.ModuleList) else [heads]
-            for head in stages:
-                head(torch.empty(proposals, head.in_channels, 7, 7))
-    return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in model.parameters())
+
+    entering: int
+    leaving: int
+    channels: int
 
 
-def build_on_meta(model_config: dict[str, Any]) -> nn.Module:
-    """Build a detector whose parameters have shapes but no memory."""
-    with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
-        model: nn.Module = MODELS.build(ConfigDict(model_config))
-    return model
+def backbone_costs(
+    code: BackboneCode, input_size: InputSize, *, stages: int = 4, classes: int | None = None
+) -> BackboneCosts:
+    """Count the costs of a backbone code.
 
+    Args:
+        code: The backbone. The code of a published network has that network's costs.
+        input_size: What the image is scaled to; sides are padded to multiples of 32, as detectors pad them.
+        stages: How many of the four stages are built, 1 to 4: a detector that uses no level past P3 stops at 3.
+        classes: Adds a classifier of so many classes behind global average pooling; None for none.
 
-def _make_countable(rpn_head: Any) -> Any:
-    """Return the RPN with guided anchoring's special layers made ordinary, which multiply as often.
-
-    In training mode its predictions have no mask over locations, which depends on the image. Its deformable convolution
-    gets to be a plain one, since mmcv's has no kernel for the meta device.
+    Raises:
+        ValueError: The base is odd, so the stem and ResNeXt's groups cannot have half as many channels.
     """
-    if hasattr(rpn_head, "feature_adaption"):
-        layer = rpn_head.feature_adaption.conv_adaption
-        layer.forward = functools.partial(_convolve, layer)
-    return rpn_head.train()
+    if code.base % 2:
+        raise ValueError(f"backbone code {code}: base {code.base} is odd; expected an even number of channels")
+    if code.block == "Xbottleneck" and code.base < 4:
+        raise ValueError(f"backbone code {code}: base {code.base} leaves a ResNeXt block one group; expected 4 or more")
+    padded = pad(input_size)
+    # Positions at stride 4; every further stage has a quarter of its predecessor's.
+    positions = padded.height * padded.width // 16
+    flops, params = _stem(code, positions)
+    channels = code.base
+    for number, planes in enumerate(code.planes[:stages]):
+        stride = 1 if number == 0 else 2
+        here = positions >> (2 * number)
+        for width, run in groupby(planes):
+            repeats = len(list(run))
+            first = _block(code.block, code.base, channels, width, stride)
+            channels = _out_channels(code.block, width)
+            others = _block(code.block, code.base, channels, width, 1)
+            flops += here * (first.entering * stride * stride + first.leaving)
+            flops += (repeats - 1) * here * (others.entering + others.leaving)
+            params += first.entering + first.leaving + 2 * first.channels
+            params += (repeats - 1) * (others.entering + others.leaving + 2 * others.channels)
+            stride = 1
+    if classes is not None:
+        flops += channels * classes
+        params += (channels + 1) * classes
+    return BackboneCosts(flops, params)
 
 
-def _convolve(layer: Any, features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(features, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+def _stem(code: BackboneCode, positions: int) -> tuple[int, int]:
+    base = code.base
+    if code.published:
+        return 4 * positions * 7 * 7 * 3 * base, 7 * 7 * 3 * base + 2 * base
+    first, second = 9 * 3 * (base // 2), 9 * (base // 2) * base
+    return positions * (4 * first + second), first + second + 2 * (base // 2 + base)
+
+
+def _out_channels(block: str, planes: int) -> int:
+    return 4 * planes if block in ("bottleneck", "Xbottleneck") else planes
+
+
+@lru_cache(maxsize=1 << 16)
+def _block(block: str, base: int, channels: int, planes: int, stride: int) -> _Layer:
+    """Return the layers of a block from ``channels`` to ``planes``; its 3x3 convolution has the stride."""
+    out = _out_channels(block, planes)
+    if block == "MBblock":
+        hidden = _MB_EXPANSION * channels
+        return _Layer(channels * hidden, 9 * hidden + hidden * out, 2 * hidden + out)
+    projects = stride != 1 or channels != out
+    shortcut, shortcut_norm = (channels * out, out) if projects else (0, 0)
+    if block == "basicblock":
+        return _Layer(0, 9 * channels * planes + 9 * planes * planes + shortcut, 2 * planes + shortcut_norm)
+    inner, groups = (2 * planes, base // 2) if block == "Xbottleneck" else (planes, 1)
+    middle = 9 * inner * inner // groups
+    return _Layer(channels * inner, middle + inner * out + shortcut, 2 * inner + out + shortcut_norm)

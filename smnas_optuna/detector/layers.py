@@ -1,23 +1,25 @@
 """Layers that MMDetection's registry lacks.
 
-Group norm of any width, a MobileNetV2 that stops where it is used, and guided anchoring that may find nothing.
+Group norm of any width, a MobileNetV2 that stops where it is used, guided anchoring that may find nothing, and RPNs
+with normalisation. Searched backbones are in ``backbone.py``.
 
-A config that names them says ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import also
-provides mmcv's operators where they are not compiled.
+A config that names any of them says ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import
+also provides mmcv's operators where they are not compiled.
 """
 
 import math
 from typing import Any
 
+from mmcv.cnn import ConvModule
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from smnas_optuna.detector import mmcv_ops
+from smnas_optuna.detector import backbone, mmcv_ops  # noqa: F401  # registers searched backbones
 
 mmcv_ops.install()
 from mmdet.models.backbones import MobileNetV2  # noqa: E402  # imports mmcv.ops
-from mmdet.models.dense_heads import GARPNHead  # noqa: E402
+from mmdet.models.dense_heads import GARPNHead, RPNHead  # noqa: E402
 
 
 @MODELS.register_module()
@@ -65,3 +67,38 @@ class LenientGARPNHead(GARPNHead):  # type: ignore[misc]  # mmdet is untyped
             return super()._predict_by_feat_single(cls_scores=cls_scores, mlvl_masks=mlvl_masks, **others)
         scores = cls_scores[0].new_zeros(0)
         return InstanceData(bboxes=scores.new_zeros(0, 4), scores=scores, labels=scores.long())
+
+
+class _NormalizedConvolution:
+    """Puts a convolution with normalisation in the place of an RPN's first one; the ReLU after it is the head's.
+
+    Args:
+        conv_cfg: Kind of convolution; None for a plain one.
+        norm_cfg: Kind of normalisation.
+        settings: Those of the head.
+    """
+
+    in_channels: int
+    feat_channels: int
+
+    def __init__(self, *, conv_cfg: dict[str, Any] | None, norm_cfg: dict[str, Any], **settings: Any) -> None:
+        self._layer = {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg}
+        super().__init__(**settings)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()  # type: ignore[misc]  # of the head that this is mixed into
+        self.rpn_conv = ConvModule(self.in_channels, self.feat_channels, 3, padding=1, act_cfg=None, **self._layer)
+
+
+@MODELS.register_module()
+class NormalizedRPNHead(_NormalizedConvolution, RPNHead):  # type: ignore[misc]  # mmdet is untyped
+    """RPN with a normalised convolution before its predictions; MMDetection's has no choice of layers.
+
+    What trains detectors from scratch is group normalisation with standardised weights (SM-NAS, section 3.3); an RPN
+    without them is the one part between the backbone and the predictions that would be left out.
+    """
+
+
+@MODELS.register_module()
+class NormalizedGARPNHead(_NormalizedConvolution, LenientGARPNHead):
+    """Guided anchoring with normalisation; see :class:`NormalizedRPNHead`."""

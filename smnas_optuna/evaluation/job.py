@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.recipe import Detector, Device, Training
+from smnas_optuna.recipe import Detector, Device, Recipe, Training
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class Job:
     training: Training
     device: Device
     folder: Path
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run needs to be there: the recipe's device and, for stage one, its pre-trained weights."""
+
+    recipe: Recipe
+    pretrained: bool
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Candidates, Costs, Event, Failure, Job, Target
-from smnas_optuna.recipe import Recipe
+from smnas_optuna.evaluation.job import Candidates, Costs, Demand, Event, Failure, Job, Target
 
 _TRAINING = "smnas_optuna.evaluation.training"
 _context = multiprocessing.get_context("forkserver")
@@ -45,17 +44,17 @@ def preload() -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def probe(recipe: Recipe, output: Path) -> Target:
-    """Return the device that the recipe asks for, having made sure that it and the pre-trained weights are there.
+def probe(demand: Demand, output: Path) -> Target:
+    """Return the device that a run asks for, having made sure that it and the pre-trained weights are there.
 
     Args:
-        recipe: Says which device and which weights.
+        demand: Says which device and which weights.
         output: File for whatever the process writes besides.
 
     Raises:
         UserError: There is no such device, or weights cannot be had.
     """
-    (target,) = _call("probe", recipe, output)
+    (target,) = _call("probe", demand, output)
     assert isinstance(target, Target)
     return target
 

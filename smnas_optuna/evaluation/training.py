@@ -18,12 +18,30 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
+from smnas_optuna.architecture import (
+    FPN,
+    Architecture,
+    Backbone,
+    BackboneCode,
+    ClassicBackbone,
+    InputSize,
+    RetinaNetHead,
+)
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import model_config, weights_of
-from smnas_optuna.detector.flops import build_on_meta, count_costs
+from smnas_optuna.detector.counting import build_on_meta, count_costs
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Candidates, Costs, Event, Job, Progress, Scores, Target, UntrainedLatency
+from smnas_optuna.evaluation.job import (
+    Candidates,
+    Costs,
+    Demand,
+    Event,
+    Job,
+    Progress,
+    Scores,
+    Target,
+    UntrainedLatency,
+)
 from smnas_optuna.evaluation.latency import measure_latency
 from smnas_optuna.recipe import Recipe
 
@@ -41,19 +59,23 @@ _METRICS = {
 _LOSS_CHECK_INTERVAL = 20
 
 
-def probe(recipe: Recipe, report: Callable[[Target], None]) -> None:
-    """Report the device that a recipe asks for, having fetched the pre-trained weights that it needs.
+def probe(demand: Demand, report: Callable[[Target], None]) -> None:
+    """Report the device that a run asks for, having fetched the pre-trained weights that it needs.
 
     Raises:
-        UserError: There is no such device, or weights cannot be had.
+        UserError: There is no such device, it lacks what a stage needs, or weights cannot be had.
     """
+    recipe = demand.recipe
     kind = _choose_device(recipe.device.kind)
     if recipe.device.cpu_threads:
         torch.set_num_threads(recipe.device.cpu_threads)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind == "cuda" and recipe.device.gpus_per_trial > count:
         raise UserError(f"device.gpus_per_trial: found {recipe.device.gpus_per_trial}, but there are {count} GPUs here")
-    for name in recipe.structural.space.backbones:
+    for stage, settings in (("structural", recipe.structural), ("modular", recipe.modular)):
+        if kind == "cpu" and settings and settings.detector.norm == "SyncBN":
+            raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
+    for name in recipe.structural.space.backbones if demand.pretrained else ():
         weights = _weights(recipe.structural.training.weights, ClassicBackbone(name))
         if weights is None:
             continue
@@ -126,7 +148,6 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
 def runner_config(job: Job, kind: str) -> Config:
     """Return the whole MMEngine config that trains and evaluates a job on a kind of device, ``cpu`` or ``cuda``."""
     training, architecture, dataset = job.training, job.architecture, job.dataset
-    assert isinstance(architecture.backbone, ClassicBackbone)
     model = model_config(
         architecture,
         classes=len(dataset.classes),
@@ -193,7 +214,7 @@ def runner_config(job: Job, kind: str) -> Config:
                 "type": "AmpOptimWrapper" if training.amp and kind == "cuda" else "OptimWrapper",
                 "optimizer": {
                     "type": "SGD",
-                    "lr": training.lr,
+                    "lr": training.scaled_lr,
                     "momentum": training.momentum,
                     "weight_decay": training.weight_decay,
                 },
@@ -344,8 +365,10 @@ def _backend(kind: str) -> str:
     return "nccl" if kind == "cuda" else "gloo"
 
 
-def _weights(weights: str | dict[str, Any], backbone: ClassicBackbone) -> str | None:
+def _weights(weights: str | dict[str, Any], backbone: Backbone) -> str | None:
     """Return where a backbone's pre-trained weights are, or None to train from scratch."""
+    if isinstance(backbone, BackboneCode):
+        return None
     if isinstance(weights, dict):
         return str(weights[backbone.name])
     return weights_of(backbone) if weights == "imagenet" else None

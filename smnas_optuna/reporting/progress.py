@@ -7,11 +7,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from smnas_optuna.evaluation.job import Costs, Event
 from smnas_optuna.evaluation.job import Progress as Epoch
-from smnas_optuna.reporting.pareto import hypervolume, pareto_front
+from smnas_optuna.reporting.pareto import hypervolume
+from smnas_optuna.search import Search
 
 _PLAIN_WIDTH = 140
 
@@ -28,14 +28,12 @@ class SearchProgress:
 
     Args:
         out: Where to show it.
-        study: The study that runs.
-        done: Trials that counted before this run.
-        total: Trials that the study shall reach.
+        done: Trials that counted before this run, in all studies of the stage.
+        total: Trials that these studies shall reach together.
     """
 
-    def __init__(self, out: Console, study: optuna.Study, done: int, total: int) -> None:
+    def __init__(self, out: Console, done: int, total: int) -> None:
         self._out = out
-        self._study = study
         self._before = self._done = done
         self._total = total
         self._started = time.monotonic()
@@ -47,7 +45,7 @@ class SearchProgress:
             console=out,
             disable=not out.is_terminal,
         )
-        self._trials: TaskID = self._bars.add_task("trials", total=total, completed=done, remark=self._standing())
+        self._trials: TaskID = self._bars.add_task("trials", total=total, completed=done, remark="")
         self._epochs: TaskID = self._bars.add_task("epochs", total=None, visible=False, remark="")
 
     def __enter__(self) -> "SearchProgress":
@@ -59,29 +57,32 @@ class SearchProgress:
     ) -> None:
         self._bars.stop()
 
-    def listen(self, trial: optuna.Trial, event: Event) -> None:
+    def listen(self, search: Search, trial: optuna.Trial, event: Event) -> None:
         """Take in what happens in the current trial."""
         architecture = trial.user_attrs["architecture"]
         if isinstance(event, Costs):
             costs = f"{event.flops / 1e9:.3g} GFLOPs, {event.params / 1e6:.3g} M parameters"
-            self._out.print(f"trial {trial.number}: {architecture} ({costs})")
+            self._out.print(f"{_name(search, trial)}: {architecture} ({costs})")
             self._bars.reset(self._epochs, total=1, remark="")
         elif isinstance(event, Epoch):
             remark = f"loss {event.loss:.3f}"
             self._bars.update(self._epochs, visible=True, completed=event.epoch, total=event.epochs, remark=remark)
             if not self._out.is_terminal:
-                self._out.print(f"trial {trial.number}: epoch {event.epoch}/{event.epochs}, {remark}")
+                self._out.print(f"{_name(search, trial)}: epoch {event.epoch}/{event.epochs}, {remark}")
 
-    def finish(self, trial: FrozenTrial, done: int) -> None:
+    def finish(self, search: Search, study: optuna.Study, trial: FrozenTrial, done: int) -> None:
         """Take in a trial that has ended.
 
         Args:
+            search: What its study searches.
+            study: Where it is.
             trial: It.
-            done: Trials that count by now.
+            done: Trials that count by now, in all studies of the stage.
         """
         self._done = done
+        standing = self._standing(search, study)
         self._bars.update(self._epochs, visible=False)
-        self._bars.update(self._trials, completed=done, remark=self._standing())
+        self._bars.update(self._trials, completed=done, remark=standing)
         if trial.state == TrialState.COMPLETE:
             scores = trial.user_attrs
             outcome = (
@@ -90,38 +91,25 @@ class SearchProgress:
             )
         else:
             outcome = f"{trial.state.name.lower()}: {trial.user_attrs.get('reason', 'no reason recorded')}"
-        self._out.print(f"trial {trial.number}: {outcome}")
+        self._out.print(f"{_name(search, trial)}: {outcome}")
         if not self._out.is_terminal:
-            self._out.print(f"{done}/{self._total} trials; {self._standing()}")
+            self._out.print(f"{done}/{self._total} trials; {standing}")
 
-    def _standing(self) -> str:
+    def _standing(self, search: Search, study: optuna.Study) -> str:
         maps = [
             trial.user_attrs["map"]
-            for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
             if "map" in trial.user_attrs
         ]
-        words = [f"best mAP {max(maps):.3f}, hypervolume {hypervolume(self._study):.4g}"] if maps else []
+        words = []
+        if maps:
+            of = f" of {search.candidate}" if search.candidate else ""
+            words.append(f"best mAP{of} {max(maps):.3f}, hypervolume {hypervolume(study):.4g}")
         if self._before < self._done < self._total:
             seconds = (time.monotonic() - self._started) / (self._done - self._before) * (self._total - self._done)
             words.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
         return ", ".join(words)
 
 
-def front_table(study: optuna.Study) -> Table:
-    """Return the study's Pareto front as a table for the terminal, the most accurate first."""
-    table = Table(title=f"Pareto front of {study.study_name}")
-    for heading in ("trial", "mAP", "AP50", "ms", "GFLOPs", "params (M)"):
-        table.add_column(heading, justify="right")
-    table.add_column("architecture")
-    front = pareto_front(study)
-    for row in front.sort_values("map", ascending=False).to_dict("records"):
-        table.add_row(
-            str(row["number"]),
-            f"{row['map']:.3f}",
-            f"{row['map_50']:.3f}",
-            f"{row['latency_ms']:.1f} ± {row['latency_spread_ms']:.1f}",
-            f"{row['flops'] / 1e9:.3g}",
-            f"{row['params'] / 1e6:.3g}",
-            str(row["architecture"]),
-        )
-    return table
+def _name(search: Search, trial: optuna.Trial | FrozenTrial) -> str:
+    return f"{search.candidate} trial {trial.number}" if search.candidate else f"trial {trial.number}"

@@ -59,7 +59,8 @@ class Quantity:
         """Factor of this quantity in a product's unit: ``mAP``, ``ms``, ``GFLOPs``."""
         if not self.unit:
             return self.title
-        return self.unit if self.scale == 1.0 else f"{self.unit}{self.title}"
+        kind, _, noun = self.title.rpartition(" ")
+        return self.unit if self.scale == 1.0 else f"{kind} {self.unit}{noun}".lstrip()
 
     def _decimals(self, value: float) -> int:
         shown = abs(value / self.scale)
@@ -80,6 +81,8 @@ QUANTITIES: Final = {
     "latency_ms": Quantity("inference time", unit="ms"),
     "flops": Quantity("FLOPs", unit="G", note="multiply-adds", scale=1e9),
     "params": Quantity("params", unit="M", scale=1e6),
+    "backbone_flops": Quantity("backbone FLOPs", unit="G", note="multiply-adds", scale=1e9),
+    "backbone_params": Quantity("backbone params", unit="M", scale=1e6),
 }
 
 

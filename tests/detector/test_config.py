@@ -21,11 +21,21 @@ from mmengine.runner.checkpoint import get_torchvision_models
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from smnas_optuna.architecture import FPN, RPN, Architecture, ClassicBackbone, InputSize, parse_head, stride_of
+from smnas_optuna.architecture import (
+    FPN,
+    RPN,
+    Architecture,
+    BackboneCode,
+    ClassicBackbone,
+    InputSize,
+    parse_head,
+    stride_of,
+)
 from smnas_optuna.detector.config import SINGLE_LEVEL, model_config, weights_of
-from smnas_optuna.detector.flops import build_on_meta
+from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.recipe import Detector
 from smnas_optuna.search_space.structural import StructuralSpace
+from tests.detector.test_backbone import backbone_codes
 
 # ------------------------------------------------------------------------------------ against MMDetection's own configs
 
@@ -256,6 +266,15 @@ def test_a_neck_expects_the_channels_that_a_backbone_of_any_width_has(name: str,
 # ------------------------------------------------------------------------------------------------------------- at work
 
 WIDTH, HEIGHT = 256, 192
+# The detectors of SM-NAS's Table 2, backbones of Table 6 with the bases that reproduce its figures.
+FOUND = {
+    "E0": "512x512 basicblock_64_1-21-21-12 FPN(P2-P5,c=128) RPN 2FC",
+    "E1": "800x600 basicblock_72_111-2111-2-111112 FPN(P2-P5,c=256) RPN 2FC",
+    "E2": "800x600 basicblock_56_12-11111-211-1112 FPN(P1-P5,c=128) RPN Cascade(n=3)",
+    "E3": "800x600 bottleneck_56_211-111111111-2111111-11112111 FPN(P1-P5,c=128) RPN Cascade(n=3)",
+    "E4": "800x600 Xbottleneck_56_21-21-111111111111111-2111111 FPN(P1-P5,c=256) GA-RPN Cascade(n=3)",
+    "E5": "1333x800 Xbottleneck_56_21-21-11111111111111-21111111 FPN(P1-P5,c=256) GA-RPN Cascade(n=3)",
+}
 SMALL = Detector(proposals=20, roi_samples=16, fc_channels=16, retina_convs=1, anchor_scale=4)
 NORMS: dict[str, dict[str, Any]] = {
     "BN": {},
@@ -264,6 +283,13 @@ NORMS: dict[str, dict[str, Any]] = {
     "GN and WS": {"norm": "GN", "weight_standardization": True},
 }
 BACKBONES = ["ResNet18(w=16)", "MobileNetV2(w=16)", "ResNeXt50(w=16)"]
+# One of each kind of block, each with another RPN, head and normalisation.
+CODES = [
+    ("basicblock_16_1-21-2-12 FPN(P2-P5,c=16) RPN 2FC", "BN"),
+    ("bottleneck_8_1-21-2-12 FPN(P1-P5,c=16) GA-RPN 2FC", "GN"),
+    ("Xbottleneck_8_12-1-2-12 RPN Cascade(n=2)", "GN and WS"),
+    ("MBblock_16_11-21-2-12 FPN(P2-P6,c=16) RetinaNet", "BN and WS"),
+]
 AT_WORK_NECKS = ["", "FPN(P1-P5,c=16)", "FPN(P2-P3:P2-P5,c=16)", "FPN(P3-P3,c=16)", "FPN(P4-P6,c=16)"]
 AT_WORK_HEADS = ["RetinaNet", *(f"{rpn} {head}" for rpn in ("RPN", "GA-RPN") for head in SPACE.heads[1:])]
 
@@ -282,24 +308,28 @@ def build(config: dict[str, Any]) -> Any:
     return model
 
 
-def batch(model: Any, images: int, training: bool) -> dict[str, Any]:
-    """Return images with objects of all sizes, as a data loader and the detector's preprocessor make them."""
+def batch(model: Any, images: int, training: bool, shrink: int = 1) -> dict[str, Any]:
+    """Return images with objects of all sizes, as a data loader and the detector's preprocessor make them.
+
+    The sides are those above, divided by ``shrink``.
+    """
     samples = []
+    height, width = HEIGHT // shrink, WIDTH // shrink
     for _ in range(images):
         boxes = torch.tensor([[8, 8, 24, 28], [60, 20, 100, 70], [20, 60, 120, 160], [90, 5, 250, 185]]).float()
-        shape = {"img_shape": (HEIGHT, WIDTH), "ori_shape": (HEIGHT, WIDTH), "scale_factor": (1.0, 1.0)}
+        shape = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
         sample = DetDataSample(metainfo=shape)
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 1, 2, 1]))
+        sample.gt_instances = InstanceData(bboxes=boxes / shrink, labels=torch.tensor([0, 1, 2, 1]))
         samples.append(sample)
-    inputs = [torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8) for _ in range(images)]
+    inputs = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for _ in range(images)]
     data: dict[str, Any] = model.data_preprocessor({"inputs": inputs, "data_samples": samples}, training)
     return data
 
 
-def backward(model: Any) -> dict[str, float]:
+def backward(model: Any, shrink: int = 1) -> dict[str, float]:
     """Return the losses of one training step that has left its gradients in the model."""
     model.train()
-    losses = model(**batch(model, images=2, training=True), mode="loss")
+    losses = model(**batch(model, images=2, training=True, shrink=shrink), mode="loss")
     total, logged = model.parse_losses(losses)
     total.backward()
     return {name: value.item() for name, value in logged.items()}
@@ -311,14 +341,23 @@ def combinations() -> list[Any]:
     for (row, neck), (column, head) in itertools.product(enumerate(AT_WORK_NECKS), enumerate(AT_WORK_HEADS)):
         for shift in range(2):
             backbone = BACKBONES[(row + column + shift) % 3]
-            norm = list(NORMS)[(row + column // 3 + 2 * shift) % 4]
+            norm = ["BN", "BN and WS", "GN", "GN and WS"][(row + column // 3 + 2 * shift) % 4]
             text = " ".join(part for part in (backbone, neck, head) if part)
             cases.append(pytest.param(text, NORMS[norm], id=f"{text} {norm}"))
-    return cases
+    return cases + [pytest.param(text, NORMS[norm], id=f"{text} {norm}") for text, norm in CODES]
 
 
 @pytest.mark.parametrize(("text", "norm"), combinations())
 def test_every_combination_learns_and_detects(text: str, norm: dict[str, Any]) -> None:
+    check_that_it_learns_and_detects(text, norm)
+
+
+@pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
+def test_the_detectors_that_the_paper_found_learn_and_detect_with_the_layers_that_found_them(text: str) -> None:
+    check_that_it_learns_and_detects(text.partition(" ")[2], NORMS["GN and WS"], shrink=2)
+
+
+def check_that_it_learns_and_detects(text: str, norm: dict[str, Any], shrink: int = 1) -> None:
     model = build(small_config(text, **norm))
     for layer in model.modules():
         # A residual branch that starts as zero passes no gradient on before the first step.
@@ -326,7 +365,7 @@ def test_every_combination_learns_and_detects(text: str, norm: dict[str, Any]) -
             nn.init.ones_(layer.weight)
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0  # one batch is all that its statistics are of
-    losses = backward(model)
+    losses = backward(model, shrink)
     assert all(math.isfinite(value) for value in losses.values()), losses
     head = Architecture.parse(f"64x64 {text}").head
     assert sum("loss_cls" in name for name in losses) == getattr(head, "stages", 1)
@@ -340,10 +379,10 @@ def test_every_combination_learns_and_detects(text: str, norm: dict[str, Any]) -
     if "RetinaNet" in text:
         nn.init.zeros_(model.bbox_head.retina_cls.bias)  # it starts out sure that there is no object
     with torch.inference_mode():
-        (result,) = model(**batch(model, images=1, training=False), mode="predict")
+        (result,) = model(**batch(model, images=1, training=False, shrink=shrink), mode="predict")
     found = result.pred_instances
     assert 0 < len(found) <= SMALL.max_detections
-    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / shrink
     assert ((found.bboxes >= 0) & (found.bboxes <= limit)).all()
     assert ((found.scores > 0) & (found.scores <= 1)).all()
     assert set(found.labels.tolist()) <= {0, 1, 2}
@@ -409,7 +448,7 @@ RETINA_BRANCHES = {"bbox_head.cls_convs", "bbox_head.reg_convs"}
         ("BN", set()),
         ("GN", set()),
         ("BN and WS", {"backbone"}),
-        ("GN and WS", {"backbone", "neck"} | RETINA_BRANCHES),
+        ("GN and WS", {"backbone", "neck", "rpn_head.rpn_conv"} | RETINA_BRANCHES),
     ],
 )
 def test_standardised_weights_are_those_that_a_normalisation_follows(norm: str, parts: set[str], head: str) -> None:
@@ -418,8 +457,8 @@ def test_standardised_weights_are_those_that_a_normalisation_follows(norm: str, 
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
             first, second, *_ = name.split(".")
-            found[type(layer).__name__].add(f"{first}.{second}" if first == "bbox_head" else first)
-    everywhere = {"backbone", "neck", "rpn_head"}
+            found[type(layer).__name__].add(f"{first}.{second}" if "head" in first else first)
+    everywhere = {"backbone", "neck", "rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"}
     if head == "RetinaNet":
         everywhere = {"backbone", "neck", "bbox_head.retina_cls", "bbox_head.retina_reg"} | RETINA_BRANCHES
     assert found == {"Conv2d": everywhere - parts, "ConvWS2d": everywhere & parts}
@@ -477,6 +516,57 @@ def test_a_shorter_cascade_is_the_beginning_of_a_longer_one() -> None:
     assert stages("Cascade(n=2)") == longest[:2]
 
 
-def test_searched_backbones_are_refused() -> None:
-    with pytest.raises(TypeError, match="basicblock_64_1-21-21-12"):
-        small_config("basicblock_64_1-21-21-12 FPN(P1-P5,c=16) RPN 2FC")
+# --------------------------------------------------------------------------------------------------- searched backbones
+
+
+@pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
+def test_the_detectors_that_the_paper_found_build_as_they_are_printed(text: str) -> None:
+    architecture = Architecture.parse(text)
+    neck = architecture.neck
+    assert neck is not None
+    model: Any = build_on_meta(model_config(architecture, classes=80, detector=Detector())).eval()
+    levels = model.backbone(torch.empty(1, 3, 512, 768, device="meta"))
+    features = model.neck(levels)
+    assert sizes(levels) == [(512 // stride_of(level), 768 // stride_of(level)) for level in neck.input_levels]
+    assert sizes(features) == [(512 // stride_of(level), 768 // stride_of(level)) for level in neck.output_levels]
+    assert {feature.size(1) for feature in features} == {neck.channels}
+    assert len(model.backbone.res_layers) == 4
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(code=backbone_codes(st.integers(2, 64).map(lambda half: 2 * half)), neck_number=st.integers(0, len(NECKS) - 1))
+def test_neck_and_heads_expect_the_channels_that_a_code_has(code: BackboneCode, neck_number: int) -> None:
+    neck = NECKS[neck_number]
+    architecture = Architecture(InputSize(64, 64), code, neck, RPN(), parse_head("2FC"))
+    model: Any = build_on_meta(model_config(architecture, classes=3, detector=SMALL)).eval()
+    levels = model.backbone(torch.empty(1, 3, 64, 64, device="meta"))
+    if neck:
+        assert [level.size(1) for level in levels] == model.neck.in_channels
+    else:
+        assert [level.size(1) for level in levels] == [model.rpn_head.in_channels]
+    assert len(model.backbone.res_layers) == (neck.last_input if neck else SINGLE_LEVEL)
+
+
+def test_a_searched_backbone_starts_from_given_weights_and_learns_in_all_its_layers(tmp_path: Path) -> None:
+    text = "bottleneck_8_1-21-21-12 FPN(P1-P4,c=16) RPN 2FC"
+    source = build(small_config(text)).backbone
+    for tensor in source.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    backbone = build(small_config(text, weights=str(tmp_path / "weights.pth"))).backbone.train()
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in backbone.state_dict().items())
+    assert all(one.requires_grad for one in backbone.parameters())
+    assert all(layer.training for layer in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("text", "channels"),
+    [
+        ("ResNet50 FPN(P2-P6,c=48)", 48),
+        ("ResNet50 FPN(P2-P6,c=512)", 512),
+        ("ResNet50", 256),
+        ("MBblock_16_1-2-2-2", 64),
+    ],
+)
+def test_retinanets_branches_are_as_wide_as_the_neck_and_256_at_most_without_one(text: str, channels: int) -> None:
+    assert small_config(f"{text} RetinaNet")["bbox_head"]["feat_channels"] == channels

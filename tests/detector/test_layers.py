@@ -2,16 +2,25 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.registry import DefaultScope
 
-from smnas_optuna.detector.layers import DividingGroupNorm, TruncatedMobileNetV2
+from smnas_optuna.detector.layers import (
+    DividingGroupNorm,
+    LenientGARPNHead,
+    NormalizedGARPNHead,
+    NormalizedRPNHead,
+    TruncatedMobileNetV2,
+)
 
 from mmdet.models.backbones import MobileNetV2  # isort: skip  # needs the operators that our layers provide
+from mmdet.models.dense_heads import RPNHead  # isort: skip  # as well
 
 
 def run_python(program: str) -> str:
@@ -20,13 +29,14 @@ def run_python(program: str) -> str:
     return completed.stdout.strip()
 
 
-def test_importing_the_layers_makes_mmcv_ops_importable_in_a_fresh_process() -> None:
+def test_importing_the_layers_makes_mmcv_ops_and_searched_backbones_available_in_a_fresh_process() -> None:
     program = (
-        "import smnas_optuna.detector.layers, torch, mmcv.ops;"
+        "import smnas_optuna.detector.layers, torch, mmcv.ops, mmdet.registry;"
         "boxes = torch.tensor([[0., 0, 9, 9], [1, 0, 9, 9], [20, 20, 30, 30]]);"
-        "print(mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7]), 0.5)[1].tolist())"
+        "print(mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7]), 0.5)[1].tolist());"
+        "print('SearchedBackbone' in mmdet.registry.MODELS)"
     )
-    assert run_python(program) == "[0, 2]"
+    assert run_python(program).split("\n") == ["[0, 2]", "True"]
 
 
 @pytest.mark.parametrize("channels", [64, 128, 192, 256, 512, 1024, 2048])
@@ -80,3 +90,52 @@ def test_a_truncated_mobilenet_gives_what_the_whole_one_gives(indices: list[int]
     outputs, expected = truncated(images), whole(images)
     assert len(outputs) == len(indices)
     assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
+
+
+ANCHORS = {
+    "approx_anchor_generator": {
+        "type": "AnchorGenerator",
+        "octave_base_scale": 8,
+        "scales_per_octave": 3,
+        "ratios": [0.5, 1.0, 2.0],
+        "strides": [4],
+    },
+    "square_anchor_generator": {"type": "AnchorGenerator", "ratios": [1.0], "scales": [8], "strides": [4]},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "settings"),
+    [(NormalizedRPNHead, RPNHead, {}), (NormalizedGARPNHead, LenientGARPNHead, {**ANCHORS, "deform_groups": 1})],
+)
+@pytest.mark.parametrize("conv_cfg", [None, {"type": "ConvWS"}])
+def test_a_normalized_rpn_is_a_plain_one_behind_a_normalized_convolution(
+    kind: Any, plain: Any, settings: dict[str, Any], conv_cfg: dict[str, str] | None
+) -> None:
+    norm_cfg = {"type": "mmdet.DividingGroupNorm", "num_groups": 4}
+    ours = build_head(kind, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **settings)
+    theirs = build_head(plain, **settings)
+    layer = ours.rpn_conv
+    torch.nn.init.normal_(layer.norm.bias)
+    assert layer.conv.bias is None
+    weight = layer.conv.weight
+    if conv_cfg:
+        flat = weight.flatten(1)
+        weight = (weight - flat.mean(1).view(-1, 1, 1, 1)) / (flat.std(1).view(-1, 1, 1, 1) + 1e-5)
+    features = torch.randn(2, 8, 6, 5)
+    normalised = F.group_norm(F.conv2d(features, weight, padding=1), 4, layer.norm.weight, layer.norm.bias)
+    # Behind its first convolution, here made an identity, the plain head is the same: ReLU and so on.
+    theirs.rpn_conv = torch.nn.Identity()
+    rest = {name: one for name, one in ours.state_dict().items() if not name.startswith("rpn_conv")}
+    theirs.load_state_dict(rest)
+    for outputs, expected in zip(ours([features]), theirs([normalised]), strict=True):
+        torch.testing.assert_close(outputs[0], expected[0])
+
+
+def build_head(kind: Any, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = kind(in_channels=8, feat_channels=8, **settings)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return head.train()

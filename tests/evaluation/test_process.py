@@ -18,7 +18,17 @@ from mmengine.config import Config
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.job import Candidates, Costs, Event, Failure, Job, Progress, Scores, UntrainedLatency
+from smnas_optuna.evaluation.job import (
+    Candidates,
+    Costs,
+    Demand,
+    Event,
+    Failure,
+    Job,
+    Progress,
+    Scores,
+    UntrainedLatency,
+)
 from smnas_optuna.evaluation.process import count, evaluate, preload, probe
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
@@ -208,22 +218,22 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(tiny_reci
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "mobile.pth")
     given = f"structural.training.weights={{ResNet18: {tmp_path}/mobile.pth, MobileNetV2: {tmp_path}/mobile.pth}}"
     with pytest.raises(UserError, match=r"mobile\.pth for ResNet18 does not fit: expected conv1\.weight of shape"):
-        probe(load_recipe(str(tiny_recipe), [given]), tmp_path / "output.log")
+        probe(Demand(load_recipe(str(tiny_recipe), [given]), pretrained=True), tmp_path / "output.log")
 
 
 def test_weights_that_cannot_be_had_are_the_users_error_and_name_the_key(tiny_recipe: Path, tmp_path: Path) -> None:
     absent = f"structural.training.weights={{ResNet18: {tmp_path}/absent.pth, MobileNetV2: {tmp_path}/absent.pth}}"
     with pytest.raises(UserError, match=r"structural\.training\.weights: .*absent\.pth for ResNet18 cannot be loaded"):
-        probe(load_recipe(str(tiny_recipe), [absent]), tmp_path / "output.log")
+        probe(Demand(load_recipe(str(tiny_recipe), [absent]), pretrained=True), tmp_path / "output.log")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 def test_a_gpu_that_is_not_there_is_the_users_error(tiny_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"device\.kind: found cuda"):
-        probe(load_recipe(str(tiny_recipe), ["device.kind=cuda"]), tmp_path / "output.log")
+        probe(Demand(load_recipe(str(tiny_recipe), ["device.kind=cuda"]), pretrained=True), tmp_path / "output.log")
 
 
 def test_the_device_has_a_name(recipe: Recipe, tmp_path: Path) -> None:
-    target = probe(recipe, tmp_path / "output.log")
+    target = probe(Demand(recipe, pretrained=True), tmp_path / "output.log")
     assert (target.kind, target.count) == ("cpu", 1)
     assert target.name.endswith("1 thread")

@@ -1,0 +1,109 @@
+"""``python -m smnas_optuna.complexity``: multiply-adds and parameters of a backbone, or of a published detector."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from smnas_optuna.architecture import Backbone, BackboneCode, ClassicBackbone, InputSize
+from smnas_optuna.command_line import run_command
+from smnas_optuna.detector.flops import backbone_costs, pad
+from smnas_optuna.detector.zoo import DETECTORS, Published, find_backbone, find_detector
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Detector
+
+_COCO_CLASSES = 80
+_DEFAULT_INPUT = "224x224"
+
+
+def complexity(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="Backbone code, classic backbone such as R50, or zoo name.")
+    ] = None,
+    input_size: Annotated[
+        str | None, typer.Option("--input", metavar="WxH", help="Input size; a zoo detector's own, else 224x224.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Count a classifier of so many classes too; none if not given.")
+    ] = None,
+    zoo: Annotated[str | None, typer.Option(help=f"A published detector: {', '.join(DETECTORS)}.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with integers.")] = False,
+) -> None:
+    """Print the multiply-adds and parameters of the backbone CODE; for a zoo detector those of the whole one too.
+
+    Sides of the input are padded to multiples of 32. Convolutions and matrix products count, normalisation does not.
+    """
+    name = zoo or code
+    if name is None or (zoo and code):
+        raise UserError("CODE: expected a backbone code, a classic backbone or a zoo name, or --zoo NAME instead")
+    try:
+        published = find_detector(name) if zoo or name.upper() in map(str.upper, DETECTORS) else None
+        size = InputSize.parse(input_size or (published.input_size if published else _DEFAULT_INPUT))
+        told: dict[str, Any] = {"input": str(size)}
+        if published is None or published.architecture is not None:
+            backbone = find_backbone(name)
+            flops, params = _count_backbone(backbone, size, classes)
+            told |= {"backbone": str(backbone), "classes": classes, "flops": flops, "params": params}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if published is not None:
+        told["detector"] = _count_detector(published, size)
+        # Of a detector whose backbone has no code there is only the whole to tell.
+        told = {"flops": told["detector"]["flops"], "params": told["detector"]["params"]} | told
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    if "backbone" in told:
+        head = f" with a classifier of {classes}" if classes else ""
+        print(f"{told['backbone']}{head}: {_text(told)} at {size}")
+    if published is not None:
+        whole = told["detector"]
+        print(
+            f"{published.name}, {published.architecture or published.config}, {_COCO_CLASSES} classes: {_text(whole)} at {size}"
+        )
+        print(
+            f"published: {published.ap} AP on COCO {published.split}, {published.milliseconds} ms on a "
+            f"{published.hardware} at {published.input_size} ({published.source})"
+        )
+
+
+def _count_backbone(backbone: Backbone, size: InputSize, classes: int | None) -> tuple[int, int]:
+    code = backbone if isinstance(backbone, BackboneCode) else backbone.code
+    if isinstance(backbone, BackboneCode) or code.published == backbone:
+        return backbone_costs(code, size, classes=classes)
+    return _count_classic(backbone, size, classes)
+
+
+def _count_classic(backbone: ClassicBackbone, size: InputSize, classes: int | None) -> tuple[int, int]:
+    """Count a backbone that no code stands for exactly: a narrowed one, or MobileNetV2 without its last convolution."""
+    from smnas_optuna.detector.config import backbone_config
+    from smnas_optuna.detector.counting import count_backbone  # loads torch, which a code does without
+
+    config, channels = backbone_config(backbone, (1, 2, 3, 4), Detector())
+    flops, params = count_backbone(config, pad(size))
+    if classes:
+        flops, params = flops + channels[-1] * classes, params + (channels[-1] + 1) * classes
+    return flops, params
+
+
+def _count_detector(published: Published, size: InputSize) -> dict[str, Any]:
+    from smnas_optuna.detector.config import model_config
+    from smnas_optuna.detector.counting import count_costs, published_model
+
+    if published.architecture is not None:
+        model = model_config(published.architecture, classes=_COCO_CLASSES, detector=Detector())
+        what = {"architecture": str(published.architecture)}
+    else:
+        assert published.config is not None
+        model = published_model(published.config)
+        what = {"config": str(published.config)}
+    flops, params = count_costs(model, size)
+    return {**what, "classes": _COCO_CLASSES, "flops": flops, "params": params}
+
+
+def _text(costs: dict[str, Any]) -> str:
+    return f"{costs['flops'] / 1e9:.3f} GFLOPs (multiply-adds), {costs['params'] / 1e6:.3f} M parameters"
+
+
+if __name__ == "__main__":
+    run_command(complexity, "complexity")

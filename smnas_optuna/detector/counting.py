@@ -1,0 +1,89 @@
+"""Costs that need no measuring: multiply-adds and parameters of a whole detector."""
+
+import functools
+import math
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from smnas_optuna.architecture import InputSize
+from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
+
+
+def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
+    """Count a detector's multiply-adds for one image and its parameters, without memory for either.
+
+    The detector is built on the meta device. Convolutions and matrix products count, as in the paper's tables;
+    normalisation, RoIAlign and non-maximum suppression do not. An RCNN head counts for as many proposals as it
+    accepts in testing, each stage of a cascade in full, a mask head for as many detections as there may be.
+
+    Args:
+        model_config: The ``model`` of an MMDetection config.
+        input_size: Box that the image is scaled to; its sides are padded as the detector pads them.
+
+    Returns:
+        (multiply-adds, parameters)
+    """
+    model: Any = build_on_meta(model_config).eval()
+    multiple = model_config["data_preprocessor"]["pad_size_divisor"]
+    height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        features = model.extract_feat(torch.empty(1, 3, height, width))
+        if "rpn_head" not in model_config:
+            model.bbox_head(features)
+        else:
+            _make_countable(model.rpn_head)(features)
+            proposals = model_config["test_cfg"]["rpn"]["max_per_img"]
+            heads = model.roi_head.bbox_head
+            stages: Any = heads if isinstance(heads, nn.ModuleList) else [heads]
+            for head in stages:
+                head(torch.empty(proposals, head.in_channels, 7, 7))
+            if model.roi_head.with_mask:
+                mask_head = model.roi_head.mask_head
+                mask_head(torch.empty(model_config["test_cfg"]["rcnn"]["max_per_img"], mask_head.in_channels, 14, 14))
+    return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_backbone(backbone_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
+    """Count a backbone's multiply-adds for one image of a size that needs no padding, and its parameters."""
+    backbone = build_on_meta(backbone_config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        backbone(torch.empty(1, 3, input_size.height, input_size.width))
+    return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in backbone.parameters())
+
+
+def published_model(config: PurePosixPath) -> dict[str, Any]:
+    """Return the ``model`` of a config that comes with MMDetection, by its path below the ``configs`` folder."""
+    folder = Path(str(resources.files("mmdet"))) / ".mim" / "configs"
+    return Config.fromfile(folder / config).model.to_dict()  # type: ignore[no-any-return]  # mmengine is untyped
+
+
+def build_on_meta(model_config: dict[str, Any]) -> nn.Module:
+    """Build a detector whose parameters have shapes but no memory."""
+    with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
+        model: nn.Module = MODELS.build(ConfigDict(model_config))
+    return model
+
+
+def _make_countable(rpn_head: Any) -> Any:
+    """Return the RPN with guided anchoring's special layers made ordinary, which multiply as often.
+
+    In training mode its predictions have no mask over locations, which depends on the image. Its deformable convolution
+    gets to be a plain one, since mmcv's has no kernel for the meta device.
+    """
+    if hasattr(rpn_head, "feature_adaption"):
+        layer = rpn_head.feature_adaption.conv_adaption
+        layer.forward = functools.partial(_convolve, layer)
+    return rpn_head.train()
+
+
+def _convolve(layer: Any, features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(features, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -1,0 +1,82 @@
+"""What ``run_study --dry-run`` tells: the exact size of a space, some of its architectures, and what a run would do."""
+
+import tempfile
+from pathlib import Path
+
+import optuna
+from rich.console import Console
+
+from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
+from smnas_optuna.evaluation.job import Candidates
+from smnas_optuna.evaluation.process import count, preload
+from smnas_optuna.recipe import DigitsDataset, Recipe, StageName, Structural
+from smnas_optuna.search import Candidate, Search, known_costs
+
+_SHOWN_ARCHITECTURES = 5
+_COCO_CLASSES = 80
+
+
+def describe(recipe: Recipe, stage: StageName, n_trials: int | None, sampler: str | None, out: Console) -> None:
+    """Print what a run of a stage would do; it reads no data and writes nothing.
+
+    Args:
+        recipe: The search.
+        stage: ``modular`` only if the recipe has it.
+        n_trials: Instead of the recipe's number.
+        sampler: Instead of the recipe's.
+        out: Where to print.
+    """
+    settings = recipe.structural if stage == "structural" else recipe.modular
+    assert settings is not None
+    if isinstance(settings, Structural):
+        space = settings.space
+        out.print(f"study {recipe.name}/structural: {space.size:,} architectures")
+        _show_some(recipe, Search(recipe), out)
+        first = f"{len(settings.seeds)} given seeds first"
+        goal = f"a run would evaluate {n_trials or settings.trials} of them"
+    else:
+        last = settings.candidates - 1
+        out.print(f"studies {recipe.name}/modular/C0 to C{last}, one for each candidate picked from stage one's front")
+        searches = _examples(recipe)
+        for search in searches:
+            assert search.candidate is not None
+            out.print(f"  {search.space.size:,} architectures for {search.candidate.architecture}")
+        _show_some(recipe, searches[0], out)
+        first = "the candidate's own backbone and the paper's of its kind first"
+        goal = f"a run would evaluate {n_trials or settings.trials} for each candidate"
+    training = settings.training
+    out.print(
+        f"{goal}, {first} and the others proposed by {sampler or settings.sampler}: train each for {training.epochs} "
+        f"epochs at batch size {training.batch_size} with weights from {training.weights}, then measure "
+        f"{', '.join(settings.objectives)} on {recipe.device.kind}",
+        soft_wrap=True,
+    )
+
+
+def _show_some(recipe: Recipe, search: Search, out: Console) -> None:
+    """Sample architectures, count their costs and print both."""
+    preload()
+    known = isinstance(recipe.dataset, DigitsDataset)
+    classes = recipe.dataset.classes if isinstance(recipe.dataset, DigitsDataset) else _COCO_CLASSES
+    sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    architectures = tuple(search.space.suggest(sampled.ask()) for _ in range(_SHOWN_ARCHITECTURES))
+    with tempfile.TemporaryDirectory() as scratch:
+        costs = count(Candidates(architectures, classes, search.settings.detector), Path(scratch) / "output.log")
+    out.print(f"some of them, as detectors of {classes} classes{'' if known else ' (as COCO has)'}:")
+    for architecture, cost in zip(architectures, costs, strict=True):
+        backbone = known_costs(architecture).get("backbone_flops")
+        own = f"({backbone / 1e9:.2f} the backbone) " if backbone else ""
+        out.print(f"  {cost.flops / 1e9:8.2f} GFLOPs {own}{cost.params / 1e6:7.2f} M parameters  {architecture}")
+
+
+def _examples(recipe: Recipe) -> list[Search]:
+    """Return searches of stage two for candidates that stage one may find: one per kind of block."""
+    space = recipe.structural.space
+    neck = FPN(1, 4, 5, space.fpn_channels) if "FPN" in space.necks else None
+    size = InputSize.parse(space.input_sizes[-1])
+    found: dict[str, Search] = {}
+    for name in space.backbones:
+        backbone = ClassicBackbone(name, space.base_channels)
+        candidate = Candidate(len(found), "", 0, Architecture(size, backbone, neck, None, RetinaNetHead()))
+        found.setdefault(backbone.block, Search(recipe, candidate))
+    return list(found.values())
