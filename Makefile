@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test lint format clean
 
 demo: .venv/installed
-	$(BIN)/python -m smnas_optuna.run_study digits --storage sqlite:///demo.db --output demo --seed 0
+	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
 
 test: lint
 	$(BIN)/python -m pytest

@@ -10,6 +10,7 @@ does in pairs of runs with the same seed.
 """
 
 import argparse
+import itertools
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -72,9 +73,7 @@ def main() -> None:
         )
         means.append(float(np.mean(found)))
         scores.append(found)
-    for (worse, better), (low, high) in zip(
-        zip(list(WAYS)[:-1], list(WAYS)[1:], strict=True), zip(scores[:-1], scores[1:], strict=True), strict=True
-    ):
+    for (worse, low), (better, high) in itertools.pairwise(zip(WAYS, scores, strict=True)):
         wins = sum(b > a for a, b in zip(low, high, strict=True))
         print(f"{better} above {worse}: {wins} of {len(low)} seeds")
     print("the paper's order shows in the means" if means == sorted(means) else "the paper's order does NOT show")

@@ -58,9 +58,8 @@ def complexity(
         print(f"{told['backbone']}{head}: {_text(told)} at {size}")
     if published is not None:
         whole = told["detector"]
-        print(
-            f"{published.name}, {published.architecture or published.config}, {_COCO_CLASSES} classes: {_text(whole)} at {size}"
-        )
+        what = published.architecture or published.config
+        print(f"{published.name}, {what}, {_COCO_CLASSES} classes: {_text(whole)} at {size}")
         print(
             f"published: {published.ap} AP on COCO {published.split}, {published.milliseconds} ms on a "
             f"{published.hardware} at {published.input_size} ({published.source})"

@@ -68,7 +68,7 @@ class Run:
         self._exhausted = not left
 
     def _is_duplicate(self, trial: FrozenTrial) -> bool:
-        return trial.user_attrs.get("reason", "").startswith(DUPLICATE)
+        return str(trial.user_attrs.get("reason", "")).startswith(DUPLICATE)
 
     def _count(self, trial: FrozenTrial) -> bool:
         """Count failures and duplicates in a row, and tell whether it makes sense to go on."""
