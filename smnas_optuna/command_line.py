@@ -33,8 +33,9 @@ def run_command(command: Callable[..., None], name: str) -> NoReturn:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    # The command is over: a second Ctrl-C would only show a traceback of the interpreter's end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The command is over: being interrupted once more would only show a traceback of the interpreter's end.
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, signal.SIG_IGN)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -165,6 +165,8 @@ def _known_keys(path: Sequence[int | str]) -> list[str]:
             reference = node["discriminator"]["mapping"][part]
         else:
             child = node["properties"][str(part)]
+            # What may be null is a choice of two.
+            child = next((choice for choice in child.get("anyOf", ()) if "$ref" in choice), child)
             if "oneOf" in child:
                 node = child
                 continue

@@ -117,7 +117,7 @@ def _run_stage(
         out.print(f"interrupted with {_done(studies)} of {total} trials done, all kept; the same command goes on")
         raise
     except SearchStopped as stopped:
-        out.print(f"stopped: {stopped}; logs are in {folder}")
+        out.print(f"stopped: {stopped}; logs are in {folder}", soft_wrap=True)
         raise typer.Exit(1) from None
     for search, study in studies:
         out.print(front_table(study))

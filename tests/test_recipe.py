@@ -460,8 +460,10 @@ def test_the_learning_rate_is_scaled_to_the_batch_linearly(load: Loader) -> None
     ("override", "expected"),
     [
         ("modular.training.weights=imagenet", "modular: training.weights: searched backbones have no pre-trained"),
-        ("modular.space.basicblock.blocks=[1-3, 1-4, 1-5, 1-3]", "modular.space has no place for a candidate with"),
+        ("modular.space.basicblock.blocks=[1-3, 1-4, 1-5, 3-4]", "modular.space has no place for a candidate with"),
         ("modular.space.fpn_channels=[32]", "modular.space has no place for a candidate with"),
+        ("modular.space.basicblock.block=3", "unknown key; did you mean blocks?"),
+        ("modular.trial=3", "unknown key; did you mean trials?"),
         ("modular.objectives=[map, map]", "an objective is listed more than once"),
     ],
 )

@@ -54,7 +54,8 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
 
 def count_backbone(backbone_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
     """Count a backbone's multiply-adds for one image of a size that needs no padding, and its parameters."""
-    backbone = build_on_meta(backbone_config).eval()
+    backbone = build_on_meta(backbone_config)
+    backbone.eval()  # MMDetection's backbones return nothing here.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         backbone(torch.empty(1, 3, input_size.height, input_size.width))
     return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in backbone.parameters())

@@ -101,7 +101,9 @@ def search_all(runs: Sequence[Run], finished: Callable[[Run, FrozenTrial], None]
         if run.problem is None and not any(trial.state == TrialState.COMPLETE for trial in evaluated):
             reason = evaluated[-1].user_attrs["reason"] if evaluated else "nothing was proposed"
             run.problem = f"no trial could be completed, the last failed with {reason}"
-    problems = [f"{run.search.study_name}: {run.problem}" for run in runs if run.problem]
+    problems = [
+        f"{run.search.study_name}: {run.problem}" if len(runs) > 1 else run.problem for run in runs if run.problem
+    ]
     if problems:
         raise SearchStopped("; ".join(problems))
 
