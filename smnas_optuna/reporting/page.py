@@ -167,7 +167,7 @@ def _front_table(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[s
                 "metrics": cells,
             }
         )
-    return {"heads": [_METRIC_HEADS.get(name, name) for name in metrics], "rows": rows}
+    return {"heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics], "rows": rows}
 
 
 def _unfinished(trials: pd.DataFrame) -> list[dict[str, str]]:
