@@ -1,4 +1,4 @@
-"""The Optuna objective of stage one: architecture -> costs -> gate -> training -> values, recorded on the trial."""
+"""The Optuna objective: architecture -> costs -> gate -> training -> values, recorded on the trial."""
 
 import time
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from contextlib import closing
 from pathlib import Path
 
 import optuna
+from optuna.trial import TrialState
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Scores, Target, UntrainedLatency
+from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Resumed, Scores, Target, UntrainedLatency
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
-from smnas_optuna.study import INTERRUPTED, evaluated_trials, this_worker
+from smnas_optuna.study import counts, first_number, requeue
 
 DUPLICATE = "duplicate"
 
@@ -29,7 +30,8 @@ class DetectorObjective:
         dataset: Checked.
         target: The device that the search runs on.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
-        listen: Called with each trial and what happens in it.
+        listen: Called with each trial's number, its architecture and what happens in it.
+        gpus: Indices of the GPUs to use; None for those that the process sees.
     """
 
     def __init__(
@@ -38,16 +40,22 @@ class DetectorObjective:
         dataset: CheckedDataset,
         target: Target,
         folder: Path,
-        listen: Callable[[optuna.Trial, Event], None],
+        listen: Callable[[int, str, Event], None],
+        gpus: tuple[int, ...] | None = None,
     ) -> None:
         self._search = search
         self._dataset = dataset
         self._target = target
         self._folder = folder
         self._listen = listen
+        self._gpus = gpus
 
-    def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
+    def __call__(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
         """Evaluate and return the values of the recipe's objectives.
+
+        Args:
+            trial: Just begun.
+            claimed: Called once the trial's architecture is in the database.
 
         Raises:
             optuna.TrialPruned: The architecture has been evaluated before, or provably cannot reach the front.
@@ -55,27 +63,27 @@ class DetectorObjective:
             Exception, KeyboardInterrupt: The run ends; the architecture is enqueued again.
         """
         try:
-            return self._evaluate(trial)
+            return self._evaluate(trial, claimed)
         except (optuna.TrialPruned, EvaluationFailed):
             raise
         except (Exception, KeyboardInterrupt):
             # Not the architecture's doing: a later run shall evaluate it.
-            if trial.params:
-                trial.study.enqueue_trial(trial.params)
-            trial.set_user_attr("reason", INTERRUPTED)
+            requeue(trial)
             raise
 
-    def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:
+    def _evaluate(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
         started = time.perf_counter()
-        trial.set_user_attr("worker", this_worker())
         settings = self._search.settings
         architecture = self._search.space.suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
-        for other in evaluated_trials(trial.study):
-            if other.user_attrs.get("architecture") == str(architecture):
-                reason = f"{DUPLICATE}: trial {other.number} has evaluated this architecture"
+        for other in trial.study.get_trials(deepcopy=False):
+            same = other.user_attrs.get("architecture") == str(architecture) and other.number != trial.number
+            if same and (counts(other) or other.state == TrialState.RUNNING):
+                does = "evaluates" if other.state == TrialState.RUNNING else "has evaluated"
+                reason = f"{DUPLICATE}: trial {other.number} {does} this architecture"
                 trial.set_user_attr("reason", reason)
                 raise optuna.TrialPruned(reason)
+        claimed()
         for name, cost in known_costs(architecture).items():
             trial.set_user_attr(name, cost)
         self._gate(trial)
@@ -85,19 +93,24 @@ class DetectorObjective:
             settings.detector,
             settings.training,
             self._search.recipe.device,
-            self._folder / f"trial_{trial.number:05d}",
+            self._folder / f"trial_{first_number(trial):05d}",
+            self._gpus,
         )
         trial.set_user_attr("device", self._target.name)
         with closing(evaluate(job)) as events:
             for event in events:
-                self._listen(trial, event)
+                self._listen(trial.number, str(architecture), event)
                 if isinstance(event, Costs):
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
                     self._gate(trial)
                 elif isinstance(event, UntrainedLatency):
                     self._gate(trial, latency_ms=event.milliseconds)
+                elif isinstance(event, Resumed):
+                    trial.set_user_attr("resumed_after_epochs", event.epochs)
                 elif isinstance(event, Failure):
+                    if event.is_environments:
+                        raise RuntimeError(event.reason)
                     trial.set_user_attr("reason", event.reason)
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):

@@ -87,11 +87,15 @@ class Timing(_Section):
         images: Validation images timed, one at a time.
         warmup: Images run before, untimed.
         rounds: Times that the timed images are gone through; the spread is that of the rounds' medians.
+        spread_limit: Largest spread, as a share of the time, with which a measurement is taken as it is.
+        attempts: Measurements at the most; of several the one with the least spread counts.
     """
 
     images: PositiveInt = 100
     warmup: PositiveInt = 20
     rounds: Annotated[int, Field(ge=2)] = 5
+    spread_limit: PositiveFloat = 0.1
+    attempts: PositiveInt = 3
 
 
 class Device(_Section):

@@ -1,6 +1,8 @@
 """``python -m smnas_optuna.run_study``: run a search, or go on with one."""
 
 import signal
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,19 +16,22 @@ from smnas_optuna.candidates import modular_searches
 from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.dry_run import describe
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import CheckedDataset, open_dataset
-from smnas_optuna.evaluation.job import Demand, Target
-from smnas_optuna.evaluation.process import preload, probe
-from smnas_optuna.execution.loop import Run, SearchStopped, search_all
-from smnas_optuna.objective import DetectorObjective
-from smnas_optuna.recipe import SamplerName, StageName
+from smnas_optuna.evaluation.datasets import open_dataset
+from smnas_optuna.evaluation.process import count_gpus, preload
+from smnas_optuna.execution.local import supervise
+from smnas_optuna.execution.loop import SearchStopped
+from smnas_optuna.execution.worker import Message, Order, SearchOrder
+from smnas_optuna.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
+from smnas_optuna.reporting.status import show_status
 from smnas_optuna.reporting.summary import baseline_text, front_table
 from smnas_optuna.search import Search
-from smnas_optuna.storage import DEFAULT_STORAGE, open_storage
-from smnas_optuna.study import evaluated_trials, open_study, refuse_other_device, requeue_orphans
+from smnas_optuna.storage import DEFAULT_STORAGE, mask, network_file_system, open_storage, storage_url
+from smnas_optuna.study import evaluated_trials, refuse_other_search
+
+Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None]], None]
 
 
 def run_study(
@@ -53,6 +58,19 @@ def run_study(
     output: Annotated[
         Path | None, typer.Option(help="Folder for configs, logs, checkpoints and the report; work_dirs/RECIPE.")
     ] = None,
+    workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes; auto starts one for each GPU.")] = "1",
+    launcher: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where workers run: on this machine, or on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster; auto finds this machine's.")
+    ] = None,
+    mixed_devices: Annotated[
+        bool, typer.Option("--mixed-devices", help="Take times of devices that differ; the report tells them apart.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Tell from the database alone how the search stands, and write nothing.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be searched, and train nothing.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
 ) -> None:
@@ -69,66 +87,108 @@ def run_study(
         for name in stages:
             describe(search, name, n_trials, sampler, out)
         return
+    if status:
+        show_status(storage, search, out)
+        return
     folder = writable_folder(output or Path("work_dirs") / search.name)
     database = open_storage(storage)
     dataset = open_dataset(search.dataset)
-    preload()
-    out.print("data set checked; loading torch and MMDetection")
-    target = probe(Demand(search, pretrained="structural" in stages), folder / "output.log")
+    url = storage_url(storage)
+    if url.password and any(url.password in argument for argument in sys.argv):
+        out.print("the password in --storage shows in lists of processes; in SMNAS_STORAGE or @FILE it does not")
+    launch, gpus = _launcher(launcher, ray_address, workers, search, folder)
+    if len(gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
+        raise UserError(
+            f"--storage {mask(url)}: lies on a network file system ({kind}), where SQLite cannot be shared by several "
+            "workers; expected a local disk or PostgreSQL"
+        )
     for name in stages:
         searches = [Search(search)] if name == "structural" else modular_searches(database, search, chosen)
-        studies = [(each, open_study(database, each, sampler=sampler, seed=seed)) for each in searches]
-        _run_stage(database, studies, dataset, target, folder, n_trials, out)
+        for each in searches:
+            refuse_other_search(database, each)
+        orders = [
+            SearchOrder(
+                worker,
+                tuple(searches),
+                url.render_as_string(hide_password=False),
+                dataset,
+                folder,
+                n_trials,
+                sampler,
+                seed,
+                gpus=own,
+                mixed_devices=mixed_devices,
+            )
+            for worker, own in enumerate(gpus)
+        ]
+        _run_stage(orders, launch, database, out)
 
 
-def _run_stage(
-    database: RDBStorage,
-    studies: list[tuple[Search, optuna.Study]],
-    dataset: CheckedDataset,
-    target: Target,
-    folder: Path,
-    n_trials: int | None,
-    out: Console,
-) -> None:
-    """Search studies of one stage side by side, and tell what came of it."""
-    for search, study in studies:
-        refuse_other_device(study, target.name)
-        for number in requeue_orphans(study, database):
-            out.print(f"trial {number} was interrupted; its architecture is enqueued again")
+def _launcher(
+    name: str, address: str | None, workers: str, recipe: Recipe, folder: Path
+) -> tuple[Launch, list[tuple[int, ...] | None]]:
+    """Return what starts the workers, and for each of them its GPUs, or None for those that it sees."""
+    count = None if workers == "auto" else int(workers) if workers.isascii() and workers.isdigit() else 0
+    if count == 0:
+        raise UserError(f"--workers {workers}: expected a number from 1, or auto")
+    each = recipe.device.gpus_per_trial
+    if name == "ray":
+        from smnas_optuna.execution import ray  # needs the extra of this name
+
+        ray.connect(address)
+        return partial(ray.supervise_on_ray, recipe.device), [None] * (count or ray.places(recipe.device))
+    if count == 1 or recipe.device.kind == "cpu":
+        preload(training=False)
+        return supervise, [None] * (count or 1)
+    preload()
+    gpus = count_gpus(folder / "output.log")
+    places = max(1, gpus // each)
+    if gpus < each:
+        return supervise, [None] * (count or 1)
+    return supervise, [
+        tuple(range(place % places * each, place % places * each + each)) for place in range(count or places)
+    ]
+
+
+def _run_stage(orders: Sequence[SearchOrder], launch: Launch, database: RDBStorage, out: Console) -> None:
+    """Let workers search the studies of one stage side by side, and tell what came of it."""
+    order = orders[0]
+    totals = {search.path: order.n_trials or search.settings.trials for search in order.searches}
+    before = _done(order, database)
+    for search in order.searches:
         parent = (
             f" takes on trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
         )
-        standing = f"{len(evaluated_trials(study))} of {n_trials or search.settings.trials} trials done"
-        out.print(f"{study.study_name}{parent} on {_device_text(target)}: {standing}", soft_wrap=True)
-    total = sum(n_trials or search.settings.trials for search, _ in studies)
+        standing = f"{before[search.path]} of {totals[search.path]} trials done"
+        out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
     try:
-        with SearchProgress(out, _done(studies), total) as progress:
-            runs = [
-                Run(
-                    search,
-                    study,
-                    DetectorObjective(search, dataset, target, folder / search.path, partial(progress.listen, search)),
-                    n_trials or search.settings.trials,
-                )
-                for search, study in studies
-            ]
-            search_all(runs, lambda run, trial: progress.finish(run.search, run.study, trial, _done(studies)))
+        with SearchProgress(out, before, totals) as progress:
+            launch(orders, progress.hear, progress.say)
     except KeyboardInterrupt:
-        out.print(f"interrupted with {_done(studies)} of {total} trials done, all kept; the same command goes on")
+        done, total = sum(_done(order, database).values()), sum(totals.values())
+        out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
         raise
     except SearchStopped as stopped:
-        out.print(f"stopped: {stopped}; logs are in {folder}", soft_wrap=True)
+        out.print(f"stopped: {stopped}; logs are in {order.folder}", soft_wrap=True)
         raise typer.Exit(1) from None
-    for search, study in studies:
+    for search in order.searches:
+        study = optuna.load_study(study_name=search.study_name, storage=database)
         out.print(front_table(study))
         gain = baseline_text(search, study) if search.candidate else None
         if gain:
             out.print(gain, soft_wrap=True)
-        out.print(f"report: {write_report(study, folder)}", soft_wrap=True)
+        out.print(f"report: {write_report(study, order.folder)}", soft_wrap=True)
 
 
-def _done(studies: list[tuple[Search, optuna.Study]]) -> int:
-    return sum(len(evaluated_trials(study)) for _, study in studies)
+def _done(order: SearchOrder, database: RDBStorage) -> dict[str, int]:
+    """Return how many trials of each study count; the first worker makes those that are absent."""
+    present = set(optuna.get_all_study_names(database))
+    return {
+        search.path: len(evaluated_trials(optuna.load_study(study_name=search.study_name, storage=database)))
+        if search.study_name in present
+        else 0
+        for search in order.searches
+    }
 
 
 def _trial_numbers(text: str | None) -> list[int] | None:
@@ -139,10 +199,6 @@ def _trial_numbers(text: str | None) -> list[int] | None:
     if numbers is not None and (not numbers or min(numbers) < 0):
         raise UserError(f"--candidates {text!r}: expected numbers of stage one's trials, such as 3,17,20")
     return numbers
-
-
-def _device_text(target: Target) -> str:
-    return f"{target.count} x {target.name}" if target.count > 1 else target.name
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Studies: create or resume one, which descends from which, and take up what an ended process left behind."""
 
+import copy
 import re
 import socket
-import time
 import warnings
 from datetime import datetime
 from typing import Any
@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 
 from smnas_optuna.architecture import Architecture
+from smnas_optuna.claim import ClaimLock
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.samplers import create_sampler
 from smnas_optuna.search import Candidate, Search
-from smnas_optuna.storage import database_errors, open_storage
+from smnas_optuna.storage import MOST_RETRIES, database_errors, open_storage
 
 INTERRUPTED = "interrupted: the process that evaluated it ended"
 
 _MAXIMISED = ("map", "map_50", "map_75")
 # Trials before the sampler's model takes over, or a quarter of a short search.
 _STARTUP_TRIALS = 10
-# How long after a trial's start its process may take to sign it.
-_SIGNING_SECONDS = 2.0
+# A process signs its trial at once, with the ClaimLock held; a server's restart may end that early.
+_SIGNING_SECONDS = 30.0
 
 
 def load_study(url: str, name: str) -> optuna.Study:
@@ -60,22 +61,10 @@ def open_study(
         UserError: A study of this name was made from a recipe in which trials mean something else, for another
             candidate, or not by this package; the text lists what differs.
     """
-    settings, name = search.settings, search.study_name
-    directions = [
-        StudyDirection.MAXIMIZE if objective in _MAXIMISED else StudyDirection.MINIMIZE
-        for objective in settings.objectives
-    ]
-    if name in optuna.get_all_study_names(storage):
-        _refuse_other_search(search, storage)
-    with database_errors(make_url(storage.url)):
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    if "recipe" not in study.user_attrs:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(settings.objectives))
-        if search.candidate is not None:
-            study.set_user_attr("candidate", _record_of(search))
-        study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
+    # So that of several workers that begin at the same time one creates it.
+    with ClaimLock(storage, search.study_name):
+        study = _create_or_load(storage, search)
+    settings = search.settings
     chosen = sampler or settings.sampler
     if seed is not None and chosen != "pop":
         # The same random numbers again would propose the same architectures again; pop's depend on the trial's number.
@@ -89,6 +78,25 @@ def open_study(
         search.known_objectives,
         n_startup_trials=max(1, min(_STARTUP_TRIALS, settings.trials // 4)),
     )
+    return study
+
+
+def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
+    settings, name = search.settings, search.study_name
+    directions = [
+        StudyDirection.MAXIMIZE if objective in _MAXIMISED else StudyDirection.MINIMIZE
+        for objective in settings.objectives
+    ]
+    refuse_other_search(storage, search)
+    with database_errors(make_url(storage.url)):
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    if "recipe" not in study.user_attrs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(settings.objectives))
+        if search.candidate is not None:
+            study.set_user_attr("candidate", _record_of(search))
+        study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
     for architecture in search.starts:
         study.enqueue_trial(search.space.params(architecture), skip_if_exists=True)
     return study
@@ -118,8 +126,15 @@ def _record_of(search: Search) -> dict[str, Any]:
     }
 
 
-def _refuse_other_search(search: Search, storage: RDBStorage) -> None:
+def refuse_other_search(storage: RDBStorage, search: Search) -> None:
+    """Make sure that a study of the search's name, if there is one, is the search's; writes nothing.
+
+    Raises:
+        UserError: See :func:`open_study`.
+    """
     name = search.study_name
+    if name not in optuna.get_all_study_names(storage):
+        return
     study_id = storage.get_study_id_from_name(name)
     attributes = storage.get_study_user_attrs(study_id)
     recorded = attributes.get("recipe")
@@ -136,18 +151,31 @@ def _refuse_other_search(search: Search, storage: RDBStorage) -> None:
         )
 
 
-def refuse_other_device(study: optuna.Study, device: str) -> None:
-    """Refuse to mix times that were measured on different devices in one study.
+def agree_on_device(study: optuna.Study, device: dict[str, str], *, mixed: bool = False) -> None:
+    """Record the first worker's device on a study, and refuse to mix its times with those of another.
+
+    Args:
+        study: Whose trials are timed.
+        device: What may change a time, by name: product, driver, torch, precision, power limit.
+        mixed: Let devices differ; each trial says on which it was timed.
 
     Raises:
-        UserError: Inference time is an objective, and the study has times of another device.
+        UserError: Inference time is an objective, and the study's device differs.
     """
-    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    others = sorted({str(trial.user_attrs["device"]) for trial in trials if "device" in trial.user_attrs} - {device})
-    if others and "latency_ms" in (study.metric_names or ()):
+    recorded = study.user_attrs.get("device")
+    if recorded is None:
+        # Together with the device of a study that was begun before devices were recorded.
+        trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        names = [trial.user_attrs["device"] for trial in trials if "device" in trial.user_attrs]
+        recorded = {**device, "name": names[0]} if names else device
+        study.set_user_attr("device", recorded)
+    different = [key for key in recorded if recorded[key] != device.get(key)]
+    if different and not mixed and "latency_ms" in (study.metric_names or ()):
+        theirs = ", ".join(f"{key} {recorded[key]}" for key in different)
+        mine = ", ".join(f"{key} {device.get(key)}" for key in different)
         raise UserError(
-            f"study {study.study_name!r}: its times were measured on {', '.join(others)}, and this device is {device}; "
-            "go on there, or start another study with --set name="
+            f"study {study.study_name!r}: its times were measured with {theirs}, and here is {mine}; go on there, "
+            "start another study with --set name=, or take times of both with --mixed-devices"
         )
 
 
@@ -157,47 +185,76 @@ def this_worker() -> str:
     return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
 
 
-def requeue_orphans(study: optuna.Study, storage: RDBStorage) -> list[int]:
-    """Fail the running trials whose process on this machine has ended, and enqueue their architectures again.
+def sign(trial: optuna.Trial, storage: RDBStorage) -> None:
+    """Note on a trial which process evaluates it, and that this is alive."""
+    trial.set_user_attr("worker", this_worker())
+    storage.record_heartbeat(trial._trial_id)
 
-    Trials that run in live processes, or on other machines, are left alone.
+
+def requeue_dead(study: optuna.Study, storage: RDBStorage) -> list[int]:
+    """Fail the running trials whose workers have ended, and put what they evaluated back into the queue.
+
+    A worker has ended if its process was on this machine and is gone, or if its heartbeat has been silent for too long.
+    Call it with the study's ClaimLock held, so that two workers do not take up the same trial.
 
     Returns:
         The numbers of the trials that were taken up.
     """
-    taken = []
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if "worker" not in trial.user_attrs and trial.datetime_start is not None:
-            # It was started by a process that was killed at once, or that is about to sign it.
-            age = (datetime.now() - trial.datetime_start).total_seconds()
-            time.sleep(min(max(0.0, _SIGNING_SECONDS - age), _SIGNING_SECONDS))
-            trial = storage.get_trial(trial._trial_id)
-        if trial.state == TrialState.RUNNING and _ended(trial.user_attrs.get("worker")):
-            requeue(study, storage, trial)
-            taken.append(trial.number)
-    return taken
+    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    silent = storage._get_stale_trial_ids(study._study_id) if running and storage.heartbeat_interval else []
+    dead = [trial for trial in running if trial._trial_id in silent or _ended(trial)]
+    for trial in dead:
+        deaths = len(_interrupted_before(trial)) + 1
+        reason = INTERRUPTED if deaths <= MOST_RETRIES else f"crashed: its worker has died, for the {deaths}th time"
+        _retry(study, trial, MOST_RETRIES)
+        storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    return [trial.number for trial in dead]
 
 
-def requeue(study: optuna.Study, storage: RDBStorage, trial: FrozenTrial) -> None:
-    """Fail a running trial as interrupted and enqueue its architecture again.
-
-    In this order: killed in between, the architecture would stand in the queue twice, and the second is recognised.
-    """
-    params = trial.system_attrs.get("fixed_params") or ("architecture" in trial.user_attrs and trial.params)
-    if params:
-        study.enqueue_trial(params)
-    storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
-    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+def requeue(trial: optuna.Trial) -> None:
+    """Put a trial back into the queue that its worker gives up for reasons of its own."""
+    _retry(trial.study, _frozen(trial), None)
+    trial.set_user_attr("reason", INTERRUPTED)
 
 
-def _ended(worker: str | None) -> bool:
+def first_number(trial: optuna.Trial) -> int:
+    """Return the number under which a trial was evaluated first, before interruptions."""
+    return (*_interrupted_before(_frozen(trial)), trial.number)[0]
+
+
+def _frozen(trial: optuna.Trial) -> FrozenTrial:
+    return trial.study.get_trials(deepcopy=False)[trial.number]
+
+
+def _interrupted_before(trial: FrozenTrial) -> list[int]:
+    """Return the numbers of the interrupted trials that a trial repeats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def _retry(study: optuna.Study, trial: FrozenTrial, most: int | None) -> None:
+    # Of a trial that was never told what to evaluate there is nothing to repeat.
+    if not trial.params and "fixed_params" not in trial.system_attrs:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A copy, since the callback appends to the trial's own list.
+        RetryHeartbeatStaleTrialCallback(max_retry=most)(study, copy.deepcopy(trial))
+
+
+def _ended(trial: FrozenTrial) -> bool:
+    worker = trial.user_attrs.get("worker")
     if worker is None:
-        return True
+        started = trial.datetime_start or datetime.now()
+        return (datetime.now() - started).total_seconds() > _SIGNING_SECONDS
     host, pid, created = worker.rsplit(":", 2)
     if host != socket.gethostname():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
+        process = psutil.Process(int(pid))
+        return f"{process.create_time():.2f}" != created or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -207,5 +264,12 @@ def evaluated_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [
         trial
         for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
-        if trial.state == TrialState.COMPLETE or trial.user_attrs.get("reason", INTERRUPTED) != INTERRUPTED
+        if counts(trial)
     ]
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Tell whether a trial counts: it is completed, or has failed for a reason of its architecture's own."""
+    if trial.state == TrialState.FAIL:
+        return bool(trial.user_attrs.get("reason", INTERRUPTED) != INTERRUPTED)
+    return trial.state == TrialState.COMPLETE

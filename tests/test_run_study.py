@@ -154,6 +154,57 @@ def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     assert again.user_attrs["architecture"] == interrupted.user_attrs["architecture"]
 
 
+def test_both_stages_run_one_after_the_other_and_are_resumed_as_one(tiny_recipe: Path, tmp_path: Path) -> None:
+    command = ("run_study", tiny_recipe, "--stage", "all", "--n-trials", 2, "--seed", 1)
+    ended = run(*command, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    storage = f"sqlite:///{tmp_path}/smnas.db"
+    names = optuna.get_all_study_names(storage)
+    front = {trial.number for trial in load(tmp_path).best_trials}
+    assert names == ["tiny/structural", *(f"tiny/modular/C{k}" for k in range(len(front)))]
+    for name in names[1:]:
+        study = optuna.load_study(study_name=name, storage=storage)
+        assert study.metric_names == ["map", "backbone_flops"]
+        assert study.user_attrs["candidate"]["trial"] in front
+        first, second = study.trials
+        assert first.user_attrs["architecture"] == study.user_attrs["candidate"]["baseline"]
+        assert second.user_attrs["architecture"] != first.user_attrs["architecture"]
+        assert first.values[1] == first.user_attrs["backbone_flops"] < first.user_attrs["flops"]
+        assert first.user_attrs["latency_ms"] > 0
+        assert f"{name} takes on trial {study.user_attrs['candidate']['trial']}, " in ended.stdout
+        assert (tmp_path / "work_dirs/tiny" / name.removeprefix("tiny/") / "trial_00000" / "weights.pth").exists()
+        assert (tmp_path / "work_dirs/tiny" / f"{name.replace('/', '-')}.html").exists()
+    assert "of 2 detectors dominate" in ended.stdout
+
+    again = run(*command, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "epoch" not in again.stdout
+    assert optuna.get_all_study_names(storage) == names
+
+
+def test_stage_two_alone_needs_stage_one_and_a_section(tiny_recipe: Path, tmp_path: Path) -> None:
+    refused = run("run_study", tiny_recipe, "--stage", "modular", folder=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: study 'tiny/structural': not in the database; expected stage one's, --stage all runs both\n"
+    )
+    without = run("run_study", tiny_recipe, "--stage", "modular", "--set", "modular=null", folder=tmp_path)
+    assert without.returncode == 2
+    assert "has no section modular" in without.stderr
+    wrong = run("run_study", tiny_recipe, "--stage", "modular", "--candidates", "1,x", folder=tmp_path)
+    assert wrong.returncode == 2
+    assert "--candidates '1,x': expected numbers of stage one's trials" in wrong.stderr
+
+
+def test_a_dry_run_of_stage_two_tells_the_size_of_each_kind_of_space(tmp_path: Path) -> None:
+    dry = run("run_study", "coco", "--stage", "modular", "--dry-run", folder=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "10,278,912 architectures for 1333x800 ResNet18" in dry.stdout
+    assert "394,080,000 architectures for 1333x800 ResNet50" in dry.stdout
+    assert dry.stdout.count("the backbone)") == 5
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path: Path) -> None:
     dry = run("run_study", "coco", "--dry-run", folder=tmp_path)
     assert dry.returncode == 0, dry.stderr

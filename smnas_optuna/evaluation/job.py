@@ -18,7 +18,9 @@ class Job:
         detector: What all detectors of the search have in common.
         training: How to train.
         device: Where, and how to time.
-        folder: For the config, the log and the checkpoint; made if absent.
+        folder: For the config, the log and the checkpoint; made if absent. A checkpoint that an interrupted process
+            has left there is gone on with.
+        gpus: Indices of the GPUs to use; None for those that the process sees.
     """
 
     architecture: Architecture
@@ -27,6 +29,7 @@ class Job:
     training: Training
     device: Device
     folder: Path
+    gpus: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Demand:
 
     recipe: Recipe
     pretrained: bool
+    gpus: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,13 @@ class UntrainedLatency:
     """
 
     milliseconds: float
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Training goes on where an interrupted process has left a checkpoint: after so many epochs."""
+
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -97,18 +108,37 @@ class Scores:
 
 @dataclass(frozen=True)
 class Failure:
-    """The architecture could not be evaluated; the reason is one line."""
+    """The architecture could not be evaluated; the reason is one line.
+
+    Args:
+        reason: Why.
+        is_environments: It is not the architecture's doing, such as a full disk: another one would fail as well.
+    """
 
     reason: str
+    is_environments: bool = False
 
 
-Event = Costs | UntrainedLatency | Progress | Scores | Failure
+Event = Costs | UntrainedLatency | Resumed | Progress | Scores | Failure
 
 
 @dataclass(frozen=True)
 class Target:
-    """The device that a search runs on: ``cpu`` or ``cuda``, its product name, and how many there are."""
+    """The device that a search runs on.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+        name: Of the product.
+        count: How many there are.
+        conditions: What else may change a time, by name: ``driver``, ``torch``, ``precision``, ``power limit``.
+    """
 
     kind: str
     name: str
     count: int
+    conditions: dict[str, str]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Everything that two devices have to share for their times to be comparable."""
+        return {"name": self.name, **self.conditions}

@@ -4,6 +4,7 @@ A crash, an out-of-memory kill or a hang then costs that trial only, and a trial
 knows no torch.
 """
 
+import errno
 import importlib
 import multiprocessing
 import os
@@ -22,11 +23,15 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.job import Candidates, Costs, Demand, Event, Failure, Job, Target
 
 _TRAINING = "smnas_optuna.evaluation.training"
-_context = multiprocessing.get_context("forkserver")
+context = multiprocessing.get_context("forkserver")
 
 
-def preload() -> None:
-    """Start the server of training processes, which loads torch and MMDetection while the caller goes on."""
+def preload(*, training: bool = True) -> None:
+    """Start the server that processes are forked from, which loads what they need while the caller goes on.
+
+    Args:
+        training: Load torch and MMDetection too, which takes seconds; without it only what is loaded here.
+    """
     # torch's threads otherwise spin while they wait, and those of forward and backward pass take turns at spinning: a
     # small network trained 15 times slower on 2 cores than without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,7 +40,7 @@ def preload() -> None:
     # A forked process imports the main module again, which is quick where all that it imports is there already.
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
-    _context.set_forkserver_preload([_TRAINING, *loaded])
+    context.set_forkserver_preload([_TRAINING, *loaded] if training else loaded)
     # Ctrl-C is for the process that the user started, also while the server is still loading.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -57,6 +62,13 @@ def probe(demand: Demand, output: Path) -> Target:
     (target,) = _call("probe", demand, output)
     assert isinstance(target, Target)
     return target
+
+
+def count_gpus(output: Path) -> int:
+    """Return how many CUDA GPUs this process may use."""
+    (gpus,) = _call("count_gpus", None, output)
+    assert isinstance(gpus, int)
+    return gpus
 
 
 def count(candidates: Candidates, output: Path) -> list[Costs]:
@@ -92,9 +104,10 @@ def evaluate(job: Job) -> Generator[Event, None, None]:
 
 def _run(function: str, argument: object, output: Path, time_limit: float | None) -> Generator[object, None, None]:
     """Call a function of the training module in a process of its own and yield what it reports."""
-    receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=_serve, args=(function, argument, output, sender))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(function, argument, output, sender))
     started = time.monotonic()
+    kills = _memory_kills()
     process.start()
     sender.close()
     try:
@@ -111,18 +124,27 @@ def _run(function: str, argument: object, output: Path, time_limit: float | None
                 return
             yield answer
         process.join()
-        yield Failure(_death(process.exitcode))
+        yield Failure(_death(process.exitcode, _memory_kills() > kills))
     finally:
         _end(process)
         receiver.close()
 
 
-def _death(exit_code: int | None) -> str:
-    if exit_code == -signal.SIGKILL:
-        return "killed: the training process got SIGKILL, as the system sends when memory runs out"
+def _death(exit_code: int | None, out_of_memory: bool) -> str:
+    if exit_code == -signal.SIGKILL and out_of_memory:
+        return "out of memory: the system killed the training process"
     if exit_code is not None and exit_code < 0:
         return f"crashed: the training process got {signal.Signals(-exit_code).name}"
     return f"crashed: the training process ended with exit code {exit_code}"
+
+
+def _memory_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _end(process: multiprocessing.process.BaseProcess) -> None:
@@ -138,8 +160,10 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 def _serve(function: str, argument: object, output: Path, sender: Connection) -> None:
     """Run in the training process."""
-    os.setsid()  # out of reach of the terminal's Ctrl-C, and leader of a group that can be ended as one
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    gpus = getattr(argument, "gpus", None)
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    follow_parent()
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -151,13 +175,18 @@ def _serve(function: str, argument: object, output: Path, sender: Connection) ->
         sender.send(error)
     except BaseException as error:
         traceback.print_exc()
-        sender.send(Failure(_reason(error)))
+        sender.send(Failure(_reason(error), is_environments=_is_environments(error)))
     sender.send(None)
     sender.close()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not by way of the interpreter's end, which can hang in libraries' threads and would take a second.
     os._exit(0)
+
+
+def _is_environments(error: BaseException) -> bool:
+    """Tell whether any other architecture would have failed as well: a disk is full, a file system gone."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def _reason(error: BaseException) -> str:
@@ -168,6 +197,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, FloatingPointError):
         return text
     return f"{type(error).__name__}: {text}"
+
+
+def follow_parent() -> None:
+    """Put this process out of reach of the terminal's Ctrl-C, and end it and those it starts when its parent ends."""
+    os.setsid()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:

@@ -1,114 +1,175 @@
-"""What a worker does: trial after trial, of one study or of several in turn."""
+"""What a worker does: trial after trial, of one study or of several in turn, together with others."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from smnas_optuna.claim import ClaimLock
 from smnas_optuna.objective import DUPLICATE, EvaluationFailed
-from smnas_optuna.search import Search
-from smnas_optuna.study import evaluated_trials
+from smnas_optuna.study import counts, evaluated_trials, requeue_dead, sign
 
+_COUNTED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
 # So many trials in a row that fail, or that propose what is known, mean that going on is of no use.
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
+# How often a worker that waits for the others' last trials looks at them, in seconds.
+_LOOK_EVERY = 1.0
 
 
 class SearchStopped(Exception):
     """A search cannot reach its number of trials."""
 
 
+class Surplus(Exception):
+    """A trial that was begun while another worker began the last one."""
+
+
+class Objective(Protocol):
+    """What a trial does."""
+
+    def __call__(self, trial: optuna.Trial, claimed: Callable[[], None], /) -> tuple[float, ...]:
+        """Evaluate; ``claimed`` is called once the trial's architecture is in the database."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Trials of a study that count, and these together with those under way."""
+
+    done: int
+    claimed: int
+
+
+class Listener(Protocol):
+    """Who is told what happens."""
+
+    def finished(self, run: "Run", trial: FrozenTrial) -> None:
+        """A trial has ended that was no duplicate."""
+
+    def requeued(self, run: "Run", number: int) -> None:
+        """A trial was found without its worker, and will be gone on with."""
+
+
 @dataclass
 class Run:
-    """A search on its way to its number of trials.
+    """A study on its way to its number of trials.
 
     Args:
-        search: What is searched.
-        study: Where it is kept.
+        study: In an SQL database.
+        storage: That database.
         objective: What a trial does.
-        total: Trials that the study shall reach; it ends with fewer where there are fewer architectures.
+        total: Trials that the study shall reach, over all workers.
+        size: Architectures that there are; the study ends with so many at the latest.
         problem: Why it cannot reach them, once it is given up.
     """
 
-    search: Search
     study: optuna.Study
-    objective: Callable[[optuna.Trial], tuple[float, ...]]
+    storage: RDBStorage
+    objective: Objective
     total: int
+    size: int
     problem: str | None = None
     _exhausted: bool = False
     _failures: int = 0
     _duplicates: int = 0
+    _lock: ClaimLock = field(init=False)
 
-    @property
-    def done(self) -> int:
-        """Trials that count so far."""
-        return len(evaluated_trials(self.study))
+    def __post_init__(self) -> None:
+        self.total = min(self.total, self.size)
+        self._lock = ClaimLock(self.storage, self.study.study_name)
 
-    @property
-    def progress(self) -> float:
-        """Share of its trials that are done, 0 to 1; 1 also where there is nothing more to do."""
-        if self.problem or self._exhausted:
-            return 1.0
-        return min(1.0, self.done / min(self.total, self.search.space.size))
+    def look(self) -> Standing:
+        """Read how far the study is."""
+        trials = self.study.get_trials(deepcopy=False, states=_COUNTED)
+        done = sum(map(counts, trials))
+        return Standing(done, done + sum(trial.state == TrialState.RUNNING for trial in trials))
 
-    def advance(self, look: Callable[[FrozenTrial], bool]) -> None:
-        """Run trials until ``look``, called after each that was no duplicate, is false or the search has ended."""
-        left = False
+    def is_over(self, standing: Standing) -> bool:
+        """Tell whether this worker has nothing more to do here, now or later."""
+        return self.problem is not None or self._exhausted or standing.done >= self.total
 
-        def callback(study: optuna.Study, trial: FrozenTrial) -> None:
-            nonlocal left
-            left = not self._count(trial) or (not self._is_duplicate(trial) and not look(trial))
-            if left:
-                study.stop()
+    def advance(self, listener: "Listener") -> bool:
+        """Run a trial, if one is left that no worker has begun, and tell whether there was one."""
+        self._lock.acquire()
+        try:
+            for number in requeue_dead(self.study, self.storage):
+                listener.requeued(self, number)
+            if self.look().claimed >= self.total:
+                return False
+            ended: list[FrozenTrial] = []
+            self.study.optimize(
+                self._evaluate,
+                n_trials=1,
+                catch=(EvaluationFailed, Surplus),
+                callbacks=[lambda _, trial: ended.append(trial)],
+            )
+        finally:
+            self._lock.release()
+        if self.study._stop_flag:
+            # Nobody here stops a study, so the sampler has: there is nothing left to propose.
+            self._exhausted = True
+            return True
+        (trial,) = ended
+        self._judge(trial)
+        if not _is_duplicate(trial):
+            listener.finished(self, trial)
+        return True
 
-        self.study.optimize(self.objective, catch=(EvaluationFailed,), callbacks=[callback])
-        # Nobody here has stopped the study, so the sampler has: there is nothing left to propose.
-        self._exhausted = not left
+    def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:
+        sign(trial, self.storage)
+        return self.objective(trial, lambda: self._claimed(trial))
 
-    def _is_duplicate(self, trial: FrozenTrial) -> bool:
-        return str(trial.user_attrs.get("reason", "")).startswith(DUPLICATE)
+    def _claimed(self, trial: optuna.Trial) -> None:
+        """Let the next worker have its turn; the trial's architecture is known to it now."""
+        if self._lock.release():
+            return
+        # The server has restarted meanwhile, and another worker may have had its turn too.
+        with self._lock:
+            if self.look().claimed > self.total:
+                raise Surplus(f"trial {trial.number} was not needed any more")
 
-    def _count(self, trial: FrozenTrial) -> bool:
-        """Count failures and duplicates in a row, and tell whether it makes sense to go on."""
-        self._duplicates = self._duplicates + 1 if self._is_duplicate(trial) else 0
-        if not self._is_duplicate(trial):
+    def _judge(self, trial: FrozenTrial) -> None:
+        """Count failures and duplicates in a row, and give up where going on makes no sense."""
+        self._duplicates = self._duplicates + 1 if _is_duplicate(trial) else 0
+        if not _is_duplicate(trial):
             self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
         if self._duplicates == _MOST_DUPLICATES:
-            self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.done} trials done"
+            self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.look().done} trials done"
         elif self._failures == _MOST_FAILURES:
             self.problem = f"{_MOST_FAILURES} trials in a row failed, the last with {trial.user_attrs.get('reason')}"
-        return self.problem is None
 
 
-def search_all(runs: Sequence[Run], finished: Callable[[Run, FrozenTrial], None]) -> None:
-    """Run trials until every run has its number, always of the run that is furthest behind.
+def search_all(runs: Sequence[Run], listener: Listener) -> None:
+    """Run trials until every study has its number, always of the one that is furthest behind.
 
-    So the fronts of several candidates are lifted side by side, as in SM-NAS.
-
-    Args:
-        runs: Of one stage.
-        finished: Called after each trial that was no duplicate.
+    So the fronts of several candidates are lifted side by side, as in SM-NAS. A worker that finds every trial begun
+    stays until they have ended, for those of a worker that dies go back to the queue.
 
     Raises:
         SearchStopped: Runs that could not reach their numbers; the others have.
     """
-    while (run := min(runs, key=lambda run: run.progress)).progress < 1:
-        run.advance(partial(_look, runs, run, finished))
+    while True:
+        standings = [(standing.claimed / run.total, run) for run in runs if not run.is_over(standing := run.look())]
+        if not standings:
+            break
+        furthest_behind_first = [run for _, run in sorted(standings, key=lambda pair: pair[0])]
+        if not any(run.advance(listener) for run in furthest_behind_first):
+            time.sleep(_LOOK_EVERY)
     for run in runs:
         evaluated = evaluated_trials(run.study)
         if run.problem is None and not any(trial.state == TrialState.COMPLETE for trial in evaluated):
             reason = evaluated[-1].user_attrs["reason"] if evaluated else "nothing was proposed"
             run.problem = f"no trial could be completed, the last failed with {reason}"
     problems = [
-        f"{run.search.study_name}: {run.problem}" if len(runs) > 1 else run.problem for run in runs if run.problem
+        f"{run.study.study_name}: {run.problem}" if len(runs) > 1 else run.problem for run in runs if run.problem
     ]
     if problems:
         raise SearchStopped("; ".join(problems))
 
 
-def _look(runs: Sequence[Run], run: Run, finished: Callable[[Run, FrozenTrial], None], trial: FrozenTrial) -> bool:
-    """Tell whether a run should go on at once."""
-    finished(run, trial)
-    return run is min(runs, key=lambda run: run.progress) and run.progress < 1
+def _is_duplicate(trial: FrozenTrial) -> bool:
+    return str(trial.user_attrs.get("reason", "")).startswith(DUPLICATE)

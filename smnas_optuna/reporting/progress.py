@@ -3,15 +3,13 @@
 import time
 from types import TracebackType
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from smnas_optuna.evaluation.job import Costs, Event
+from smnas_optuna.evaluation.job import Costs, Resumed
 from smnas_optuna.evaluation.job import Progress as Epoch
-from smnas_optuna.reporting.pareto import hypervolume
-from smnas_optuna.search import Search
+from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
 
 _PLAIN_WIDTH = 140
 
@@ -24,18 +22,20 @@ def console() -> Console:
 
 
 class SearchProgress:
-    """Shows trials done of total, the current trial's epoch, best mAP, hypervolume and time left.
+    """Shows trials done of total, the current trials' epochs, best mAP, hypervolume and time left.
 
     Args:
         out: Where to show it.
-        done: Trials that counted before this run, in all studies of the stage.
-        total: Trials that these studies shall reach together.
+        done: Trials that counted before this run, by study (see Search.path).
+        totals: Trials that each of these studies shall reach.
     """
 
-    def __init__(self, out: Console, done: int, total: int) -> None:
+    def __init__(self, out: Console, done: dict[str, int], totals: dict[str, int]) -> None:
         self._out = out
-        self._before = self._done = done
-        self._total = total
+        self._before = sum(done.values())
+        self._done = dict(done)
+        self._totals = totals
+        self._best: dict[str, float] = {}
         self._started = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -45,8 +45,9 @@ class SearchProgress:
             console=out,
             disable=not out.is_terminal,
         )
-        self._trials: TaskID = self._bars.add_task("trials", total=total, completed=done, remark="")
-        self._epochs: TaskID = self._bars.add_task("epochs", total=None, visible=False, remark="")
+        total = sum(totals.values())
+        self._trials: TaskID = self._bars.add_task("trials", total=total, completed=self._before, remark="")
+        self._epochs: dict[int, TaskID] = {}
 
     def __enter__(self) -> "SearchProgress":
         self._bars.start()
@@ -57,59 +58,76 @@ class SearchProgress:
     ) -> None:
         self._bars.stop()
 
-    def listen(self, search: Search, trial: optuna.Trial, event: Event) -> None:
-        """Take in what happens in the current trial."""
-        architecture = trial.user_attrs["architecture"]
+    def say(self, line: str) -> None:
+        """Show a line."""
+        self._out.print(line, soft_wrap=True)
+
+    def hear(self, message: Message) -> None:
+        """Take in what a worker tells."""
+        if isinstance(message, Ready):
+            target = message.target
+            device = f"{target.count} x {target.name}" if target.count > 1 else target.name
+            self._out.print(f"worker {message.worker} is ready on {device}")
+        elif isinstance(message, Heard):
+            self._hear(message)
+        elif isinstance(message, Finished):
+            self._finish(message)
+        elif isinstance(message, Requeued):
+            self._out.print(f"{_name(message.study, message.trial)} was interrupted and is back in the queue")
+
+    def _hear(self, message: Heard) -> None:
+        name, event = _name(message.study, message.trial), message.event
+        bar = self._epochs.get(message.worker)
+        if bar is None:
+            bar = self._epochs[message.worker] = self._bars.add_task("", total=None, visible=False, remark="")
         if isinstance(event, Costs):
             costs = f"{event.flops / 1e9:.3g} GFLOPs, {event.params / 1e6:.3g} M parameters"
-            self._out.print(f"{_name(search, trial)}: {architecture} ({costs})")
-            self._bars.reset(self._epochs, total=1, remark="")
+            self._out.print(f"{name}: {message.architecture} ({costs})")
+            self._bars.reset(bar, total=1, remark="", description=name)
+        elif isinstance(event, Resumed):
+            self._out.print(f"{name}: goes on after epoch {event.epochs}, where it was interrupted")
         elif isinstance(event, Epoch):
             remark = f"loss {event.loss:.3f}"
-            self._bars.update(self._epochs, visible=True, completed=event.epoch, total=event.epochs, remark=remark)
+            self._bars.update(bar, visible=True, completed=event.epoch, total=event.epochs, remark=remark)
             if not self._out.is_terminal:
-                self._out.print(f"{_name(search, trial)}: epoch {event.epoch}/{event.epochs}, {remark}")
+                self._out.print(f"{name}: epoch {event.epoch}/{event.epochs}, {remark}")
 
-    def finish(self, search: Search, study: optuna.Study, trial: FrozenTrial, done: int) -> None:
-        """Take in a trial that has ended.
-
-        Args:
-            search: What its study searches.
-            study: Where it is.
-            trial: It.
-            done: Trials that count by now, in all studies of the stage.
-        """
-        self._done = done
-        standing = self._standing(search, study)
-        self._bars.update(self._epochs, visible=False)
-        self._bars.update(self._trials, completed=done, remark=standing)
+    def _finish(self, message: Finished) -> None:
+        trial, study = message.trial, message.study
+        self._done[study] = max(message.done, self._done.get(study, 0))
+        scores = trial.user_attrs
         if trial.state == TrialState.COMPLETE:
-            scores = trial.user_attrs
+            self._best[study] = max(scores["map"], self._best.get(study, -1.0))
             outcome = (
                 f"mAP {scores['map']:.3f}, AP50 {scores['map_50']:.3f}, "
                 f"{scores['latency_ms']:.1f} ± {scores['latency_spread_ms']:.1f} ms"
             )
         else:
-            outcome = f"{trial.state.name.lower()}: {trial.user_attrs.get('reason', 'no reason recorded')}"
-        self._out.print(f"{_name(search, trial)}: {outcome}")
+            outcome = f"{trial.state.name.lower()}: {scores.get('reason', 'no reason recorded')}"
+        done, total = sum(self._done.values()), sum(self._totals.values())
+        standing = self._standing(message, done, total)
+        if message.worker in self._epochs:
+            self._bars.update(self._epochs[message.worker], visible=False)
+        self._bars.update(self._trials, completed=done, remark=standing)
+        self._out.print(f"{_name(study, trial.number)}: {outcome}")
         if not self._out.is_terminal:
-            self._out.print(f"{done}/{self._total} trials; {standing}")
+            self._out.print(f"{done}/{total} trials; {standing}")
 
-    def _standing(self, search: Search, study: optuna.Study) -> str:
-        maps = [
-            trial.user_attrs["map"]
-            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-            if "map" in trial.user_attrs
-        ]
+    def _standing(self, message: Finished, done: int, total: int) -> str:
         words = []
-        if maps:
-            of = f" of {search.candidate}" if search.candidate else ""
-            words.append(f"best mAP{of} {max(maps):.3f}, hypervolume {hypervolume(study):.4g}")
-        if self._before < self._done < self._total:
-            seconds = (time.monotonic() - self._started) / (self._done - self._before) * (self._total - self._done)
+        if message.study in self._best:
+            of = f" of {_candidate(message.study)}" if _candidate(message.study) else ""
+            words.append(f"best mAP{of} {self._best[message.study]:.3f}, hypervolume {message.hypervolume:.4g}")
+        if self._before < done < total:
+            seconds = (time.monotonic() - self._started) / (done - self._before) * (total - done)
             words.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
         return ", ".join(words)
 
 
-def _name(search: Search, trial: optuna.Trial | FrozenTrial) -> str:
-    return f"{search.candidate} trial {trial.number}" if search.candidate else f"trial {trial.number}"
+def _candidate(study: str) -> str:
+    """Return the candidate in a study's path: ``C0`` of ``modular/C0``."""
+    return study.partition("/")[2]
+
+
+def _name(study: str, number: int) -> str:
+    return f"{_candidate(study)} trial {number}".lstrip()

@@ -1,6 +1,7 @@
 """Training processes: really forked, really training, really killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from smnas_optuna.evaluation.job import (
     Failure,
     Job,
     Progress,
+    Resumed,
     Scores,
     UntrainedLatency,
 )
@@ -160,7 +162,30 @@ def test_a_killed_training_process_fails_its_trial_with_the_signal(job: Job) -> 
     os.kill(process, signal.SIGKILL)
     failure = [event for event in events if isinstance(event, Failure)]
     assert len(failure) == 1
-    assert failure[0].reason.startswith("killed: ")
+    assert failure[0].reason == "crashed: the training process got SIGKILL"
+
+
+def test_an_interrupted_training_goes_on_after_its_last_epoch(job: Job) -> None:
+    job = replace(job, training=job.training.model_copy(update={"epochs": 3}))
+    interrupted = evaluate(job)
+    _first_epoch(interrupted)
+    interrupted.close()
+    resumed = list(evaluate(job))
+    assert [type(event) for event in resumed] == [Costs, Resumed, Progress, Progress, Scores]
+    assert resumed[1] == Resumed(1)
+    assert [event.epoch for event in resumed if isinstance(event, Progress)] == [2, 3]
+    assert not list(job.folder.glob("checkpoint*"))
+    # The schedule goes on too: training ends at the lowest learning rate.
+    rates = re.findall(r"lr: (\S+)", (job.folder / "output.log").read_text(encoding="utf-8"))
+    assert float(rates[-1]) < float(rates[0])
+    # Once it is over a training starts anew.
+    assert [type(event) for event in evaluate(job)][1] is UntrainedLatency
+
+
+def test_a_spoiled_checkpoint_fails_no_trial(job: Job) -> None:
+    job.folder.mkdir(parents=True)
+    (job.folder / "checkpoint.pth").write_bytes(b"half a file")
+    assert isinstance(list(evaluate(job))[-1], Scores)
 
 
 def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: Job) -> None:

@@ -1,0 +1,59 @@
+"""Checkpoints of a training under way, so that one whose process has died is gone on with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+_NAME = "checkpoint.pth"
+
+# What MMEngine keeps beside tensors, and torch's safe loading refuses without being told.
+_MADE_BY: list[Any] = [HistoryBuffer, getattr, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+_NUMBERS: list[Any] = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType]
+torch.serialization.add_safe_globals([*_MADE_BY, *_NUMBERS])
+
+
+class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
+    """Saves model, optimizer and schedule after each epoch, over those of the epoch before.
+
+    The file is complete at any time: it is written beside and moved into place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Save, unless training is over."""
+        if runner.epoch + 1 >= runner.max_epochs:
+            return
+        partial = f"{_NAME}.partial"
+        runner.save_checkpoint(str(self._folder), partial)
+        if runner.rank == 0:
+            os.replace(self._folder / partial, self._folder / _NAME)
+
+
+def resume(config: Config, folder: Path) -> int:
+    """Let a config's training go on with the checkpoint that an interrupted process has left in a folder.
+
+    Returns:
+        How many epochs are trained already; 0 where there is nothing that could be gone on with.
+    """
+    try:
+        checkpoint = torch.load(folder / _NAME, map_location="cpu", weights_only=True)
+        epochs = int(checkpoint["meta"]["epoch"])
+    except Exception:  # no file, or whatever an unpickler may raise of one that a file system has spoiled
+        return 0
+    config.load_from = str(folder / _NAME)
+    config.resume = True
+    return epochs
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint that is not needed any more."""
+    (folder / _NAME).unlink(missing_ok=True)

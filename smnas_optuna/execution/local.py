@@ -1,0 +1,150 @@
+"""Workers on this machine: each a process, supervised, restarted when it dies, and ended in order."""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from smnas_optuna.evaluation.process import context, follow_parent
+from smnas_optuna.execution.restarts import Restarts
+from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
+
+# How long a worker may take to put its trial back into the queue, in seconds.
+_ENDING_SECONDS = 30.0
+_SIGNAL_EVERY = 1.0
+
+
+@dataclass
+class _Place:
+    """What stands where a worker belongs: a process with its connection, or nothing, before and after."""
+
+    order: Order
+    restarts: Restarts = field(init=False)
+    process: BaseProcess | None = None
+    connection: Connection | None = None
+    ended: Ended | None = None
+
+    def __post_init__(self) -> None:
+        self.restarts = Restarts(self.order.worker)
+
+    @property
+    def is_over(self) -> bool:
+        return self.restarts.are_over or (self.process is None and self.ended is not None)
+
+
+def supervise(orders: Sequence[Order], hear: Callable[[Message], None], say: Callable[[str], None]) -> None:
+    """Run a worker process for each order, and return when each has nothing more to do.
+
+    Args:
+        orders: What the workers are told.
+        hear: Called with what they tell.
+        say: Called with a line about a worker that has died.
+
+    Raises:
+        UserError: A worker has found a mistake of the user's; the others are ended.
+        SearchStopped: A search could not reach its number of trials, or no worker is left to go on with it.
+        KeyboardInterrupt: The workers are ended, and what they evaluated is back in the queue.
+    """
+    places = [_Place(order) for order in orders]
+    try:
+        while any(not place.is_over for place in places):
+            _step(places, hear, say)
+    finally:
+        _end(places)
+    conclude([place.ended for place in places])
+
+
+def _step(places: Sequence[_Place], hear: Callable[[Message], None], say: Callable[[str], None]) -> None:
+    """Start what is due, then wait for a message, a death or the next start."""
+    waiting = [place for place in places if place.process is None and not place.is_over]
+    now = time.monotonic()
+    for place in waiting:
+        if place.restarts.due <= now:
+            _start(place)
+    connections = {place.connection: place for place in places if place.connection is not None}
+    pauses = [place.restarts.due - now for place in waiting if place.process is None]
+    for connection in wait(list(connections), timeout=min(pauses, default=None)):
+        assert isinstance(connection, Connection)
+        place = connections[connection]
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            _bury(place, say)
+            continue
+        if isinstance(message, Ended):
+            place.ended = message
+            if message.mistake:
+                conclude([message])
+        else:
+            if isinstance(message, Finished):
+                place.restarts.finished_trial()
+            hear(message)
+
+
+def _start(place: _Place) -> None:
+    receiver, sender = context.Pipe(duplex=False)
+    place.process = context.Process(target=_enter, args=(place.order, sender), name=f"worker {place.order.worker}")
+    place.process.start()
+    sender.close()
+    place.connection = receiver
+
+
+def _bury(place: _Place, say: Callable[[str], None]) -> None:
+    """Take in that a worker's process is gone, and let another follow if it died."""
+    assert place.process is not None
+    assert place.connection is not None
+    place.process.join()
+    code, place.process = place.process.exitcode, None
+    place.connection.close()
+    place.connection = None
+    if place.ended is None or place.ended.error:
+        say(place.restarts.died(place.ended.error if place.ended and place.ended.error else _how(code)))
+        place.ended = None
+
+
+def _end(places: Sequence[_Place]) -> None:
+    """End the workers that are left: in order, and by force those that do not."""
+    for place in places:
+        if place.connection is not None:
+            # Else its last words could wait for somebody to listen.
+            place.connection.close()
+    processes = [place.process for place in places if place.process is not None]
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while processes and time.monotonic() < deadline:
+        # Again and again, since an exception that a signal raises is lost where it is raised in a finalizer.
+        for process in processes:
+            process.terminate()
+        wait([process.sentinel for process in processes], timeout=_SIGNAL_EVERY)
+        processes = [process for process in processes if process.is_alive()]
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _enter(order: Order, connection: Connection) -> None:
+    """Begin a worker's process."""
+    follow_parent()
+    signal.signal(signal.SIGTERM, _interrupt)
+
+    def tell(message: Message) -> None:
+        # Nobody listens any more to a worker that is being ended.
+        with contextlib.suppress(OSError):
+            connection.send(message)
+
+    ended = work(order, tell)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell(ended)
+
+
+def _interrupt(*_: object) -> None:
+    # A second signal must not break off what the first one's exception has set going, which puts the trial back.
+    if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        raise KeyboardInterrupt
+
+
+def _how(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"

@@ -1,0 +1,207 @@
+"""A worker: a process that runs trials of a stage's studies, together with others that share the database."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from optuna.trial import FrozenTrial
+
+from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.evaluation.job import Demand, Event, Target
+from smnas_optuna.evaluation.process import preload, probe
+from smnas_optuna.execution.loop import Run, SearchStopped, search_all
+from smnas_optuna.objective import DetectorObjective
+from smnas_optuna.patient_storage import PATIENCE
+from smnas_optuna.reporting.pareto import hypervolume
+from smnas_optuna.search import Search
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import agree_on_device, open_study
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker's device is there, and its trials begin."""
+
+    worker: int
+    target: Target
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Something has happened in a trial that is under way; ``study`` tells its study, see Search.path."""
+
+    worker: int
+    study: str
+    trial: int
+    architecture: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial has ended; ``done`` of its study's trials count by now."""
+
+    worker: int
+    study: str
+    trial: FrozenTrial
+    done: int
+    hypervolume: float
+
+
+@dataclass(frozen=True)
+class Requeued:
+    """A trial of a dead worker was put back into the queue."""
+
+    worker: int
+    study: str
+    trial: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The worker has nothing more to do, or could not go on.
+
+    Args:
+        worker: Its number.
+        problem: Why a search has stopped short, if it has.
+        mistake: What the user got wrong, if that is why.
+        error: The last line of an unexpected error, with which the worker died.
+    """
+
+    worker: int
+    problem: str | None = None
+    mistake: str | None = None
+    error: str | None = None
+
+
+Message = Ready | Heard | Finished | Requeued | Ended
+Tell = Callable[[Message], None]
+
+
+class Order(Protocol):
+    """What a worker is told to do; it travels to other processes and machines."""
+
+    @property
+    def worker(self) -> int:
+        """The worker's number, from 0."""
+
+    def runs(self, tell: Tell) -> dict[str, Run]:
+        """Open what is to be run, by name."""
+
+
+@dataclass(frozen=True)
+class SearchOrder:
+    """Search the studies of a stage.
+
+    Args:
+        worker: The worker's number.
+        searches: What to search; their studies exist.
+        storage: URL of the database. It is not shown.
+        dataset: Checked.
+        folder: For configs, logs and checkpoints.
+        n_trials: Trials that each study shall reach, instead of the recipe's.
+        sampler: Instead of the recipe's.
+        seed: For the sampler; each worker makes its own of it.
+        gpus: Indices of the GPUs that this worker uses; None for those that it sees.
+        mixed_devices: Take times of devices that differ.
+    """
+
+    worker: int
+    searches: tuple[Search, ...]
+    storage: str
+    dataset: CheckedDataset
+    folder: Path
+    n_trials: int | None = None
+    sampler: str | None = None
+    seed: int | None = None
+    gpus: tuple[int, ...] | None = None
+    mixed_devices: bool = False
+
+    def __repr__(self) -> str:
+        """Tell the worker's number only: a URL may hold a password."""
+        return f"SearchOrder(worker={self.worker})"
+
+    def runs(self, tell: Tell) -> dict[str, Run]:
+        """Open the studies, once the device is seen to be there and to be the studies' own."""
+        preload()
+        storage = open_storage(self.storage, create=False, patience=PATIENCE)
+        recipe = self.searches[0].recipe
+        pretrained = any(search.candidate is None for search in self.searches)
+        target = probe(Demand(recipe, pretrained, self.gpus), self.folder / "output.log")
+        runs = {}
+        for search in self.searches:
+            seed = None if self.seed is None else self.seed + self.worker
+            study = open_study(storage, search, sampler=self.sampler, seed=seed)
+            agree_on_device(study, target.identity, mixed=self.mixed_devices)
+            objective = DetectorObjective(
+                search,
+                self.dataset,
+                target,
+                self.folder / search.path,
+                partial(self._hear, tell, search.path),
+                gpus=self.gpus,
+            )
+            total = self.n_trials or search.settings.trials
+            runs[search.path] = Run(study, storage, objective, total, search.space.size)
+        tell(Ready(self.worker, target))
+        return runs
+
+    def _hear(self, tell: Tell, study: str, number: int, architecture: str, event: Event) -> None:
+        tell(Heard(self.worker, study, number, architecture, event))
+
+
+class _Reporter:
+    """Turns what happens in a worker's runs into messages."""
+
+    def __init__(self, worker: int, runs: dict[str, Run], tell: Tell) -> None:
+        self._worker = worker
+        self._names = {id(run): name for name, run in runs.items()}
+        self._tell = tell
+
+    def finished(self, run: Run, trial: FrozenTrial) -> None:
+        self._tell(Finished(self._worker, self._names[id(run)], trial, run.look().done, hypervolume(run.study)))
+
+    def requeued(self, run: Run, number: int) -> None:
+        self._tell(Requeued(self._worker, self._names[id(run)], number))
+
+
+def work(order: Order, tell: Tell) -> Ended:
+    """Carry out an order, tell what happens meanwhile, and return how it ended.
+
+    A KeyboardInterrupt lets the worker put its trial back into the queue and end.
+    """
+    ended = Ended(order.worker)
+    try:
+        runs = order.runs(tell)
+        search_all(list(runs.values()), _Reporter(order.worker, runs, tell))
+    except SearchStopped as stopped:
+        return replace(ended, problem=str(stopped))
+    except UserError as error:
+        return replace(ended, mistake=str(error))
+    except KeyboardInterrupt:
+        return ended
+    except Exception as error:
+        traceback.print_exc()
+        return replace(ended, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return ended
+
+
+def conclude(ends: Sequence[Ended | None]) -> None:
+    """Raise what has to be said of workers that have ended; None is one that died too often.
+
+    Raises:
+        UserError: One has found a mistake of the user's.
+        SearchStopped: One could not bring its searches to their numbers, or all have died too often.
+    """
+    for end in ends:
+        if end is not None and end.mistake:
+            raise UserError(end.mistake)
+    problems = sorted({end.problem for end in ends if end is not None and end.problem})
+    if problems:
+        raise SearchStopped("; ".join(problems))
+    if all(end is None for end in ends):
+        raise SearchStopped("every worker has died too often")

@@ -1,0 +1,83 @@
+"""How a search stands, from its database alone."""
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.reporting.summary import front_table
+from smnas_optuna.search import Search
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import candidates_of, evaluated_trials
+
+
+def show_status(url: str, recipe: Recipe, out: Console) -> None:
+    """Print for each of a recipe's studies its workers, trials, rate, expected end and front; writes nothing.
+
+    Raises:
+        UserError: There is no such database, or none of the recipe's studies in it.
+    """
+    storage = open_storage(url, create=False)
+    searches = [Search(recipe), *(Search(recipe, candidate) for candidate in candidates_of(storage, recipe))]
+    names = set(optuna.get_all_study_names(storage))
+    present = [search for search in searches if search.study_name in names]
+    if not present:
+        raise UserError(f"study {searches[0].study_name!r}: not in the database, so there is no status to tell")
+    for search in present:
+        study = optuna.load_study(study_name=search.study_name, storage=storage)
+        for line in _lines(study, storage, search.settings.trials):
+            out.print(line, soft_wrap=True)
+        if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
+            out.print(front_table(study))
+
+
+def _lines(study: optuna.Study, storage: RDBStorage, total: int) -> list[str]:
+    trials = study.get_trials(deepcopy=False)
+    done = evaluated_trials(study)
+    states = Counter(trial.state.name.lower() for trial in trials)
+    lines = [
+        f"{study.study_name}: {len(done)} of {total} trials done",
+        "  trials: " + (", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"),
+    ]
+    heartbeats = _heartbeat_ages(storage)
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    for trial in running:
+        host, pid = (trial.user_attrs.get("worker") or "?:?:").rsplit(":", 2)[:2]
+        age = heartbeats.get(trial._trial_id)
+        heard = f"heard {age:.0f} s ago" if age is not None else "not heard yet"
+        what = trial.user_attrs.get("architecture", "being proposed")
+        lines.append(f"  worker {pid} on {host}, {heard}: trial {trial.number}, {what}")
+    if not running:
+        lines.append("  no worker")
+    lines += _rate(done, total)
+    return lines
+
+
+def _rate(done: list[FrozenTrial], total: int) -> list[str]:
+    """Tell trials per hour over the last ones, and when the rest would be done."""
+    ends = sorted(trial.datetime_complete for trial in done if trial.datetime_complete)[-20:]
+    if len(ends) < 2 or ends[-1] == ends[0]:
+        return []
+    each = (ends[-1] - ends[0]) / (len(ends) - 1)
+    lines = [f"  {timedelta(hours=1) / each:.1f} trials an hour, the last at {ends[-1]:%Y-%m-%d %H:%M}"]
+    if len(done) < total:
+        lines.append(f"  expected end: {datetime.now() + each * (total - len(done)):%Y-%m-%d %H:%M}")
+    return lines
+
+
+def _heartbeat_ages(storage: RDBStorage) -> dict[int, float]:
+    """Return the seconds since each trial's last heartbeat, by the database's own clock."""
+    with storage.engine.connect() as connection:
+        now = connection.execute(sqlalchemy.select(sqlalchemy.func.now())).scalar_one().replace(tzinfo=None)
+        rows = connection.execute(sqlalchemy.text("SELECT trial_id, heartbeat FROM trial_heartbeats")).all()
+    ages = {}
+    for trial_id, heartbeat in rows:
+        moment = datetime.fromisoformat(heartbeat) if isinstance(heartbeat, str) else heartbeat
+        ages[trial_id] = (now - moment.replace(tzinfo=None)).total_seconds()
+    return ages

@@ -1,0 +1,81 @@
+"""Workers with an objective that costs nothing but time: everything about a search is real, except for training."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from smnas_optuna.execution.loop import Run
+from smnas_optuna.execution.worker import Tell
+from smnas_optuna.patient_storage import PATIENCE
+from smnas_optuna.samplers import create_sampler
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import counts
+
+SIZE = 8 * 8 * 8 * 3
+
+
+def suggest(trial: Any) -> tuple[int, int, int, str]:
+    """Choose depths of three stages and a kind of block."""
+    depths = [trial.suggest_int(f"depth{i}", 1, 8) for i in range(3)]
+    return depths[0], depths[1], depths[2], trial.suggest_categorical("block", ["basic", "bottleneck", "inverted"])
+
+
+def order(architecture: tuple[int, int, int, str]) -> tuple[str, tuple[int, ...]]:
+    """Deeper is bigger, within a kind of block."""
+    return architecture[3], architecture[:3]
+
+
+@dataclass(frozen=True)
+class CheapObjective:
+    """Sleeps, and returns an accuracy that grows with depth and a cost that grows faster."""
+
+    seconds: float
+
+    def __call__(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, float]:
+        architecture = suggest(trial)
+        trial.set_user_attr("architecture", str(architecture))
+        claimed()
+        time.sleep(self.seconds)
+        a, b, c, block = architecture
+        bonus = {"basic": 0.0, "bottleneck": 0.1, "inverted": 0.05}[block]
+        trial.set_user_attr("map", bonus)
+        return 1.0 - 1.0 / (a + 1.3 * b + 0.9 * c) + bonus, float(a * a + b * b + c * c) * (1 + bonus)
+
+
+@dataclass(frozen=True)
+class CheapOrder:
+    """Bring the study ``cheap`` to ``total`` trials."""
+
+    worker: int
+    url: str
+    total: int
+    seconds: float
+    sampler: str = "pop"
+    heartbeat: int = 1
+
+    def runs(self, tell: Tell) -> dict[str, Run]:
+        storage = open_storage(self.url, create=False, heartbeat=self.heartbeat, patience=PATIENCE)
+        sampler = create_sampler(self.sampler, self.worker, suggest, order)
+        study = optuna.load_study(study_name="cheap", storage=storage, sampler=sampler)
+        return {"cheap": Run(study, storage, CheapObjective(self.seconds), self.total, SIZE)}
+
+
+def create_cheap_study(url: str) -> None:
+    """Create the tables and the study."""
+    optuna.create_study(study_name="cheap", storage=open_storage(url), directions=["maximize", "minimize"])
+
+
+def check(url: str, total: int) -> optuna.Study:
+    """Make sure that the study has so many trials that count, of as many architectures, and none left running."""
+    study = optuna.load_study(study_name="cheap", storage=open_storage(url, create=False))
+    trials = study.trials
+    counted = [trial for trial in trials if counts(trial)]
+    assert len(counted) == total
+    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+    architectures = [trial.user_attrs["architecture"] for trial in counted]
+    assert len(set(architectures)) == total
+    return study

@@ -1,0 +1,93 @@
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+
+from smnas_optuna.evaluation.process import preload
+from smnas_optuna.execution.local import supervise
+from smnas_optuna.execution.worker import Finished, Message
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import counts
+from tests.execution.cheap import CheapOrder, check, create_cheap_study
+from tests.servers import PostgreSQL
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server_of_processes() -> None:
+    preload(training=False)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of this test's workers: they lead their sessions, and their parent is the server of processes."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "forkserver" in " ".join(process.cmdline()) and os.getsid(process.pid) == process.pid
+    ]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_workers_share_a_study_and_reach_its_total_exactly(
+    database: str, tmp_path: Path, postgresql: PostgreSQL
+) -> None:
+    url = f"sqlite:///{tmp_path}/cheap.db" if database == "sqlite" else postgresql.create_database()
+    create_cheap_study(url)
+    heard: list[Message] = []
+    said: list[str] = []
+    supervise([CheapOrder(worker, url, 30, 0.05) for worker in range(4)], heard.append, said.append)
+    assert said == []
+    assert len(check(url, 30).trials) == 30
+    finished = [message for message in heard if isinstance(message, Finished)]
+    assert sorted(message.trial.number for message in finished) == list(range(30))
+    assert len({message.worker for message in finished}) == 4
+    # Once more there is nothing to do.
+    supervise([CheapOrder(0, url, 30, 0.05)], heard.append, said.append)
+    assert len(check(url, 30).trials) == 30
+
+
+def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: PostgreSQL) -> None:
+    url = postgresql.create_database()
+    create_cheap_study(url)
+    over = threading.Event()
+    choice = random.Random(0)
+
+    def wreck() -> None:
+        for round_ in range(1000):
+            if over.wait(1.5):
+                return
+            if round_ in (2, 5):
+                postgresql.restart(0.5)
+            elif alive := workers():
+                choice.choice(alive).kill()
+
+    said: list[str] = []
+    wrecker = threading.Thread(target=wreck)
+    wrecker.start()
+    try:
+        supervise([CheapOrder(worker, url, 100, 0.5) for worker in range(8)], lambda message: None, said.append)
+    finally:
+        over.set()
+        wrecker.join()
+    check(url, 100)
+    assert any("has died (SIGKILL); it is restarted in 1 s, restart 1 of 5" in line for line in said)
+
+
+def test_an_interrupt_ends_every_worker_and_loses_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/cheap.db"
+    create_cheap_study(url)
+
+    def interrupt(_: Message) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        supervise([CheapOrder(worker, url, 30, 0.2) for worker in range(3)], interrupt, lambda line: None)
+    assert workers() == []
+    study = optuna.load_study(study_name="cheap", storage=open_storage(url, create=False))
+    assert 1 <= sum(map(counts, study.trials)) < 30
+    supervise([CheapOrder(worker, url, 30, 0.0) for worker in range(3)], lambda message: None, lambda line: None)
+    check(url, 30)

