@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Resumed, Scores, Target, UntrainedLatency
+from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Resumed, Scores, UntrainedLatency
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
@@ -28,7 +28,7 @@ class DetectorObjective:
     Args:
         search: What the study searches.
         dataset: Checked.
-        target: The device that the search runs on.
+        device: What trials say of the device that they are timed on.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
         listen: Called with each trial's number, its architecture and what happens in it.
         gpus: Indices of the GPUs to use; None for those that the process sees.
@@ -38,14 +38,14 @@ class DetectorObjective:
         self,
         search: Search,
         dataset: CheckedDataset,
-        target: Target,
+        device: str,
         folder: Path,
         listen: Callable[[int, str, Event], None],
         gpus: tuple[int, ...] | None = None,
     ) -> None:
         self._search = search
         self._dataset = dataset
-        self._target = target
+        self._device = device
         self._folder = folder
         self._listen = listen
         self._gpus = gpus
@@ -96,7 +96,7 @@ class DetectorObjective:
             self._folder / f"trial_{first_number(trial):05d}",
             self._gpus,
         )
-        trial.set_user_attr("device", self._target.name)
+        trial.set_user_attr("device", self._device)
         with closing(evaluate(job)) as events:
             for event in events:
                 self._listen(trial.number, str(architecture), event)

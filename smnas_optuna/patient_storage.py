@@ -21,6 +21,8 @@ PATIENCE = 900.0
 
 _FIRST_WAIT = 0.2
 _LONGEST_WAIT = 5.0
+# A wait that lasts longer is told.
+_SILENT_SECONDS = 10.0
 # What RDBStorage does in the database; every one is a transaction that either happened or did not.
 _TRANSACTIONS = (
     "create_new_study",
@@ -98,15 +100,15 @@ def wait_for_database(attempt: Callable[[], _T], patience: float) -> _T:
         attempt: What to do in the database.
         patience: Seconds after which the last error is raised.
     """
-    deadline = time.monotonic() + patience
+    started = time.monotonic()
     wait = _FIRST_WAIT
     while True:
         try:
             return attempt()
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-            if not _is_of_the_moment(error) or time.monotonic() + wait > deadline:
+            if not _is_of_the_moment(error) or time.monotonic() + wait > started + patience:
                 raise
-            if wait > 1:
+            if time.monotonic() > started + _SILENT_SECONDS:
                 _logger.warning("the database does not answer; trying again in %.0f s", wait)
         # Spread, so that many workers do not come back at once.
         time.sleep(wait * random.uniform(0.5, 1.0))

@@ -151,32 +151,42 @@ def refuse_other_search(storage: RDBStorage, search: Search) -> None:
         )
 
 
-def agree_on_device(study: optuna.Study, device: dict[str, str], *, mixed: bool = False) -> None:
+def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, str], *, mixed: bool = False) -> str:
     """Record the first worker's device on a study, and refuse to mix its times with those of another.
 
     Args:
         study: Whose trials are timed.
+        storage: Where it is.
         device: What may change a time, by name: product, driver, torch, precision, power limit.
         mixed: Let devices differ; each trial says on which it was timed.
+
+    Returns:
+        What trials are to say of the device that they are timed on: the product's name, with what differs from the
+        study's device.
 
     Raises:
         UserError: Inference time is an objective, and the study's device differs.
     """
-    recorded = study.user_attrs.get("device")
-    if recorded is None:
-        # Together with the device of a study that was begun before devices were recorded.
-        trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        names = [trial.user_attrs["device"] for trial in trials if "device" in trial.user_attrs]
-        recorded = {**device, "name": names[0]} if names else device
-        study.set_user_attr("device", recorded)
-    different = [key for key in recorded if recorded[key] != device.get(key)]
+    # So that of several workers that begin at the same time one records.
+    with ClaimLock(storage, study.study_name):
+        recorded = study.user_attrs.get("device")
+        if recorded is None:
+            # Together with the device of a study that was begun before devices were recorded.
+            trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            names = [trial.user_attrs["device"] for trial in trials if "device" in trial.user_attrs]
+            recorded = {**device, "name": names[0]} if names else device
+            study.set_user_attr("device", recorded)
+    # What could be read on one of them only, such as a driver, tells nothing.
+    different = [key for key in recorded if key in device and recorded[key] != device[key]]
     if different and not mixed and "latency_ms" in (study.metric_names or ()):
         theirs = ", ".join(f"{key} {recorded[key]}" for key in different)
-        mine = ", ".join(f"{key} {device.get(key)}" for key in different)
+        mine = ", ".join(f"{key} {device[key]}" for key in different)
         raise UserError(
             f"study {study.study_name!r}: its times were measured with {theirs}, and here is {mine}; go on there, "
             "start another study with --set name=, or take times of both with --mixed-devices"
         )
+    told = [f"{key} {device[key]}" for key in different if key != "name"]
+    return f"{device['name']} ({', '.join(told)})" if told else device["name"]
 
 
 def this_worker() -> str:

@@ -240,21 +240,23 @@ def test_a_database_that_cannot_be_used_is_one_line_without_the_password(url: st
 
 
 def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, recipe: Recipe) -> None:
-    study = open_study(open_storage(url), Search(recipe))
+    storage = open_storage(url)
+    study = open_study(storage, Search(recipe))
     here = {"name": "A", "driver": "1"}
-    agree_on_device(study, here)
-    agree_on_device(study, here)
+    assert agree_on_device(study, storage, here) == "A"
+    assert agree_on_device(study, storage, here) == "A"
     with pytest.raises(UserError, match="times were measured with driver 1, and here is driver 2"):
-        agree_on_device(study, {"name": "A", "driver": "2"})
-    agree_on_device(study, {"name": "A", "driver": "2"}, mixed=True)
+        agree_on_device(study, storage, {"name": "A", "driver": "2"})
+    assert agree_on_device(study, storage, {"name": "A", "driver": "2"}, mixed=True) == "A (driver 2)"
+    assert agree_on_device(study, storage, {"name": "B", "driver": "1"}, mixed=True) == "B"
     assert study.user_attrs["device"] == here
 
 
 def test_a_device_does_not_matter_where_no_time_is_an_objective(url: str, tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), ["structural.objectives=[map, flops]"])
-    study = open_study(open_storage(url), Search(recipe))
-    for name in ("A", "B"):
-        agree_on_device(study, {"name": name})
+    storage = open_storage(url)
+    study = open_study(storage, Search(recipe))
+    assert [agree_on_device(study, storage, {"name": name}) for name in ("A", "B")] == ["A", "B"]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import optuna
 from optuna.trial import FrozenTrial
 
 from smnas_optuna.errors import UserError
@@ -136,11 +137,11 @@ class SearchOrder:
         for search in self.searches:
             seed = None if self.seed is None else self.seed + self.worker
             study = open_study(storage, search, sampler=self.sampler, seed=seed)
-            agree_on_device(study, target.identity, mixed=self.mixed_devices)
+            device = agree_on_device(study, storage, target.identity, mixed=self.mixed_devices)
             objective = DetectorObjective(
                 search,
                 self.dataset,
-                target,
+                device,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),
                 gpus=self.gpus,
@@ -174,6 +175,8 @@ def work(order: Order, tell: Tell) -> Ended:
 
     A KeyboardInterrupt lets the worker put its trial back into the queue and end.
     """
+    # What happens is told in messages.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     ended = Ended(order.worker)
     try:
         runs = order.runs(tell)

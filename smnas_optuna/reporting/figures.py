@@ -19,6 +19,7 @@ from plotly.subplots import make_subplots
 
 from smnas_optuna.reporting.pareto import (
     accuracy_and_costs,
+    by_device,
     hypervolume_history,
     hypervolume_quantity,
     non_dominated,
@@ -39,19 +40,20 @@ _INK: Final = "#3A3F47"
 _GROUND: Final = "#FFFFFF"
 _PANEL_HEIGHT: Final = 480
 _LINE_WIDTH: Final = 42  # characters that fit a narrow screen; Plotly does not break lines
+_LEGEND_WIDTH: Final = 24
+_DASHES: Final = ("solid", "dash", "dot", "dashdot")
 _AFTER_COLOURS: Final = 1001
 _HOVER_METRICS: Final = ("map", "map_50", "latency_ms", "flops", "params")
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One plot: the columns along x and y, and the line through the best points."""
+    """One plot: the columns along x and y, and the lines through the best points, one for each device."""
 
     row: int
     x: str
     y: str
-    line: pd.DataFrame
-    line_name: str
+    lines: dict[str, pd.DataFrame]
     line_shape: str
 
 
@@ -72,11 +74,13 @@ def front_figure(study: optuna.Study, colour_by: ColourBy = "input size") -> go.
     frame = trials_frame(study)
     finished = frame[frame["is_finished"]].copy()
     metrics = list(dict.fromkeys([*_HOVER_METRICS, *(objective.name for objective in objectives_of(study))]))
-    finished["hover"] = [_hover(trial, metrics) for _, trial in finished.iterrows()]
+    several_devices = finished["device"].nunique() > 1
+    finished["hover"] = [_hover(trial, metrics, several_devices) for _, trial in finished.iterrows()]
     panels = _panels(finished, study)
     figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.2 / len(panels))
     for panel in panels:
-        figure.add_trace(_line(panel), row=panel.row, col=1)
+        for line in _lines(panel):
+            figure.add_trace(line, row=panel.row, col=1)
         figure.update_xaxes(title_text=_axis_title(panel.x, finished), row=panel.row, col=1)
         figure.update_yaxes(title_text=_axis_title(panel.y, finished), row=panel.row, col=1)
     for key in _symbol_keys(finished, panels[0]):
@@ -130,32 +134,44 @@ def reference_text(study: optuna.Study) -> str:
 def _panels(finished: pd.DataFrame, study: optuna.Study) -> list[_Panel]:
     accuracy, costs = accuracy_and_costs(objectives_of(study))
     if not costs:
-        best = finished[accuracy.name].cummax() if accuracy.maximize else finished[accuracy.name].cummin()
-        line = finished[["number"]].assign(**{accuracy.name: best})
-        return [_Panel(1, "number", accuracy.name, line, "best so far", "hv")]
+        lines = {}
+        for name, trials in _by_device(finished, "best so far", accuracy.name):
+            best = trials[accuracy.name].cummax() if accuracy.maximize else trials[accuracy.name].cummin()
+            lines[name] = trials[["number"]].assign(**{accuracy.name: best})
+        return [_Panel(1, "number", accuracy.name, lines, "hv")]
     panels = []
-    name = "Pareto front" if len(costs) == 1 else "front of these two"
+    title = "Pareto front" if len(costs) == 1 else "front of these two"
     for row, cost in enumerate(costs, start=1):
-        losses = finished[[cost.name, accuracy.name]].to_numpy(dtype=float) * [cost.sign, accuracy.sign]
-        front = finished[non_dominated(losses)].sort_values([cost.name, accuracy.name])
+        lines = {}
+        for name, trials in _by_device(finished, title, cost.name, accuracy.name):
+            losses = trials[[cost.name, accuracy.name]].to_numpy(dtype=float) * [cost.sign, accuracy.sign]
+            lines[name] = trials[non_dominated(losses)].sort_values([cost.name, accuracy.name])
         # The corners of the steps are the worst points that the front still dominates.
         shape = "vh" if cost.maximize else "hv"
-        panels.append(_Panel(row, cost.name, accuracy.name, front, name, shape))
+        panels.append(_Panel(row, cost.name, accuracy.name, lines, shape))
     return panels
 
 
-def _line(panel: _Panel) -> go.Scatter:
-    return go.Scatter(
-        x=_shown(panel.line, panel.x),
-        y=_shown(panel.line, panel.y),
-        mode="lines",
-        line={"shape": panel.line_shape, "width": 1.5, "color": _INK},
-        name=panel.line_name,
-        showlegend=panel.row == 1,
-        legendrank=_AFTER_COLOURS,
-        hoverinfo="skip",
-        meta="ink",
-    )
+def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the trials of each device whose times are not comparable, with a title for their line."""
+    parts = by_device(finished, objectives)
+    for trials in parts:
+        yield f"{title}, {trials['device'].iloc[0]}" if len(parts) > 1 else title, trials
+
+
+def _lines(panel: _Panel) -> Iterator[go.Scatter]:
+    for (name, line), dash in zip(panel.lines.items(), itertools.cycle(_DASHES), strict=False):
+        yield go.Scatter(
+            x=_shown(line, panel.x),
+            y=_shown(line, panel.y),
+            mode="lines",
+            line={"shape": panel.line_shape, "width": 1.5, "color": _INK, "dash": dash},
+            name="<br>".join(map(html.escape, textwrap.wrap(name, _LEGEND_WIDTH))),
+            showlegend=panel.row == 1,
+            legendrank=_AFTER_COLOURS,
+            hoverinfo="skip",
+            meta="ink",
+        )
 
 
 def _markers(panel: _Panel, trials: pd.DataFrame, colour: str, on_front: bool) -> go.Scatter:
@@ -256,9 +272,11 @@ def _axis_title(column: str, finished: pd.DataFrame) -> str:
     return "<br>".join(map(html.escape, lines))
 
 
-def _hover(trial: "pd.Series[Any]", metrics: list[str]) -> str:
+def _hover(trial: "pd.Series[Any]", metrics: list[str], with_device: bool) -> str:
     """Tell a trial in a few short lines of the small HTML that Plotly understands."""
     lines = [f"<b>trial {trial['number']}</b>{', enqueued' if trial['enqueued'] else ''}"]
+    if with_device:
+        lines += map(html.escape, textwrap.wrap(f"on {trial['device']}", _LINE_WIDTH))
     if isinstance(trial["architecture"], str):
         lines += map(html.escape, trial["architecture"].split())
     for name in metrics:

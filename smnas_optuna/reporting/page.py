@@ -165,9 +165,15 @@ def _front_table(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[s
                 "parts": [_text(trial[part]) for part in PARTS] if is_architecture else None,
                 "architecture": _text(trial["architecture"]),
                 "metrics": cells,
+                "device": _text(trial["device"]),
             }
         )
-    return {"heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics], "rows": rows}
+    several_devices = bool(front["device"].nunique() > 1)
+    return {
+        "several_devices": several_devices,
+        "rows": rows,
+        "heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics],
+    }
 
 
 def _unfinished(trials: pd.DataFrame) -> list[dict[str, str]]:

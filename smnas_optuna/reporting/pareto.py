@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,11 +77,11 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     """Return one row per trial, in the order of their numbers.
 
     Columns: ``number``, ``state`` (Optuna's name in lower case), ``is_finished`` (complete with finite values),
-    ``on_front``, ``enqueued`` (its parameters were given, not sampled: a seed of the search), a column per objective
-    under its metric name, the parts of the architecture (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``,
-    missing where the text is not an architecture) with ``backbone_family``, and every user attribute; those that
-    DESIGN.md names are there even when no trial has them. Where a metric and an attribute share a name, a finished
-    trial shows its objective value, every other the attribute.
+    ``on_front`` (see :func:`by_device` for the trials that it compares), ``enqueued`` (its parameters were given, not
+    sampled: a seed of the search), a column per objective under its metric name, the parts of the architecture
+    (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``, missing where the text is not an architecture) with
+    ``backbone_family``, and every user attribute; those that DESIGN.md names are there even when no trial has them.
+    Where a metric and an attribute share a name, a finished trial shows its objective value, every other the attribute.
     """
     objectives = objectives_of(study)
     names = [objective.name for objective in objectives]
@@ -95,9 +95,25 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     losses = frame[names].to_numpy(dtype=float) * [objective.sign for objective in objectives]
     is_finished = (frame["state"] == "complete").to_numpy(dtype=bool) & np.isfinite(losses).all(axis=1)
     on_front = np.zeros(len(frame), dtype=np.bool_)
-    on_front[is_finished] = non_dominated(losses[is_finished])
+    for comparable in by_device(frame[is_finished], names):
+        on_front[comparable.index] = non_dominated(losses[comparable.index])
     frame["is_finished"], frame["on_front"] = is_finished, on_front
     return frame
+
+
+def by_device(frame: pd.DataFrame, objectives: Collection[str]) -> list[pd.DataFrame]:
+    """Part trials into those whose objectives can be compared: times of different devices cannot.
+
+    Args:
+        frame: Rows of :func:`trials_frame`.
+        objectives: Their names.
+
+    Returns:
+        The parts, at least one; all together where inference time is no objective.
+    """
+    if "latency_ms" not in objectives or frame.empty:
+        return [frame]
+    return [trials for _, trials in frame.groupby("device", sort=False, dropna=False)]
 
 
 def pareto_front(study: optuna.Study) -> pd.DataFrame:

@@ -58,10 +58,13 @@ def front_table(study: optuna.Study) -> Table:
     metrics = dict.fromkeys(["map", "map_50", *(item.name for item in objectives_of(study)), *_ALWAYS_SHOWN])
     for heading in ("trial", *(_HEADINGS.get(name, name) for name in metrics)):
         table.add_column(heading, justify="right")
-    table.add_column("architecture")
     front = pareto_front(study)
+    # The front of each device, where times of several are not comparable.
+    columns = ["device", "architecture"] if front["device"].nunique() > 1 else ["architecture"]
+    for column in columns:
+        table.add_column(column)
     for row in front.sort_values("map", ascending=False).to_dict("records"):
         spreads = {"latency_ms": row["latency_spread_ms"]}
         values = [quantity_of(name).text_with_spread(row[name], spreads.get(name)) for name in metrics]
-        table.add_row(str(row["number"]), *values, str(row["architecture"]))
+        table.add_row(str(row["number"]), *values, *(str(row[column]) for column in columns))
     return table

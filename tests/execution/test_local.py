@@ -1,7 +1,5 @@
 import os
-import random
 import signal
-import threading
 from pathlib import Path
 
 import optuna
@@ -14,6 +12,7 @@ from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.storage import open_storage
 from smnas_optuna.study import counts
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
+from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
 
 
@@ -53,27 +52,12 @@ def test_workers_share_a_study_and_reach_its_total_exactly(
 def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
     create_cheap_study(url)
-    over = threading.Event()
-    choice = random.Random(0)
-
-    def wreck() -> None:
-        for round_ in range(1000):
-            if over.wait(1.5):
-                return
-            if round_ in (2, 5):
-                postgresql.restart(0.5)
-            elif alive := workers():
-                choice.choice(alive).kill()
-
     said: list[str] = []
-    wrecker = threading.Thread(target=wreck)
-    wrecker.start()
-    try:
-        supervise([CheapOrder(worker, url, 100, 0.5) for worker in range(8)], lambda message: None, said.append)
-    finally:
-        over.set()
-        wrecker.join()
-    check(url, 100)
+    with Wrecker(workers, postgresql, away=[30.0, 0.5]) as wrecker:
+        supervise([CheapOrder(worker, url, 300, 1.0) for worker in range(8)], lambda message: None, said.append)
+    assert wrecker.restarts == 2
+    assert wrecker.kills >= 8
+    check(url, 300)
     assert any("has died (SIGKILL); it is restarted in 1 s, restart 1 of 5" in line for line in said)
 
 

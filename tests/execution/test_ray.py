@@ -1,10 +1,9 @@
 """A search on a real Ray cluster of three nodes, all on this machine."""
 
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -14,6 +13,7 @@ from smnas_optuna.execution.ray import connect, places, supervise_on_ray
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.recipe import Device
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
+from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
 
 DEVICE = Device(kind="cpu", cpu_threads=1)
@@ -27,25 +27,33 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
+def workers() -> list[psutil.Process]:
+    """The processes in which Ray runs this test's workers."""
+    return [process for process in psutil.process_iter() if process.name().startswith("ray::_work")]
+
+
 def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL) -> None:
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     url = postgresql.create_database()
     create_cheap_study(url)
     connect(cluster.address)
     assert places(DEVICE) == 3
-    heard: list[Message] = []
+    finished = 0
     said: list[str] = []
-    lost = threading.Timer(12, cluster.remove_node, [nodes[1]], {"allow_graceful": False})
 
     def hear(message: Message) -> None:
-        if isinstance(message, Finished) and not heard:
-            lost.start()
-        heard.append(message)
+        nonlocal finished
+        finished += isinstance(message, Finished)
+        if finished == 100:
+            cluster.remove_node(nodes[1], allow_graceful=False)
+            finished += 1
 
-    started = time.monotonic()
-    supervise_on_ray(DEVICE, [CheapOrder(worker, url, 80, 1.0) for worker in range(6)], hear, said.append)
-    assert time.monotonic() - started > 12
-    check(url, 80)
+    with Wrecker(workers, postgresql, away=[0.5, 0.5]) as wrecker:
+        supervise_on_ray(DEVICE, [CheapOrder(worker, url, 300, 1.0) for worker in range(8)], hear, said.append)
+    assert finished > 100
+    assert wrecker.restarts == 2
+    assert wrecker.kills >= 8
+    check(url, 300)
     assert any("has died" in line for line in said)
 
 

@@ -4,6 +4,7 @@ import pytest
 from plotly.graph_objects import Figure, Scatter
 
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure
+from smnas_optuna.reporting.pareto import pareto_front
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 
@@ -29,6 +30,17 @@ def test_the_line_of_a_maximised_cost_steps_the_other_way(tmp_path: Path) -> Non
     line = line_of(front_figure(study), "Pareto front")
     assert list(line.x) == [20.0, 60.0]
     assert line.line.shape == "vh"
+
+
+def test_times_of_different_devices_have_a_front_each(tmp_path: Path) -> None:
+    points = {"A": [(0.3, 20.0), (0.2, 30.0)], "B": [(0.4, 9.0), (0.1, 5.0), (0.05, 7.0)]}
+    trials = [finished(*point, device=device) for device in points for point in points[device]]
+    study = make_study(tmp_path, trials)
+    figure = front_figure(study)
+    assert list(line_of(figure, "Pareto front, A").x) == [20.0]
+    assert list(line_of(figure, "Pareto front, B").x) == [5.0, 9.0]
+    assert all("<br>on " in text for trace in shown_points(figure) for text in trace.hovertext)
+    assert pareto_front(study)["number"].tolist() == [3, 2, 0]
 
 
 def test_hovering_tells_the_trial_its_architecture_and_what_was_measured(tmp_path: Path) -> None:

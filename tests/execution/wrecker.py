@@ -1,0 +1,54 @@
+"""What goes wrong in a cluster, made to go wrong."""
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import psutil
+
+from tests.servers import PostgreSQL
+
+_EVERY = 3.0
+_KILLS_BETWEEN_RESTARTS = 4
+
+
+class Wrecker:
+    """While it is entered, kills a worker every three seconds, and restarts the database server now and then.
+
+    Args:
+        workers: Finds the processes of those that live.
+        server: Of the database.
+        away: For each restart, the seconds that the server is away.
+    """
+
+    def __init__(
+        self, workers: Callable[[], Sequence[psutil.Process]], server: PostgreSQL, away: Sequence[float]
+    ) -> None:
+        self.kills = 0
+        self.restarts = 0
+        self._workers = workers
+        self._server = server
+        self._away = away
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wreck)
+
+    def __enter__(self) -> "Wrecker":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _wreck(self) -> None:
+        choice = random.Random(0)
+        while not self._over.wait(_EVERY):
+            if self.restarts < len(self._away) and self.kills >= _KILLS_BETWEEN_RESTARTS * (self.restarts + 1):
+                self._server.restart(self._away[self.restarts])
+                self.restarts += 1
+            elif alive := self._workers():
+                choice.choice(alive).kill()
+                self.kills += 1
