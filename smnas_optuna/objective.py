@@ -105,6 +105,7 @@ class DetectorObjective:
                     trial.set_user_attr("params", event.params)
                     self._gate(trial)
                 elif isinstance(event, UntrainedLatency):
+                    trial.set_user_attr("untrained_latency_ms", event.milliseconds)
                     self._gate(trial, latency_ms=event.milliseconds)
                 elif isinstance(event, Resumed):
                     trial.set_user_attr("resumed_after_epochs", event.epochs)

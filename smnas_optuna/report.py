@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
+import optuna
 import typer
 
 from smnas_optuna.command_line import run_command
 from smnas_optuna.reporting.page import write_report
+from smnas_optuna.reporting.published import Show
 from smnas_optuna.storage import DEFAULT_STORAGE
 from smnas_optuna.study import load_study
 
@@ -17,9 +19,14 @@ def report(
         str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
     ] = DEFAULT_STORAGE,
     output: Annotated[Path, typer.Option(help="Folder that the report is written to; made when missing.")] = Path("."),
+    known: Annotated[
+        Show,
+        typer.Option(help="Published detectors to draw beside: those timed on the study's device, all, or none."),
+    ] = "comparable",
 ) -> None:
-    """Write the report of a study: its Pareto front, hypervolume and trials, in one HTML file."""
-    print(write_report(load_study(storage, study), output))
+    """Write the report of a study: its figures and trials, in one HTML file."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    print(write_report(load_study(storage, study), output, known=known))
 
 
 if __name__ == "__main__":

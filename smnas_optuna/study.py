@@ -5,6 +5,7 @@ import re
 import socket
 import warnings
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from smnas_optuna.samplers import create_sampler
 from smnas_optuna.search import Candidate, Search
 from smnas_optuna.storage import MOST_RETRIES, database_errors, open_storage
 
+# Whose versions a study keeps.
+_PACKAGES = ("smnas_optuna", "optuna", "torch", "torchvision", "mmdet", "mmengine")
 INTERRUPTED = "interrupted: the process that evaluated it ended"
 
 _MAXIMISED = ("map", "map_50", "map_75")
@@ -96,6 +99,8 @@ def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
             study.set_metric_names(list(settings.objectives))
         if search.candidate is not None:
             study.set_user_attr("candidate", _record_of(search))
+        study.set_user_attr("versions", {package: version(package) for package in _PACKAGES})
+        # Last: a study without it is taken for one whose maker did not get so far.
         study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
     for architecture in search.starts:
         study.enqueue_trial(search.space.params(architecture), skip_if_exists=True)
@@ -124,6 +129,34 @@ def _record_of(search: Search) -> dict[str, Any]:
         "architecture": str(candidate.architecture),
         "baseline": str(search.baseline),
     }
+
+
+def search_of(study: optuna.Study) -> Search | None:
+    """Return what a study searches; None for one that :func:`open_study` of this version has not made."""
+    attributes = study.user_attrs
+    try:
+        recipe = Recipe.model_validate(attributes["recipe"])
+    except (KeyError, ValueError):
+        return None
+    recorded = attributes.get("candidate")
+    if recorded is None:
+        return Search(recipe)
+    number = int(study.study_name.rpartition("/C")[2])
+    architecture = Architecture.parse(recorded["architecture"])
+    return Search(recipe, Candidate(number, recorded["study"], recorded["trial"], architecture))
+
+
+def relatives_of(study: optuna.Study) -> list[optuna.Study]:
+    """Return the studies of both stages of a study's recipe, itself among them, stage one first."""
+    search = search_of(study)
+    if search is None:
+        return [study]
+    storage = study._storage
+    name = re.compile(rf"{re.escape(search.recipe.name)}/(structural|modular/C\d+)")
+    names = sorted(
+        filter(name.fullmatch, optuna.get_all_study_names(storage)), key=lambda name: (name.count("/"), len(name), name)
+    )
+    return [optuna.load_study(study_name=name, storage=storage) for name in names]
 
 
 def refuse_other_search(storage: RDBStorage, search: Search) -> None:

@@ -1,16 +1,12 @@
-"""Plotly figures of a study: the Pareto front among all finished trials, and the hypervolume over the search.
-
-A trace's ``meta`` says which theme colour it takes, so that a page can redraw a figure in dark: ``ink`` for lines and
-markers in the colour of the text, ``ring`` for markers parted from each other by a ring in the colour of the ground.
-"""
+"""Plotly figures of a study: the Pareto front among all trials, and the hypervolume over the search."""
 
 import html
 import itertools
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import optuna
 import pandas as pd
@@ -18,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from smnas_optuna.reporting.pareto import (
+    Objective,
     accuracy_and_costs,
     by_device,
     hypervolume_history,
@@ -27,23 +24,41 @@ from smnas_optuna.reporting.pareto import (
     reference_point,
     trials_frame,
 )
-from smnas_optuna.reporting.quantity import MISSING, Quantity, quantity_of
+from smnas_optuna.reporting.quantity import MISSING
+from smnas_optuna.reporting.style import (
+    AFTER_COLOURS,
+    COLOURS,
+    GROUND,
+    INK,
+    LINE_WIDTH,
+    OTHER_COLOUR,
+    axis_quantity,
+    axis_title,
+    dress,
+    hover_texts,
+    key,
+    legend_name,
+    menu,
+    shown,
+    spread_bars,
+)
 
-ColourBy = Literal["input size", "backbone"]
-
-_COLUMNS: Final = {"input size": "input_size", "backbone": "backbone_family"}
-# Okabe and Ito's colours, told apart with every kind of colour vision, from cool to warm, and a brown.
-_COLOURS: Final = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8B6B4A")
-_OTHER_COLOUR: Final = "#8A8F98"
-_FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
-_INK: Final = "#3A3F47"
-_GROUND: Final = "#FFFFFF"
+# What the colours may tell, and the column that has it, the likeliest to matter first.
+FACTORS: Final = {
+    "input size": "input_size",
+    "backbone": "backbone_family",
+    "depth": "depth",
+    "width": "width",
+    "neck": "neck",
+    "RPN": "rpn",
+    "head": "head",
+    "FLOPs": "flops",
+    "device": "device",
+}
 _PANEL_HEIGHT: Final = 480
-_LINE_WIDTH: Final = 42  # characters that fit a narrow screen; Plotly does not break lines
-_LEGEND_WIDTH: Final = 24
 _DASHES: Final = ("solid", "dash", "dot", "dashdot")
-_AFTER_COLOURS: Final = 1001
-_HOVER_METRICS: Final = ("map", "map_50", "latency_ms", "flops", "params")
+_MOST_RANGES: Final = 5
+_FAINT: Final = 0.45
 
 
 @dataclass(frozen=True)
@@ -57,47 +72,86 @@ class _Panel:
     line_shape: str
 
 
-def front_figure(study: optuna.Study, colour_by: ColourBy = "input size") -> go.Figure:
+@dataclass(frozen=True)
+class _Colouring:
+    """What the colours tell: each label's colour, and each trial's label by the frame's index."""
+
+    factor: str
+    colours: dict[str, str]
+    labels: pd.Series
+
+    def of(self, trials: pd.DataFrame) -> list[str]:
+        return [self.colours[label] for label in self.labels[trials.index]]
+
+
+def front_figure(
+    study: optuna.Study,
+    colour_by: str | None = None,
+    *,
+    known: Sequence[go.Scatter] = (),
+    most_dominated: int | None = None,
+) -> go.Figure:
     """Draw every finished trial's accuracy against its cost, with the Pareto front.
 
-    Two objectives make one plot, more make one plot per cost, each with the front of that pair; a single objective
-    is drawn over the trial number with the best value so far. Enqueued trials, the seeds of the search and those that
-    were taken up after an interruption, are diamonds; trials off the front are small and faint; measured times have
-    their spread as error bars.
+    Each pair of objectives makes a plot with the front of that pair, the accuracy along y where it is one of them; a
+    single objective is drawn over the trial number with the best value so far. Enqueued trials, the seeds of the search
+    and those that were taken up after an interruption, are diamonds; trials off the front are small and faint; measured
+    times have their spread as error bars. Trials that were pruned before training are ticks at the foot, where what
+    they would have cost was known.
 
     Args:
         study: A study with any objectives; trials without finite values are left out.
-        colour_by: What the colours tell at first; the figure's buttons switch.
+        colour_by: One of :data:`FACTORS`, which the colours tell at first; the first that tells trials apart if not
+            given. The figure's menu switches.
+        known: Traces of published detectors, for the plot of mAP against inference time.
+        most_dominated: How many trials off the front to draw at most, the latest; all if not given.
+
+    Raises:
+        ValueError: There is no such factor.
     """
-    if colour_by not in get_args(ColourBy):
-        raise ValueError(f"colour_by {colour_by!r}: expected one of {', '.join(get_args(ColourBy))}")
+    if colour_by is not None and colour_by not in FACTORS:
+        raise ValueError(f"colour_by {colour_by!r}: expected one of {', '.join(FACTORS)}")
+    objectives = objectives_of(study)
     frame = trials_frame(study)
-    finished = frame[frame["is_finished"]].copy()
-    metrics = list(dict.fromkeys([*_HOVER_METRICS, *(objective.name for objective in objectives_of(study))]))
-    several_devices = finished["device"].nunique() > 1
-    finished["hover"] = [_hover(trial, metrics, several_devices) for _, trial in finished.iterrows()]
-    panels = _panels(finished, study)
+    finished = frame[frame["is_finished"]]
+    if most_dominated is not None:
+        off_front = finished.index[~finished["on_front"]]
+        finished = finished.drop(off_front[: max(0, len(off_front) - most_dominated)])
+    pruned = frame[(frame["state"] == "pruned") & frame["flops"].notna()]
+    names = [objective.name for objective in objectives]
+    finished, pruned = (
+        trials.assign(hover=hover_texts(trials, study.study_name, names)) for trials in (finished, pruned)
+    )
+    colourings = _colourings(finished, colour_by)
+    active = next(index for index, item in enumerate(colourings) if colour_by in (None, item.factor))
+    panels = _panels(finished, objectives)
     figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.2 / len(panels))
     for panel in panels:
-        for line in _lines(panel):
-            figure.add_trace(line, row=panel.row, col=1)
-        figure.update_xaxes(title_text=_axis_title(panel.x, finished), row=panel.row, col=1)
-        figure.update_yaxes(title_text=_axis_title(panel.y, finished), row=panel.row, col=1)
-    for key in _symbol_keys(finished, panels[0]):
-        figure.add_trace(key.update(meta="ink", legendrank=_AFTER_COLOURS))
-    for colouring in get_args(ColourBy):
-        groups = list(_groups(finished, colouring))
-        looks = [{"legendgroup": f"{colouring}: {label}", "visible": colouring == colour_by} for label, _, _ in groups]
-        for (label, colour, _), look in zip(groups, looks, strict=True):
-            figure.add_trace(_key(html.escape(label), {"color": colour, "size": 10}).update(look))
-        for on_front, panel in itertools.product((False, True), panels):
-            for (_, colour, group), look in zip(groups, looks, strict=True):
-                trials = group[group["on_front"] == on_front]
-                if not trials.empty:
-                    markers = _markers(panel, trials, colour, on_front).update(look)
-                    figure.add_trace(markers, row=panel.row, col=1)
-    _dress(figure, _PANEL_HEIGHT * len(panels))
-    figure.update_layout(legend_title_text=colour_by, updatemenus=[_switch(figure, colour_by)])
+        for trace in (*_lines(panel), *(known if (panel.x, panel.y) == ("latency_ms", "map") else ())):
+            figure.add_trace(trace, row=panel.row, col=1)
+        for ticks in _pruned(panel, pruned, finished):
+            figure.add_trace(ticks, row=panel.row, col=1)
+        figure.update_xaxes(title_text=axis_title(panel.x, finished), row=panel.row, col=1)
+        figure.update_yaxes(title_text=axis_title(panel.y, finished), row=panel.row, col=1)
+    for symbol in _symbol_keys(finished, panels[0]):
+        figure.add_trace(symbol.update(meta="ink", legendrank=AFTER_COLOURS))
+    fixed = len(figure.data)
+    for on_front, panel in itertools.product((False, True), panels):
+        trials = finished[finished["on_front"] == on_front]
+        if not trials.empty:
+            markers = _markers(panel, trials, colourings[active].of(trials), on_front)
+            figure.add_trace(markers, row=panel.row, col=1)
+    points = range(fixed, len(figure.data))
+    for index, colouring in enumerate(colourings):
+        for label, colour in colouring.colours.items():
+            entry = key(html.escape(label), {"color": colour, "size": 10})
+            figure.add_trace(entry.update(legendgroup=colouring.factor, visible=index == active))
+    dress(figure, _PANEL_HEIGHT * len(panels))
+    menus = [_colour_menu(figure, finished, colourings, active, points)]
+    if costs := [panel for panel in panels if panel.x != "number"]:
+        menus.append(_scale_menu(costs))
+    # Entries of the legend explain colours; a click on one would hide the entry alone.
+    figure.update_layout(legend_title_text=colourings[active].factor, updatemenus=menus, legend_itemclick=False)
     return figure
 
 
@@ -112,14 +166,14 @@ def hypervolume_figure(study: optuna.Study) -> go.Figure:
         raise ValueError(f"the hypervolume needs two objectives or more; the study has {len(objectives)}")
     numbers, values = hypervolume_history(study)
     hover = "trial %{x}<br>hypervolume %{y:.4g}<extra></extra>"
-    line = {"shape": "hv", "width": 2, "color": _COLOURS[0]}
+    line = {"shape": "hv", "width": 2, "color": COLOURS[0]}
     quantity = hypervolume_quantity(objectives)
-    shown = [value / quantity.scale for value in values]
-    figure = go.Figure(go.Scatter(x=numbers, y=shown, mode="lines", line=line, hovertemplate=hover))
-    _dress(figure, 360)
+    scaled = [value / quantity.scale for value in values]
+    figure = go.Figure(go.Scatter(x=numbers, y=scaled, mode="lines", line=line, hovertemplate=hover))
+    dress(figure, 360)
     figure.update_xaxes(title_text="trial number")
     figure.update_yaxes(title_text=html.escape(quantity.axis_title), rangemode="tozero")
-    title = "<br>".join(map(html.escape, textwrap.wrap(reference_text(study), _LINE_WIDTH)))
+    title = "<br>".join(map(html.escape, textwrap.wrap(reference_text(study), LINE_WIDTH)))
     figure.update_layout(showlegend=False, title={"text": title, "font_size": 13, "x": 0})
     return figure
 
@@ -131,8 +185,8 @@ def reference_text(study: optuna.Study) -> str:
     return f"Reference point, the worst values seen: {', '.join(parts) or MISSING}"
 
 
-def _panels(finished: pd.DataFrame, study: optuna.Study) -> list[_Panel]:
-    accuracy, costs = accuracy_and_costs(objectives_of(study))
+def _panels(finished: pd.DataFrame, objectives: Sequence[Objective]) -> list[_Panel]:
+    accuracy, costs = accuracy_and_costs(objectives)
     if not costs:
         lines = {}
         for name, trials in _by_device(finished, "best so far", accuracy.name):
@@ -141,15 +195,19 @@ def _panels(finished: pd.DataFrame, study: optuna.Study) -> list[_Panel]:
         return [_Panel(1, "number", accuracy.name, lines, "hv")]
     panels = []
     title = "Pareto front" if len(costs) == 1 else "front of these two"
-    for row, cost in enumerate(costs, start=1):
+    pairs = [(cost, accuracy) for cost in costs] + list(itertools.combinations(costs, 2))
+    for row, (x, y) in enumerate(pairs, start=1):
         lines = {}
-        for name, trials in _by_device(finished, title, cost.name, accuracy.name):
-            losses = trials[[cost.name, accuracy.name]].to_numpy(dtype=float) * [cost.sign, accuracy.sign]
-            lines[name] = trials[non_dominated(losses)].sort_values([cost.name, accuracy.name])
-        # The corners of the steps are the worst points that the front still dominates.
-        shape = "vh" if cost.maximize else "hv"
-        panels.append(_Panel(row, cost.name, accuracy.name, lines, shape))
+        for name, trials in _by_device(finished, title, x.name, y.name):
+            losses = trials[[x.name, y.name]].to_numpy(dtype=float) * [x.sign, y.sign]
+            lines[name] = trials[non_dominated(losses)].sort_values([x.name, y.name])
+        panels.append(_Panel(row, x.name, y.name, lines, line_shape(x)))
     return panels
+
+
+def line_shape(x: Objective) -> str:
+    """Return Plotly's shape of the steps whose corners are the worst points that a front over x still dominates."""
+    return "vh" if x.maximize else "hv"
 
 
 def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -162,38 +220,31 @@ def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator
 def _lines(panel: _Panel) -> Iterator[go.Scatter]:
     for (name, line), dash in zip(panel.lines.items(), itertools.cycle(_DASHES), strict=False):
         yield go.Scatter(
-            x=_shown(line, panel.x),
-            y=_shown(line, panel.y),
+            x=shown(line, panel.x),
+            y=shown(line, panel.y),
             mode="lines",
-            line={"shape": panel.line_shape, "width": 1.5, "color": _INK, "dash": dash},
-            name="<br>".join(map(html.escape, textwrap.wrap(name, _LEGEND_WIDTH))),
+            line={"shape": panel.line_shape, "width": 1.5, "color": INK, "dash": dash},
+            name=legend_name(name),
             showlegend=panel.row == 1,
-            legendrank=_AFTER_COLOURS,
+            legendrank=AFTER_COLOURS,
             hoverinfo="skip",
             meta="ink",
         )
 
 
-def _markers(panel: _Panel, trials: pd.DataFrame, colour: str, on_front: bool) -> go.Scatter:
-    size, opacity, bar_opacity = (12, 1.0, 1.0) if on_front else (7, 0.45, 0.3)
-    error_x = None
-    if panel.x == "latency_ms" and trials["latency_spread_ms"].notna().any():
-        red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-        bar_colour = f"rgba({red}, {green}, {blue}, {bar_opacity})"
-        spread = list(trials["latency_spread_ms"].fillna(0))
-        error_x = {"array": spread, "color": bar_colour, "thickness": 1.2, "width": 0}
+def _markers(panel: _Panel, trials: pd.DataFrame, colours: list[str], on_front: bool) -> go.Scatter:
     return go.Scatter(
-        x=_shown(trials, panel.x),
-        y=_shown(trials, panel.y),
+        x=shown(trials, panel.x),
+        y=shown(trials, panel.y),
         mode="markers",
         marker={
-            "color": colour,
-            "size": size,
-            "opacity": opacity,
+            "color": colours,
+            "size": 12 if on_front else 7,
+            "opacity": 1.0 if on_front else _FAINT,
             "symbol": ["diamond" if enqueued else "circle" for enqueued in trials["enqueued"]],
-            "line": {"width": 1 if on_front else 0, "color": _GROUND},
+            "line": {"width": 1 if on_front else 0, "color": GROUND},
         },
-        error_x=error_x,
+        error_x=spread_bars(trials, panel.x),
         hovertext=list(trials["hover"]),
         hoverinfo="text",
         showlegend=False,
@@ -201,87 +252,113 @@ def _markers(panel: _Panel, trials: pd.DataFrame, colour: str, on_front: bool) -
     )
 
 
+def _pruned(panel: _Panel, pruned: pd.DataFrame, finished: pd.DataFrame) -> Iterator[go.Scatter]:
+    """Draw what was pruned before training at the foot of a plot, over its cost: it has no accuracy."""
+    columns = ["latency_ms", "untrained_latency_ms"] if panel.x == "latency_ms" else [panel.x]
+    cost = pruned[columns].bfill(axis=1).iloc[:, 0].dropna()
+    if cost.empty or finished.empty or panel.x == "number" or panel.y in ("flops", "params", "latency_ms"):
+        return
+    values = finished[panel.y]
+    foot = values.min() - 0.06 * ((values.max() - values.min()) or 1.0)
+    yield go.Scatter(
+        x=list(cost / axis_quantity(panel.x).scale),
+        y=[foot / axis_quantity(panel.y).scale] * len(cost),
+        mode="markers",
+        marker={"symbol": "line-ns-open", "size": 9, "color": INK, "line": {"width": 1.5}},
+        opacity=_FAINT,
+        hovertext=list(pruned.loc[cost.index, "hover"]),
+        hoverinfo="text",
+        name=legend_name("pruned before training"),
+        showlegend=panel.row == 1,
+        legendrank=AFTER_COLOURS,
+        meta="ink",
+    )
+
+
 def _symbol_keys(finished: pd.DataFrame, panel: _Panel) -> Iterator[go.Scatter]:
     """Explain in the legend the symbols that occur."""
     if not finished["on_front"].all():
-        yield _key(
-            "not the best" if panel.x == "number" else "off the front", {"color": _INK, "size": 7, "opacity": 0.45}
-        )
+        name = "not the best" if panel.x == "number" else "off the front"
+        yield key(name, {"color": INK, "size": 7, "opacity": _FAINT})
     if finished["enqueued"].any():
-        yield _key("enqueued", {"color": _INK, "size": 9, "symbol": "diamond"})
+        yield key("enqueued", {"color": INK, "size": 9, "symbol": "diamond"})
 
 
-def _key(name: str, marker: dict[str, object]) -> go.Scatter:
-    return go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, hoverinfo="skip")
+def _colourings(finished: pd.DataFrame, wanted: str | None) -> list[_Colouring]:
+    """Return the colourings that tell trials apart, and the wanted one; the first if none does."""
+    found = []
+    for factor, column in FACTORS.items():
+        numeric = pd.api.types.is_numeric_dtype(finished[column]) and finished[column].notna().any()
+        colouring = (_by_range if numeric else _by_name)(factor, finished, column)
+        if len(colouring.colours) > 1 or factor == wanted:
+            found.append(colouring)
+    first = next(iter(FACTORS))
+    return found or [_by_name(first, finished, FACTORS[first])]
 
 
-def _groups(finished: pd.DataFrame, colouring: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield label, colour and trials of the commonest labels, in natural order, and of all others together."""
-    labels = finished[_COLUMNS[colouring]]
-    common = sorted(map(str, labels.value_counts().index[: len(_COLOURS)]), key=_natural_order)
-    for label, colour in zip(common, _COLOURS, strict=False):
-        yield label, colour, finished[labels == label]
-    others = finished[~labels.isin(common)]
-    if not others.empty:
-        yield "other", _OTHER_COLOUR, others
+def _by_name(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
+    """Give the commonest names a colour each, in natural order, and all others one together."""
+    # An architecture may lack a part, a text that is none lacks all.
+    absent = finished["input_size"].notna().map({True: "none", False: "other"})
+    names = finished[column].where(finished[column].notna(), absent).astype(str)
+    common = sorted(names[names != "other"].value_counts().index[: len(COLOURS)], key=_natural_order)
+    colours = dict(zip(common, COLOURS, strict=False))
+    labels = names.where(names.isin(common), "other")
+    if (labels == "other").any():
+        colours["other"] = OTHER_COLOUR
+    return _Colouring(factor, colours, labels)
+
+
+def _by_range(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
+    """Give each of a few ranges of about as many trials a colour, from cool to warm."""
+    values = finished[column]
+    quantity = axis_quantity(column)
+    few = sorted(values.dropna().unique())
+    if len(few) <= _MOST_RANGES:
+        bounds = [(value, value) for value in few]
+        codes = values.map({value: place for place, value in enumerate(few)})
+    else:
+        codes = pd.qcut(values, _MOST_RANGES, labels=False, duplicates="drop")
+        bounds = [(group.min(), group.max()) for _, group in values.groupby(codes)]
+    texts = [
+        quantity.text_with_unit(low) if low == high else f"{quantity.text(low)} to {quantity.text_with_unit(high)}"
+        for low, high in bounds
+    ]
+    # As far apart as they can be, so that the order is seen.
+    places = [round(index * (_MOST_RANGES - 1) / max(1, len(texts) - 1)) for index in range(len(texts))]
+    colours = {text: COLOURS[place] for text, place in zip(texts, places, strict=True)}
+    labels = codes.map(dict(enumerate(texts))).fillna("other")
+    if (labels == "other").any():
+        colours["other"] = OTHER_COLOUR
+    return _Colouring(factor, colours, labels)
 
 
 def _natural_order(label: str) -> list[tuple[int, str]]:
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", label.casefold())]
 
 
-def _switch(figure: go.Figure, colour_by: ColourBy) -> dict[str, object]:
+def _colour_menu(
+    figure: go.Figure, finished: pd.DataFrame, colourings: Sequence[_Colouring], active: int, points: range
+) -> dict[str, Any]:
+    """Return a menu that colours the points and shows the entries of the legend that belong to it."""
+    keys = range(points.stop, len(figure.data))
+    parts = [finished[finished["on_front"] == on_front] for on_front in (False, True)]
+    drawn = [trials for trials in parts if not trials.empty]
+    panels = len(points) // max(1, len(drawn))
     buttons = []
-    for colouring in get_args(ColourBy):
-        groups = [trace.legendgroup for trace in figure.data]
-        visible = [group is None or group.startswith(f"{colouring}: ") for group in groups]
-        arguments = [{"visible": visible}, {"legend.title.text": colouring}]
-        buttons.append({"label": f"by {colouring}", "method": "update", "args": arguments})
-    active = get_args(ColourBy).index(colour_by)
-    place = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
-    return {"buttons": buttons, "active": active, "showactive": True, **place}
+    for colouring in colourings:
+        colours = [colouring.of(trials) for trials in drawn for _ in range(panels)]
+        own = [figure.data[index].marker.color for index in keys]
+        visible = [True] * len(points) + [figure.data[index].legendgroup == colouring.factor for index in keys]
+        change = {"marker.color": [*colours, *own], "visible": visible}
+        arguments = [change, {"legend.title.text": colouring.factor}, [*points, *keys]]
+        buttons.append({"label": colouring.factor, "method": "update", "args": arguments})
+    return menu("colours", buttons, active, 0)
 
 
-def _dress(figure: go.Figure, height: int) -> None:
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        font={"family": _FONT, "color": _INK},
-        margin={"l": 56, "r": 16, "t": 56, "b": 48},
-        hovermode="closest",
-        hoverlabel={"align": "left", "bgcolor": _GROUND, "font_family": _FONT},
-        legend={"tracegroupgap": 0, "itemsizing": "trace"},
-    )
-    figure.update_xaxes(zeroline=False, automargin=True, title_standoff=8)
-    figure.update_yaxes(zeroline=False, automargin=True, title_standoff=8)
-
-
-def _shown(trials: pd.DataFrame, column: str) -> list[float]:
-    return list(trials[column] / _quantity(column).scale)
-
-
-def _quantity(column: str) -> Quantity:
-    return Quantity("trial number") if column == "number" else quantity_of(column)
-
-
-def _axis_title(column: str, finished: pd.DataFrame) -> str:
-    lines = [_quantity(column).axis_title]
-    devices = ", ".join(map(str, finished["device"].dropna().unique()))
-    if column == "latency_ms" and devices:
-        lines += textwrap.wrap(f"on {devices}", _LINE_WIDTH)
-    return "<br>".join(map(html.escape, lines))
-
-
-def _hover(trial: "pd.Series[Any]", metrics: list[str], with_device: bool) -> str:
-    """Tell a trial in a few short lines of the small HTML that Plotly understands."""
-    lines = [f"<b>trial {trial['number']}</b>{', enqueued' if trial['enqueued'] else ''}"]
-    if with_device:
-        lines += map(html.escape, textwrap.wrap(f"on {trial['device']}", _LINE_WIDTH))
-    if isinstance(trial["architecture"], str):
-        lines += map(html.escape, trial["architecture"].split())
-    for name in metrics:
-        quantity, value = quantity_of(name), trial[name]
-        if not quantity.is_missing(value):
-            text = quantity.text_with_spread(value, trial["latency_spread_ms"] if name == "latency_ms" else None)
-            lines.append(html.escape(f"{quantity.title} {text} {quantity.unit}".rstrip()))
-    return "<br>".join(lines)
+def _scale_menu(panels: Sequence[_Panel]) -> dict[str, Any]:
+    axes = [f"xaxis{panel.row if panel.row > 1 else ''}.type" for panel in panels]
+    buttons = [
+        {"label": scale, "method": "relayout", "args": [dict.fromkeys(axes, scale)]} for scale in ("linear", "log")
+    ]
+    return menu("cost axis", buttons, 0, 1)

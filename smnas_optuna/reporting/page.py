@@ -1,5 +1,6 @@
 """The report of a study: one HTML file that needs nothing beside it."""
 
+import base64
 import json
 import platform
 from collections.abc import Sequence
@@ -16,18 +17,24 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.reporting.figures import ColourBy, front_figure, hypervolume_figure, reference_text
+from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
 from smnas_optuna.reporting.pareto import (
     PARTS,
     Objective,
     accuracy_and_costs,
     hypervolume,
     hypervolume_quantity,
+    hypervolume_under,
     objectives_of,
     pareto_front,
     trials_frame,
 )
+from smnas_optuna.reporting.published import Show, known_detectors, known_traces
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
+from smnas_optuna.reporting.stages import stages_figure
+from smnas_optuna.samplers import PartialOrderPruningSampler
+from smnas_optuna.search import Search
+from smnas_optuna.study import relatives_of, search_of
 
 _STATES: Final = {
     "complete": "finished",
@@ -60,18 +67,36 @@ class _Headline:
     remark: str
 
 
-def write_report(study: optuna.Study, output_directory: Path) -> Path:
+@dataclass(frozen=True)
+class _Section:
+    """A figure with what stands above it."""
+
+    id: str
+    title: str
+    text: str
+    label: str
+    figure: Markup
+    height: int
+
+
+def _section(id_: str, title: str, text: str, label: str, figure: go.Figure) -> _Section:
+    # JSON that is safe within a script element; the height is kept free, so that nothing moves when it is drawn.
+    return _Section(id_, title, text, label, Markup(figure.to_json().replace("<", "\\u003c")), figure.layout.height)
+
+
+def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "comparable") -> Path:
     """Write the report of ``study`` as ``<study name>.html``, with ``/`` replaced by ``-``, and return its path.
 
     Args:
         study: Any study; one without finished trials gives a page that says so.
         output_directory: Folder of the file; made when missing.
+        known: Which published detectors to draw beside the study's, see :func:`published.known_detectors`.
 
     Raises:
         UserError: When the folder or the file cannot be written.
     """
     path = output_directory / f"{study.study_name.replace('/', '-')}.html"
-    page = _render(study)
+    page = _render(study, known)
     try:
         output_directory.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -80,38 +105,64 @@ def write_report(study: optuna.Study, output_directory: Path) -> Path:
     return path
 
 
-def _render(study: optuna.Study) -> str:
+def _render(study: optuna.Study, known: Show) -> str:
     trials = trials_frame(study)
     front = pareto_front(study)
     objectives = objectives_of(study)
-    figures = {}
-    if not front.empty:
-        # Where all trials share one input size, as in the second stage, the backbones are what differs.
-        colour_by: ColourBy = "backbone" if trials["input_size"].nunique() == 1 else "input size"
-        figures["front"] = _figure_json(front_figure(study, colour_by))
-        if len(objectives) > 1:
-            figures["hypervolume"] = _figure_json(hypervolume_figure(study).update_layout(title_text=None, margin_t=12))
+    search = search_of(study)
+    sections = [] if front.empty else _sections(study, objectives, known)
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.get_template("page.html").render(
         title=study.study_name,
         css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        plotly_js=Markup(get_plotlyjs()) if figures else None,
-        figures=figures,
-        reference=reference_text(study),
+        plotly_js=Markup(get_plotlyjs()) if sections else None,
+        sections=sections,
         states=_count_states(trials),
         objectives=[f"{objective.quantity.title} {'↑' if objective.maximize else '↓'}" for objective in objectives],
-        headlines=_headlines(study, trials, front, objectives),
-        front_table=_front_table(front, objectives),
+        descent=_descent(search),
+        headlines=_headlines(study, search, trials, front, objectives),
+        front_title="Pareto front" if len(objectives) > 1 else "Best trials",
+        front_table=_front_table(front, objectives, search),
+        csv=_csv(trials),
+        csv_name=f"{study.study_name.replace('/', '-')}.csv",
         unfinished=_unfinished(trials),
         facts=_facts(study, trials),
+        violations=_violations(study, search, objectives),
         recipe=_recipe(study),
     )
 
 
-def _figure_json(figure: go.Figure) -> Markup:
-    """Return a figure as JSON that is safe within a script element."""
-    return Markup(figure.to_json().replace("<", "\\u003c"))
+def _sections(study: optuna.Study, objectives: Sequence[Objective], known: Show) -> list[_Section]:
+    several = len(objectives) > 1
+    sections = [
+        _section(
+            "front",
+            "Accuracy against cost" if several else "Search history",
+            "",
+            "All trials and the best among them; the table below has the numbers",
+            front_figure(study, known=known_traces(known_detectors(study, known))),
+        )
+    ]
+    stages = stages_figure(relatives_of(study))
+    if stages is not None:
+        text = "Every detector of the search over its measured time; stars are those that stage two took on."
+        sections.append(_section("stages", "Stage one and stage two", text, text, stages))
+    if several:
+        figure = hypervolume_figure(study).update_layout(title_text=None, margin_t=12)
+        label = "Hypervolume after each finished trial"
+        sections.append(
+            _section("hypervolume", "Hypervolume over the search", f"{reference_text(study)}.", label, figure)
+        )
+    return sections
+
+
+def _descent(search: Search | None) -> str:
+    """Say which trial a study of stage two descends from."""
+    if search is None or search.candidate is None:
+        return ""
+    candidate = search.candidate
+    return f"{candidate} takes on trial {candidate.trial} of {candidate.study}: {candidate.architecture}"
 
 
 def _count_states(trials: pd.DataFrame) -> str:
@@ -120,7 +171,11 @@ def _count_states(trials: pd.DataFrame) -> str:
 
 
 def _headlines(
-    study: optuna.Study, trials: pd.DataFrame, front: pd.DataFrame, objectives: Sequence[Objective]
+    study: optuna.Study,
+    search: Search | None,
+    trials: pd.DataFrame,
+    front: pd.DataFrame,
+    objectives: Sequence[Objective],
 ) -> list[_Headline]:
     if front.empty:
         return []
@@ -141,12 +196,42 @@ def _headlines(
         )
     if costs:
         quantity = hypervolume_quantity(objectives)
-        headlines.append(_Headline("hypervolume", quantity.text(hypervolume(study)), quantity.unit))
+        volume = hypervolume(study)
+        headlines.append(_Headline("hypervolume", quantity.text(volume), quantity.unit))
+        headlines += _gain(study, search, trials, volume)
     headlines.append(_Headline("trials", str(len(trials)), _count_states(trials)))
     return headlines
 
 
-def _front_table(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[str, Any]:
+def _gain(study: optuna.Study, search: Search | None, trials: pd.DataFrame, volume: float) -> list[_Headline]:
+    """Tell what the search has found beyond the detectors that it began with."""
+    starts = {str(architecture) for architecture in search.starts} if search else set()
+    seeds = trials[trials["is_finished"] & trials["architecture"].isin(starts)]
+    alone = hypervolume_under(study, set(seeds["number"]))
+    if not alone:
+        return []
+    what = "the detector" if len(seeds) == 1 else f"the {len(seeds)} detectors"
+    return [_Headline("gain", f"{volume / alone - 1:+.0%}", f"of hypervolume, over {what} that it began with")]
+
+
+def _violations(study: optuna.Study, search: Search | None, objectives: Sequence[Objective]) -> list[str]:
+    """Say how often the trained detectors contradict the partial order that the search took for granted."""
+    if search is None:
+        return []
+    sampler = PartialOrderPruningSampler(search.space.suggest, search.order, search.known_objectives)
+    return [
+        f"{objective.quantity.title}: {violated} of {pairs} pairs"
+        for objective, (violated, pairs) in zip(objectives, sampler.order_violations(study), strict=True)
+    ]
+
+
+def _csv(trials: pd.DataFrame) -> Markup:
+    """Return all trials as a CSV file in a data URL."""
+    text = trials.drop(columns=["worker"], errors="ignore").to_csv(index=False)
+    return Markup(f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
+
+
+def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], search: Search | None) -> dict[str, Any]:
     others = [objective.name for objective in objectives if objective.name not in _METRIC_HEADS]
     metrics = [*_METRIC_HEADS, *others]
     rows = []
@@ -168,9 +253,10 @@ def _front_table(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[s
                 "device": _text(trial["device"]),
             }
         )
-    several_devices = bool(front["device"].nunique() > 1)
+    candidate = search.candidate if search else None
     return {
-        "several_devices": several_devices,
+        "several_devices": bool(front["device"].nunique() > 1),
+        "parent": f"{candidate}, trial {candidate.trial}" if candidate else "",
         "rows": rows,
         "heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics],
     }
@@ -196,6 +282,12 @@ def _facts(study: optuna.Study, trials: pd.DataFrame) -> list[tuple[str, str]]:
         ("trials", _count_states(trials)),
         ("devices", ", ".join(map(str, trials["device"].dropna().unique())) or MISSING),
     ]
+    versions = study.user_attrs.get("versions", {})
+    conditions = {key: value for key, value in study.user_attrs.get("device", {}).items() if key != "name"}
+    if conditions:
+        facts.append(("timed with", ", ".join(f"{key} {value}" for key, value in conditions.items())))
+    if versions:
+        facts.append(("searched with", ", ".join(f"{package} {release}" for package, release in versions.items())))
     if timed and ended:
         first = min(trial.datetime_start for trial in timed if trial.datetime_start)
         facts.append(("searched", f"{first:%Y-%m-%d %H:%M} to {max(ended):%Y-%m-%d %H:%M}"))

@@ -16,7 +16,7 @@ from smnas_optuna.architecture import Architecture, ClassicBackbone
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
 
 PARTS = ("input_size", "backbone", "neck", "rpn", "head")
-_NUMBERS = (*QUANTITIES, "latency_spread_ms", "train_seconds")
+_NUMBERS = (*QUANTITIES, "latency_spread_ms", "untrained_latency_ms", "train_seconds", "depth", "width")
 _TEXTS = ("architecture", "device", "reason")
 
 
@@ -150,10 +150,7 @@ def hypervolume_history(study: optuna.Study) -> tuple[list[int], list[float]]:
         trials = _finite_trials(study)
         gains = [abs(trial.values[0] - reference[0]) for trial in trials]
         return [trial.number for trial in trials], [float(gain) for gain in np.maximum.accumulate(gains)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        history = optuna.visualization.plot_hypervolume_history(study, reference).data[0]
-    return list(history.x), [float(value) for value in history.y]
+    return _hypervolumes(study, reference)
 
 
 def hypervolume(study: optuna.Study) -> float:
@@ -166,11 +163,29 @@ def hypervolume(study: optuna.Study) -> float:
     return values[-1] if values else 0.0
 
 
+def hypervolume_under(study: optuna.Study, numbers: Collection[int]) -> float:
+    """Return the hypervolume of some of a study's trials alone, over the reference point of all of them."""
+    reference = reference_point(study)
+    chosen = [trial for trial in _finite_trials(study) if trial.number in numbers]
+    if not chosen or len(reference) == 1:
+        return max((abs(trial.values[0] - reference[0]) for trial in chosen), default=0.0)
+    part = optuna.create_study(directions=study.directions)
+    part.add_trials(chosen)
+    return _hypervolumes(part, reference)[1][-1]
+
+
 def hypervolume_quantity(objectives: Sequence[Objective]) -> Quantity:
     """Return how a hypervolume is shown: in the product of the units in which the objectives are shown."""
     quantities = [objective.quantity for objective in objectives]
     unit = " \N{MULTIPLICATION SIGN} ".join(quantity.measure for quantity in quantities)
     return Quantity("hypervolume", unit=unit, scale=math.prod(quantity.scale for quantity in quantities))
+
+
+def _hypervolumes(study: optuna.Study, reference: list[float]) -> tuple[list[int], list[float]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        history = optuna.visualization.plot_hypervolume_history(study, reference).data[0]
+    return list(history.x), [float(value) for value in history.y]
 
 
 def _finite_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -190,14 +205,19 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _parts(text: object) -> dict[str, str | None]:
+def _parts(text: object) -> dict[str, object]:
     try:
         architecture = Architecture.parse(str(text))
     except ValueError:
         return {}
     backbone = architecture.backbone
     parts = {name: getattr(architecture, name) for name in PARTS}
-    return {
-        **{name: None if part is None else str(part) for name, part in parts.items()},
-        "backbone_family": backbone.name if isinstance(backbone, ClassicBackbone) else backbone.block,
-    }
+    known: dict[str, object] = {name: None if part is None else str(part) for name, part in parts.items()}
+    if isinstance(backbone, ClassicBackbone):
+        return known | {
+            "backbone_family": backbone.name,
+            "depth": backbone.DEPTHS[backbone.name],
+            "width": backbone.width,
+        }
+    depth = sum(map(len, backbone.stages))
+    return known | {"backbone_family": backbone.block, "depth": depth, "width": backbone.base}

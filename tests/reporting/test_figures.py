@@ -1,15 +1,17 @@
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState, create_trial
 from plotly.graph_objects import Figure, Scatter
 
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure
 from smnas_optuna.reporting.pareto import pareto_front
+from smnas_optuna.reporting.style import COLOURS, OTHER_COLOUR
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 
 def shown_points(figure: Figure) -> list[Scatter]:
-    return [trace for trace in figure.data if trace.hovertext and trace.visible]
+    return [trace for trace in figure.data if trace.meta == "ring"]
 
 
 def line_of(figure: Figure, name: str) -> Scatter:
@@ -48,13 +50,16 @@ def test_hovering_tells_the_trial_its_architecture_and_what_was_measured(tmp_pat
     texts = {text.split("<br>")[0]: text for trace in shown_points(figure) for text in trace.hovertext}
     assert set(texts) == {"<b>trial 0</b>, enqueued", *(f"<b>trial {number}</b>" for number in range(1, 5))}
     assert texts["<b>trial 2</b>"].split("<br>")[1:] == [
-        *ARCHITECTURES[2].split(),
+        ARCHITECTURES[2],
         "mAP 0.365",
         "AP50 0.547",
         "inference time 40.5 ± 0.8 ms",
         "FLOPs 21.6 G",
         "params 25.6 M",
+        "export with --study coco/structural",
+        "--trial 2",
     ]
+    assert f" {ARCHITECTURES[4]} " in texts["<b>trial 4</b>"].replace("<br>", " ")
 
 
 def test_markup_in_the_database_is_text_in_the_figure(tmp_path: Path) -> None:
@@ -67,35 +72,87 @@ def test_markup_in_the_database_is_text_in_the_figure(tmp_path: Path) -> None:
     assert figure.layout.yaxis.title.text == "&lt;i&gt;map&lt;/i&gt;"
 
 
-@pytest.mark.parametrize("colour_by", ["input size", "backbone"])
-def test_each_colouring_draws_every_finished_trial_once(tmp_path: Path, colour_by: str) -> None:
-    figure = front_figure(make_study(tmp_path, detectors()), colour_by)  # type: ignore[arg-type]
-    assert sorted(x for trace in shown_points(figure) for x in trace.x) == [18.25, 21.5, 40.5, 52.0, 108.1]
-    [menu] = figure.layout.updatemenus
-    active = menu.buttons[menu.active]
-    assert active.label == f"by {colour_by}"
-    assert active.args[0]["visible"] == [trace.visible is not False for trace in figure.data]
+def legend_of(figure: Figure) -> dict[str, str]:
+    """Return the colour of each label that the legend explains."""
+    return {trace.name: trace.marker.color for trace in figure.data if trace.legendgroup and trace.visible}
+
+
+def test_what_was_pruned_before_training_stands_at_the_foot_over_its_cost(tmp_path: Path) -> None:
+    costs = {"architecture": ARCHITECTURES[0], "flops": 3e9, "untrained_latency_ms": 77.0, "reason": "dominated"}
+    duplicate = {"architecture": ARCHITECTURES[0], "reason": "duplicate"}
+    pruned = [create_trial(state=TrialState.PRUNED, user_attrs=attributes) for attributes in (costs, duplicate)]
+    figure = front_figure(make_study(tmp_path, [*detectors(), *pruned]))
+    [ticks] = [trace for trace in figure.data if trace.name == "pruned before training"]
+    assert list(ticks.x) == [77.0]
+    assert ticks.y[0] < min(y for trace in shown_points(figure) for y in trace.y)
+    assert "dominated" in ticks.hovertext[0]
+
+
+def test_a_menu_colours_the_points_and_changes_the_legend(tmp_path: Path) -> None:
+    figure = front_figure(make_study(tmp_path, detectors()))
+    menu = figure.layout.updatemenus[0]
+    assert menu.name == "colours"
+    assert [button.label for button in menu.buttons] == [
+        *["input size", "backbone", "depth", "width", "neck", "RPN", "head", "FLOPs"],
+    ]
     for button in menu.buttons:
-        visible = [trace for trace, shown in zip(figure.data, button.args[0]["visible"], strict=True) if shown]
-        assert sum(len(trace.x) for trace in visible if trace.hovertext) == 5
+        change, layout, indices = button.args
+        assert layout == {"legend.title.text": button.label}
+        drawn = Figure(figure)
+        for index, colours, visible in zip(indices, change["marker.color"], change["visible"], strict=True):
+            drawn.data[index].update(marker_color=colours, visible=visible)
+        explained = set(legend_of(drawn).values())
+        assert {colour for trace in shown_points(drawn) for colour in trace.marker.color} == explained
+        assert sum(len(trace.x) for trace in shown_points(drawn)) == 5
 
 
 def test_the_legend_names_input_sizes_in_order_and_families_of_backbones(tmp_path: Path) -> None:
     study = make_study(tmp_path, detectors())
-    groups = {group: None for group in (trace.legendgroup for trace in front_figure(study).data) if group}
-    assert list(groups) == [
-        *[f"input size: {size}" for size in ("512x512", "800x600", "1333x800")],
-        *[f"backbone: {name}" for name in ("basicblock", "MobileNetV2", "ResNet18", "ResNet50", "ResNeXt101")],
+    assert list(legend_of(front_figure(study))) == ["512x512", "800x600", "1333x800"]
+    families = ["basicblock", "MobileNetV2", "ResNet18", "ResNet50", "ResNeXt101"]
+    assert list(legend_of(front_figure(study, "backbone"))) == families
+    assert list(legend_of(front_figure(study, "neck"))) == [
+        *["FPN(P1-P5,c=128)", "FPN(P1-P5,c=256)", "FPN(P2-P3:P2-P5,c=64)", "FPN(P2-P5,c=256)", "none"],
     ]
+
+
+def test_a_number_is_coloured_in_ranges_from_cool_to_warm(tmp_path: Path) -> None:
+    trials = [finished(0.3, float(size), flops=size * 1e9) for size in range(1, 51)]
+    figure = front_figure(make_study(tmp_path, trials), "FLOPs")
+    assert list(legend_of(figure)) == [
+        "1.00 to 10.0 G",
+        "11.0 to 20.0 G",
+        "21.0 to 30.0 G",
+        "31.0 to 40.0 G",
+        "41.0 to 50.0 G",
+    ]
+    assert list(legend_of(figure).values()) == list(COLOURS[:5])
 
 
 def test_more_labels_than_colours_leave_the_rarest_to_other(tmp_path: Path) -> None:
     text = "{0}x{0} ResNet50 RPN 2FC"
     trials = [finished(0.3, float(size), architecture=text.format(size)) for size in range(100, 110) for _ in "ab"]
     study = make_study(tmp_path, [*trials, finished(0.3, 7.0, architecture="unreadable")])
-    shown = shown_points(front_figure(study))
-    assert len({trace.legendgroup for trace in shown}) == 8
-    assert sum(len(trace.x) for trace in shown) == 21
+    figure = front_figure(study)
+    assert len(legend_of(figure)) == 8
+    assert legend_of(figure)["other"] == OTHER_COLOUR
+    assert sum(len(trace.x) for trace in shown_points(figure)) == 21
+
+
+def test_the_cost_axes_can_be_logarithmic(tmp_path: Path) -> None:
+    trials = [finished(0.4, 20.0, 5e9), finished(0.3, 10.0, 6e9)]
+    study = make_study(
+        tmp_path, trials, metrics=("map", "latency_ms", "flops"), directions=("maximize", "minimize", "minimize")
+    )
+    menu = front_figure(study).layout.updatemenus[1]
+    assert [button.label for button in menu.buttons] == ["linear", "log"]
+    assert menu.buttons[1].args == ({"xaxis.type": "log", "xaxis2.type": "log", "xaxis3.type": "log"},)
+
+
+def test_the_dominated_trials_that_are_drawn_can_be_limited_to_the_latest(tmp_path: Path) -> None:
+    trials = [finished(0.5, 1.0), *(finished(0.1, float(time)) for time in range(10, 30))]
+    points = shown_points(front_figure(make_study(tmp_path, trials), most_dominated=3))
+    assert sorted(x for trace in points for x in trace.x) == [1.0, 27.0, 28.0, 29.0]
 
 
 def test_enqueued_trials_are_diamonds_and_dominated_trials_are_small_and_faint(tmp_path: Path) -> None:
@@ -116,15 +173,17 @@ def test_error_bars_show_the_recorded_spread(tmp_path: Path) -> None:
     assert dominated.error_x.array is None
 
 
-def test_three_objectives_are_drawn_in_a_panel_per_cost(tmp_path: Path) -> None:
+def test_three_objectives_are_drawn_in_a_panel_per_pair(tmp_path: Path) -> None:
     trials = [finished(0.4, 20.0, 5e9), finished(0.3, 10.0, 6e9), finished(0.2, 15.0, 4e9), finished(0.1, 30.0, 9e9)]
     study = make_study(
         tmp_path, trials, metrics=("map", "latency_ms", "flops"), directions=("maximize", "minimize", "minimize")
     )
     figure = front_figure(study)
     lines = [trace for trace in figure.data if trace.mode == "lines"]
-    assert [list(line.x) for line in lines] == [[10.0, 20.0], [4.0, 5.0]]
+    assert [list(line.x) for line in lines] == [[10.0, 20.0], [4.0, 5.0], [10.0, 15.0]]
+    assert [list(line.y) for line in lines] == [[0.3, 0.4], [0.2, 0.4], [6.0, 4.0]]
     assert figure.layout.xaxis2.title.text == "FLOPs (G, multiply-adds)"
+    assert figure.layout.yaxis3.title.text == "FLOPs (G, multiply-adds)"
     assert len([trace for trace in shown_points(figure) if trace.xaxis == "x2"]) == 2
 
 
@@ -150,8 +209,8 @@ def test_the_hypervolume_is_drawn_with_its_reference_point(tmp_path: Path) -> No
 
 
 def test_an_unknown_colouring_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="colour_by 'neck': expected one of input size, backbone"):
-        front_figure(make_study(tmp_path), "neck")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="colour_by 'taste': expected one of input size, backbone"):
+        front_figure(make_study(tmp_path), "taste")
 
 
 def test_a_study_without_finished_trials_makes_empty_figures(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from smnas_optuna.reporting.stages import stages_figure
+from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
+
+
+def stage_two(directory: Path, number: int, trial: int, trials: list[FrozenTrial]) -> optuna.Study:
+    study = make_study(directory, trials, metrics=("map", "backbone_flops"), name=f"coco/modular/C{number}")
+    study.set_user_attr("candidate", {"study": "coco/structural", "trial": trial, "architecture": ARCHITECTURES[2]})
+    return study
+
+
+def test_both_stages_are_drawn_over_measured_time_with_each_candidate_as_a_star(tmp_path: Path) -> None:
+    storage = make_study(tmp_path, detectors())._storage
+    first = optuna.load_study(study_name="coco/structural", storage=storage)
+    second = tmp_path / "second"
+    second.mkdir()
+    trials = [
+        finished(0.40, 4e9, map=0.40, latency_ms=30.0, latency_spread_ms=1.0, architecture=ARCHITECTURES[3]),
+        # Cheaper by FLOPs, so on the front of its study; slower and less accurate, so off this one.
+        finished(0.30, 3e9, map=0.30, latency_ms=35.0, architecture=ARCHITECTURES[3]),
+    ]
+    figure = stages_figure([first, stage_two(second, 0, 2, trials)])
+    assert figure is not None
+    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
+    assert list(lines["front of stage one"].x) == [18.25, 40.5, 52.0]
+    assert list(lines["front of C0"].x) == [30.0]
+    [star] = [trace for trace in figure.data if trace.name == "C0 as stage one found it"]
+    assert (list(star.x), list(star.y)) == ([40.5], [0.365])
+    assert star.marker.color == lines["front of C0"].line.color
+    points = [trace for trace in figure.data if trace.legendgroup == "C0" and trace.hovertext and trace is not star]
+    assert sorted(x for trace in points for x in trace.x) == [30.0, 35.0]
+
+
+def test_one_stage_alone_makes_no_figure(tmp_path: Path) -> None:
+    assert stages_figure([make_study(tmp_path, detectors())]) is None
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert stages_figure([make_study(tmp_path, detectors(), name="other"), stage_two(empty, 0, 2, [])]) is None
