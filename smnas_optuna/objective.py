@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Resumed, Scores, UntrainedLatency
+from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Progress, Resumed, Scores, UntrainedLatency
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
@@ -31,6 +31,7 @@ class DetectorObjective:
         device: What trials say of the device that they are timed on.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
         listen: Called with each trial's number, its architecture and what happens in it.
+        describe: Called with a trial that is about to end, its epochs' losses and its folder.
         gpus: Indices of the GPUs to use; None for those that the process sees.
     """
 
@@ -41,6 +42,7 @@ class DetectorObjective:
         device: str,
         folder: Path,
         listen: Callable[[int, str, Event], None],
+        describe: Callable[[optuna.Trial, list[float], Path], None],
         gpus: tuple[int, ...] | None = None,
     ) -> None:
         self._search = search
@@ -48,6 +50,7 @@ class DetectorObjective:
         self._device = device
         self._folder = folder
         self._listen = listen
+        self._describe = describe
         self._gpus = gpus
 
     def __call__(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
@@ -97,6 +100,7 @@ class DetectorObjective:
             self._gpus,
         )
         trial.set_user_attr("device", self._device)
+        losses: list[float] = []
         with closing(evaluate(job)) as events:
             for event in events:
                 self._listen(trial.number, str(architecture), event)
@@ -109,14 +113,18 @@ class DetectorObjective:
                     self._gate(trial, latency_ms=event.milliseconds)
                 elif isinstance(event, Resumed):
                     trial.set_user_attr("resumed_after_epochs", event.epochs)
+                elif isinstance(event, Progress):
+                    losses.append(event.loss)
                 elif isinstance(event, Failure):
                     if event.is_environments:
                         raise RuntimeError(event.reason)
                     trial.set_user_attr("reason", event.reason)
+                    self._describe(trial, losses, job.folder)
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):
                     self._record(trial, event)
         trial.set_user_attr("seconds", time.perf_counter() - started)
+        self._describe(trial, losses, job.folder)
         return tuple(float(trial.user_attrs[objective]) for objective in settings.objectives)
 
     def _gate(self, trial: optuna.Trial, **measured: float) -> None:

@@ -20,9 +20,10 @@ from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.process import count_gpus, preload
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import SearchStopped
-from smnas_optuna.execution.worker import Message, Order, SearchOrder
+from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
 from smnas_optuna.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.reporting.dashboard import Frontispiece
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
 from smnas_optuna.reporting.status import show_status
@@ -161,9 +162,16 @@ def _run_stage(orders: Sequence[SearchOrder], launch: Launch, database: RDBStora
         )
         standing = f"{before[search.path]} of {totals[search.path]} trials done"
         out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
+    frontispiece = Frontispiece(database, order.searches)
     try:
         with SearchProgress(out, before, totals) as progress:
-            launch(orders, progress.hear, progress.say)
+
+            def hear(message: Message) -> None:
+                progress.hear(message)
+                if isinstance(message, Finished):
+                    frontispiece.renew(message.study)
+
+            launch(orders, hear, progress.say)
     except KeyboardInterrupt:
         done, total = sum(_done(order, database).values()), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
@@ -171,6 +179,8 @@ def _run_stage(orders: Sequence[SearchOrder], launch: Launch, database: RDBStora
     except SearchStopped as stopped:
         out.print(f"stopped: {stopped}; logs are in {order.folder}", soft_wrap=True)
         raise typer.Exit(1) from None
+    finally:
+        frontispiece.renew_all()
     for search in order.searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
         out.print(front_table(study))

@@ -261,9 +261,10 @@ def requeue(trial: optuna.Trial) -> None:
     trial.set_user_attr("reason", INTERRUPTED)
 
 
-def first_number(trial: optuna.Trial) -> int:
-    """Return the number under which a trial was evaluated first, before interruptions."""
-    return (*_interrupted_before(_frozen(trial)), trial.number)[0]
+def first_number(trial: optuna.Trial | FrozenTrial) -> int:
+    """Return the number under which a trial was evaluated first, before interruptions: its folder's."""
+    frozen = _frozen(trial) if isinstance(trial, optuna.Trial) else trial
+    return (*_interrupted_before(frozen), trial.number)[0]
 
 
 def _frozen(trial: optuna.Trial) -> FrozenTrial:

@@ -51,6 +51,38 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A trained detector in a comparison.
+
+    Args:
+        folder: Its trial's, with ``config.py`` and ``weights.pth``.
+        title: Heads its column, in one line.
+        text: Below the title, wrapped.
+    """
+
+    folder: Path
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Detectors of one data set, whose detections are to be drawn side by side beside the ground truth.
+
+    Args:
+        columns: The detectors.
+        images: File names of validation images, or how many with objects to take, spread over the split.
+        threshold: Lowest score, 0 to 1, of a detection that is drawn.
+        path: Of the picture, whose suffix tells its format; absolute.
+    """
+
+    columns: tuple[Column, ...]
+    images: tuple[str, ...] | int
+    threshold: float
+    path: Path
+
+
+@dataclass(frozen=True)
 class Costs:
     """What is known before training: multiply-adds at the padded input size, and parameters."""
 

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Candidates, Costs, Demand, Event, Failure, Job, Target
+from smnas_optuna.evaluation.job import Candidates, Comparison, Costs, Demand, Event, Failure, Job, Target
 
 _TRAINING = "smnas_optuna.evaluation.training"
 context = multiprocessing.get_context("forkserver")
@@ -75,6 +75,15 @@ def count(candidates: Candidates, output: Path) -> list[Costs]:
     """Return the costs of architectures, in their order."""
     costs = _call("count", candidates, output)
     return [cost for cost in costs if isinstance(cost, Costs)]
+
+
+def draw(comparison: Comparison, output: Path) -> None:
+    """Draw what detectors find beside the ground truth.
+
+    Raises:
+        UserError: There is no such image, the data set is gone, or the picture cannot be written.
+    """
+    _call("draw", comparison, output)
 
 
 def _call(function: str, argument: object, output: Path) -> list[object]:

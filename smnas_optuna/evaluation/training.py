@@ -33,6 +33,7 @@ from smnas_optuna.detector.counting import build_on_meta, count_costs
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, forget_checkpoint, resume
 from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, device_name
+from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
 from smnas_optuna.evaluation.job import (
     Candidates,
     Costs,
@@ -296,8 +297,19 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
         evaluation_seconds=evaluated - trained,
         timing_seconds=start - built + time.perf_counter() - loaded,
     )
+    _draw_detections(runner, job, scores, lock)
     report(scores)
     forget_checkpoint(job.folder)
+
+
+def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock) -> None:
+    """Draw some detections; a trial does not fail for want of a picture."""
+    title = f"mAP {scores.metrics['map']:.3f}, {scores.latency_ms:.1f} ms"
+    path = job.folder / "detections.jpg"
+    try:
+        draw_trained(_detector(runner), runner.test_dataloader.dataset, title, str(job.architecture), path, lock)
+    except OSError as error:
+        runner.logger.warning(f"{path} could not be drawn: {error}")
 
 
 def _calm_latency(runner: Runner, samples: list[Any], job: Job, kind: str, lock: DeviceLock) -> tuple[float, float]:

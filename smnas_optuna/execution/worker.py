@@ -17,6 +17,7 @@ from smnas_optuna.evaluation.process import preload, probe
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
 from smnas_optuna.objective import DetectorObjective
 from smnas_optuna.patient_storage import PATIENCE
+from smnas_optuna.reporting.dashboard import describe_trial
 from smnas_optuna.reporting.pareto import hypervolume
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
@@ -144,6 +145,7 @@ class SearchOrder:
                 device,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),
+                partial(describe_trial, artifacts=self.folder / "artifacts"),
                 gpus=self.gpus,
             )
             total = self.n_trials or search.settings.trials

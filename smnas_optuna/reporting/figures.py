@@ -58,6 +58,7 @@ FACTORS: Final = {
 _PANEL_HEIGHT: Final = 480
 _DASHES: Final = ("solid", "dash", "dot", "dashdot")
 _MOST_RANGES: Final = 5
+_FEW_TRIALS: Final = 10
 _FAINT: Final = 0.45
 
 
@@ -171,7 +172,7 @@ def hypervolume_figure(study: optuna.Study) -> go.Figure:
     scaled = [value / quantity.scale for value in values]
     figure = go.Figure(go.Scatter(x=numbers, y=scaled, mode="lines", line=line, hovertemplate=hover))
     dress(figure, 360)
-    figure.update_xaxes(title_text="trial number")
+    figure.update_xaxes(title_text="trial number", dtick=1 if len(numbers) <= _FEW_TRIALS else None)
     figure.update_yaxes(title_text=html.escape(quantity.axis_title), rangemode="tozero")
     title = "<br>".join(map(html.escape, textwrap.wrap(reference_text(study), LINE_WIDTH)))
     figure.update_layout(showlegend=False, title={"text": title, "font_size": 13, "x": 0})

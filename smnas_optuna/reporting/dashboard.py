@@ -1,0 +1,154 @@
+"""What optuna-dashboard shows of a search besides its own views: notes, the trials' files and the Pareto figure.
+
+A note or a figure lies among the study's attributes, which every worker reads again with each trial: so a trial's note
+is short, and the study's note and figure are small and renewed rarely. Files lie in an artifact store, ``artifacts``
+in the run's folder; the database keeps their names only.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.storages import RDBStorage
+from optuna_dashboard import save_note, save_plotly_graph_object
+
+from smnas_optuna.reporting.figures import front_figure
+from smnas_optuna.reporting.pareto import objectives_of, pareto_front, trials_frame
+from smnas_optuna.reporting.quantity import quantity_of
+from smnas_optuna.reporting.sparkline import sparkline
+from smnas_optuna.search import Search
+
+PARETO_FIGURE = "pareto-front"
+
+_MEDIA_TYPES = {"config.py": "text/x-python", "output.log": "text/plain", "detections.jpg": "image/jpeg"}
+_SIZES = {"map_small": "small", "map_medium": "medium", "map_large": "large"}
+_COSTS = ("latency_ms", "flops", "params", "backbone_flops", "backbone_params")
+_MOST_ROWS = 20
+_MOST_DOMINATED = 100
+_RENEW_SECONDS = 60.0
+
+
+def describe_trial(trial: optuna.Trial, losses: Sequence[float], folder: Path, artifacts: Path) -> None:
+    """Give a trial that is about to end its note and its files.
+
+    Args:
+        trial: Evaluated, but not told yet.
+        losses: Mean loss of each epoch.
+        folder: The trial's, with what its training process has left: config, log, a picture of detections.
+        artifacts: Folder of the artifact store; made when missing.
+    """
+    note = trial_note(trial.user_attrs, losses)
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        store = FileSystemArtifactStore(artifacts)
+        for name, media_type in _MEDIA_TYPES.items():
+            if (folder / name).is_file():
+                upload_artifact(
+                    artifact_store=store, file_path=str(folder / name), study_or_trial=trial, mimetype=media_type
+                )
+    except OSError as error:
+        # A trial is worth more than copies of its files.
+        note += f"\n\nIts files could not be copied to the artifact store: {error.strerror}."
+    save_note(trial, note)
+
+
+def trial_note(attributes: Mapping[str, Any], losses: Sequence[float]) -> str:
+    """Return a trial's note in Markdown: what was trained, how well, at what cost, and how the loss went."""
+
+    def told(name: str, title: str = "") -> str:
+        quantity = quantity_of(name)
+        spread = attributes.get("latency_spread_ms") if name == "latency_ms" else None
+        text = quantity.text_with_spread(attributes[name], spread)
+        return f"{title or quantity.title} {text} {quantity.unit}".rstrip()
+
+    lines = [f"**{attributes.get('architecture', 'no architecture')}**"]
+    if "map" in attributes:
+        sizes = ", ".join(told(name, title) for name, title in _SIZES.items() if name in attributes)
+        lines.append(f"{told('map')}, {told('map_50')}, {told('map_75')} ({sizes})")
+    if costs := [told(name) for name in _COSTS if name in attributes]:
+        lines.append(", ".join(costs))
+    if losses:
+        seconds = attributes.get("train_seconds")
+        trained = f", trained for {seconds / 60:.1f} min" if seconds else ""
+        course = f"{losses[0]:.3g} to {losses[-1]:.3g}"
+        lines.append(f"loss by epoch `{sparkline(losses)}` {course}{trained}")
+    if "reason" in attributes:
+        lines.append(f"failed: {attributes['reason']}")
+    return "\n\n".join(lines)
+
+
+class Frontispiece:
+    """Keeps the note and the Pareto figure of some studies current, each at most once a minute.
+
+    Args:
+        storage: Where the studies are; those that are not there yet are passed over.
+        searches: What they search.
+    """
+
+    def __init__(self, storage: RDBStorage, searches: Sequence[Search]) -> None:
+        self._storage = storage
+        self._searches = {search.path: search for search in searches}
+        self._due = dict.fromkeys(self._searches, 0.0)
+
+    def renew(self, path: str) -> None:
+        """Renew a study's note and figure, if that was not done a moment ago; ``path`` is its :attr:`Search.path`."""
+        if time.monotonic() >= self._due[path]:
+            describe_study(self._storage, self._searches[path])
+            self._due[path] = time.monotonic() + _RENEW_SECONDS
+
+    def renew_all(self) -> None:
+        """Renew every study's, at the end of a run."""
+        for search in self._searches.values():
+            describe_study(self._storage, search)
+
+
+def describe_study(storage: RDBStorage, search: Search) -> None:
+    """Give a search's study its note and its Pareto figure; nothing where there is no such study or no result."""
+    if search.study_name not in optuna.get_all_study_names(storage):
+        return
+    study = optuna.load_study(study_name=search.study_name, storage=storage)
+    save_note(study, study_note(study, search))
+    figure = front_figure(study, most_dominated=_MOST_DOMINATED)
+    save_plotly_graph_object(study, figure, graph_object_id=PARETO_FIGURE)
+
+
+def study_note(study: optuna.Study, search: Search) -> str:
+    """Return a study's note in Markdown: what is searched for what, how far it is, and its front so far."""
+    objectives = objectives_of(study)
+    trials = trials_frame(study)
+    directions = ", ".join(
+        f"{objective.quantity.title} {'up' if objective.maximize else 'down'}" for objective in objectives
+    )
+    states = trials["state"].value_counts()
+    lines = [
+        f"Search of object detectors, stage {search.stage}: {directions}. "
+        f"{search.space.size:,} architectures; {search.settings.trials} trials wanted, "
+        f"{states.get('complete', 0)} finished so far.",
+    ]
+    if search.candidate is not None:
+        candidate = search.candidate
+        lines.append(f"Takes on trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
+    front = pareto_front(study)
+    if not front.empty:
+        lines.append(_front_table(front, ["map", *(item.name for item in objectives if item.name != "map")]))
+    return "\n\n".join(lines)
+
+
+def _front_table(front: pd.DataFrame, metrics: Sequence[str]) -> str:
+    quantities = [quantity_of(name) for name in metrics]
+    heads = ["trial", *(quantity.measure for quantity in quantities), "architecture"]
+    rows = [
+        [str(row["number"]), *map(_text, metrics, (row[name] for name in metrics)), str(row["architecture"])]
+        for row in front.head(_MOST_ROWS).to_dict("records")
+    ]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+    more = f"\n\nand {len(front) - _MOST_ROWS} more" if len(front) > _MOST_ROWS else ""
+    return f"The Pareto front, the cheapest first:\n\n{table}{more}"
+
+
+def _text(name: str, value: float) -> str:
+    return quantity_of(name).text(value)
