@@ -1,15 +1,23 @@
-# make demo    search detectors of handwritten digits and say where the report is
-# make test    the whole suite: style, types, tests
-# Both need Python 3.10 to 3.13 only; what they install goes to .venv and is used again.
+# make demo        search detectors of handwritten digits and say where the report is
+# make dashboard   look at the demo's studies with optuna-dashboard, on this machine only
+# make test        the whole suite: style, types, tests
+# They need Python 3.10 to 3.13 only; what they install goes to .venv and is used again.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo demo-study dashboard test lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
 
-test: lint
+dashboard: .venv/installed
+	$(BIN)/optuna-dashboard sqlite:///demo.db --artifact-dir demo/artifacts --host 127.0.0.1 --port 8080
+
+# The study that the notebooks open, made anew from the demo.
+demo-study: demo
+	$(BIN)/python notebooks/ship_study.py demo.db notebooks/demo_study.db
+
+test: lint .venv/browser
 	$(BIN)/python -m pytest
 
 lint: .venv/installed-dev
@@ -22,7 +30,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv demo demo.db
+	rm -rf .venv demo demo.db*
 
 .venv/pip:
 	$(PYTHON) -m venv .venv
@@ -37,4 +45,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# What the report and the dashboard are looked at with; where Debian's cannot be had those tests are skipped.
+.venv/browser: .venv/pip
+	command -v chromium >/dev/null || { apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; } \
+		|| echo "no Chromium here, and none to be installed: what needs a browser is not tested"
 	touch $@

@@ -23,6 +23,8 @@ def create_sampler(
     order: Callable[[Any], Any] | None = None,
     known_objectives: Mapping[int, Callable[[Any], float]] | None = None,
     n_startup_trials: int = 10,
+    *,
+    exclusive: bool = False,
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler called ``pop``, ``nsga2``, ``tpe`` or ``random``.
 
@@ -33,9 +35,10 @@ def create_sampler(
         order: ``architecture -> (group, vector)``, for ``pop`` only.
         known_objectives: What is known before training, by the objective's index, for ``pop`` only.
         n_startup_trials: Trials before those of the surrogate model, for ``pop`` only.
+        exclusive: Whether the caller lets one worker at a time ask, for ``pop`` only.
     """
     if name == "pop":
         return PartialOrderPruningSampler(
-            search_space, order, known_objectives, n_startup_trials=n_startup_trials, seed=seed
+            search_space, order, known_objectives, n_startup_trials=n_startup_trials, exclusive=exclusive, seed=seed
         )
     return _SAMPLERS[name](seed)

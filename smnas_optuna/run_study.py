@@ -72,6 +72,7 @@ def run_study(
     status: Annotated[
         bool, typer.Option("--status", help="Tell from the database alone how the search stands, and write nothing.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Tell only what goes wrong, and where the report is.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be searched, and train nothing.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
 ) -> None:
@@ -122,7 +123,7 @@ def run_study(
             )
             for worker, own in enumerate(gpus)
         ]
-        _run_stage(orders, launch, database, out)
+        _run_stage(orders, launch, database, out, quiet=quiet)
 
 
 def _launcher(
@@ -151,12 +152,14 @@ def _launcher(
     ]
 
 
-def _run_stage(orders: Sequence[SearchOrder], launch: Launch, database: RDBStorage, out: Console) -> None:
+def _run_stage(
+    orders: Sequence[SearchOrder], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
+) -> None:
     """Let workers search the studies of one stage side by side, and tell what came of it."""
     order = orders[0]
     totals = {search.path: order.n_trials or search.settings.trials for search in order.searches}
     before = _done(order, database)
-    for search in order.searches:
+    for search in () if quiet else order.searches:
         parent = (
             f" takes on trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
         )
@@ -164,7 +167,7 @@ def _run_stage(orders: Sequence[SearchOrder], launch: Launch, database: RDBStora
         out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
     frontispiece = Frontispiece(database, order.searches)
     try:
-        with SearchProgress(out, before, totals) as progress:
+        with SearchProgress(out, before, totals, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
                 progress.hear(message)
@@ -183,10 +186,11 @@ def _run_stage(orders: Sequence[SearchOrder], launch: Launch, database: RDBStora
         frontispiece.renew_all()
     for search in order.searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
-        out.print(front_table(study))
-        gain = baseline_text(search, study) if search.candidate else None
-        if gain:
-            out.print(gain, soft_wrap=True)
+        if not quiet:
+            out.print(front_table(study))
+            gain = baseline_text(search, study) if search.candidate else None
+            if gain:
+                out.print(gain, soft_wrap=True)
         out.print(f"report: {write_report(study, order.folder)}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ import copy
 import re
 import socket
 import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -80,6 +81,8 @@ def open_study(
         search.order,
         search.known_objectives,
         n_startup_trials=max(1, min(_STARTUP_TRIALS, settings.trials // 4)),
+        # Trials are begun with the ClaimLock held, see execution/loop.py.
+        exclusive=True,
     )
     return study
 
@@ -234,16 +237,21 @@ def sign(trial: optuna.Trial, storage: RDBStorage) -> None:
     storage.record_heartbeat(trial._trial_id)
 
 
-def requeue_dead(study: optuna.Study, storage: RDBStorage) -> list[int]:
+def requeue_dead(study: optuna.Study, storage: RDBStorage, trials: Sequence[FrozenTrial]) -> list[int]:
     """Fail the running trials whose workers have ended, and put what they evaluated back into the queue.
 
     A worker has ended if its process was on this machine and is gone, or if its heartbeat has been silent for too long.
     Call it with the study's ClaimLock held, so that two workers do not take up the same trial.
 
+    Args:
+        study: In ``storage``.
+        storage: Where it is.
+        trials: Of the study, as they are now.
+
     Returns:
         The numbers of the trials that were taken up.
     """
-    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     silent = storage._get_stale_trial_ids(study._study_id) if running and storage.heartbeat_interval else []
     dead = [trial for trial in running if trial._trial_id in silent or _ended(trial)]
     for trial in dead:

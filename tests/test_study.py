@@ -130,7 +130,7 @@ def test_the_trial_of_a_killed_process_is_failed_and_its_architecture_enqueued(u
     _run_in_process(url, recipe, sign=True)
     storage = open_storage(url)
     study = open_study(storage, Search(recipe))
-    assert requeue_dead(study, storage) == [0]
+    assert requeue_dead(study, storage, study.trials) == [0]
     orphan, again = study.trials
     assert orphan.state == TrialState.FAIL
     assert orphan.user_attrs["reason"] == INTERRUPTED
@@ -146,7 +146,7 @@ def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_tria
     _run_in_process(url, recipe, sign=False)
     storage = open_storage(url)
     study = open_study(storage, Search(recipe))
-    assert requeue_dead(study, storage) == [0]
+    assert requeue_dead(study, storage, study.trials) == [0]
     assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
 
 
@@ -155,7 +155,7 @@ def test_trials_of_live_processes_and_of_other_machines_are_left_alone(url: str,
     study = open_study(storage, Search(recipe))
     for worker in (this_worker(), "elsewhere:1:123.45"):
         study.ask().set_user_attr("worker", worker)
-    assert requeue_dead(study, storage) == []
+    assert requeue_dead(study, storage, study.trials) == []
 
 
 def test_a_process_number_that_another_process_has_now_does_not_count_as_alive(url: str, recipe: Recipe) -> None:
@@ -163,7 +163,7 @@ def test_a_process_number_that_another_process_has_now_does_not_count_as_alive(u
     study = open_study(storage, Search(recipe))
     host, pid, _ = this_worker().rsplit(":", 2)
     study.ask().set_user_attr("worker", f"{host}:{pid}:{psutil.Process().create_time() - 5:.2f}")
-    assert requeue_dead(study, storage) == [0]
+    assert requeue_dead(study, storage, study.trials) == [0]
 
 
 def test_an_unsigned_trial_is_given_time_to_be_signed(
@@ -172,9 +172,9 @@ def test_an_unsigned_trial_is_given_time_to_be_signed(
     storage = open_storage(url)
     study = open_study(storage, Search(recipe))
     study.ask()
-    assert requeue_dead(study, storage) == []
+    assert requeue_dead(study, storage, study.trials) == []
     monkeypatch.setattr("smnas_optuna.study._SIGNING_SECONDS", 0.0)
-    assert requeue_dead(study, storage) == [0]
+    assert requeue_dead(study, storage, study.trials) == [0]
 
 
 def test_a_trial_of_another_machine_is_taken_up_when_its_heartbeat_has_been_silent(url: str, recipe: Recipe) -> None:
@@ -184,10 +184,10 @@ def test_a_trial_of_another_machine_is_taken_up_when_its_heartbeat_has_been_sile
     recipe.structural.space.suggest(trial)
     trial.set_user_attr("worker", "elsewhere:1:123.45")
     storage.record_heartbeat(trial._trial_id)
-    assert requeue_dead(study, storage) == []
+    assert requeue_dead(study, storage, study.trials) == []
     assert len(study.trials) == 1
     time.sleep(5)
-    assert requeue_dead(study, storage) == [0]
+    assert requeue_dead(study, storage, study.trials) == [0]
     silent, again = study.trials
     assert (silent.state, again.state) == (TrialState.FAIL, TrialState.WAITING)
     assert silent.user_attrs["reason"] == INTERRUPTED
@@ -202,7 +202,7 @@ def test_a_trial_whose_workers_keep_dying_is_given_up(url: str, recipe: Recipe) 
         recipe.structural.space.suggest(trial)
         assert trial.number == number
         trial.set_user_attr("worker", f"{this_worker()[:-4]}0.00")
-        assert requeue_dead(study, storage) == [number]
+        assert requeue_dead(study, storage, study.trials) == [number]
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * (MOST_RETRIES + 1)
     assert study.trials[-1].user_attrs["reason"] == "crashed: its worker has died, for the 6th time"
     assert len(evaluated_trials(study)) == 1

@@ -39,6 +39,8 @@ class Record:
         self.signs = signs
         self.tried: set[Hashable] = set()
         self.fits: dict[int, Fit] = {}
+        # Of this process's trials that are under way, by number; None where nothing was left to propose.
+        self.proposals: dict[int, Mapping[str, Any] | None] = {}
         self._n_read = 0
         self._warned = np.zeros(len(signs), dtype=bool)
         self._read_later: set[int] = set()

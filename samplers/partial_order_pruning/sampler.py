@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution
 from optuna.logging import get_logger
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive
 from .record import PROPOSAL, Record, fixed_params
@@ -60,6 +60,8 @@ class PartialOrderPruningSampler(BaseSampler):
         tolerance: How far values may violate the order, in their unit: one number for all objectives or one for each.
             ``math.inf`` switches all pruning off.
         decreasing: Indices of objectives whose value falls as capacity grows.
+        exclusive: Whether the caller lets one worker at a time ask, from before the trial is created until all its
+            parameters are chosen. Then no proposal has to be compared with those of workers that ask meanwhile.
         seed: For random numbers. Same seed, same study: same proposals.
     """
 
@@ -73,6 +75,7 @@ class PartialOrderPruningSampler(BaseSampler):
         n_startup_trials: int = 10,
         tolerance: float | Sequence[float] = 0.0,
         decreasing: Collection[int] = (),
+        exclusive: bool = False,
         seed: int | None = None,
     ) -> None:
         if selection not in ("ehvi", "evolution"):
@@ -88,6 +91,7 @@ class PartialOrderPruningSampler(BaseSampler):
         self._n_startup_trials = n_startup_trials
         self._tolerance = tolerance
         self._decreasing = frozenset(decreasing)
+        self._exclusive = exclusive
         self._seed = _new_seed() if seed is None else seed
         self._records: WeakKeyDictionary[Study, Record] = WeakKeyDictionary()
         self._lock = RLock()
@@ -123,12 +127,26 @@ class PartialOrderPruningSampler(BaseSampler):
         Raises:
             optuna.TrialPruned: The search space is exhausted, and the study is being stopped.
         """
-        proposal = trial.system_attrs.get(PROPOSAL, {})
+        proposal = self._proposal_of(study, trial)
         if proposal is None:
             raise TrialPruned(_EXHAUSTED)
         if param_name in proposal and contains(param_distribution, proposal[param_name]):
             return proposal[param_name]
         return draw(param_distribution, random.Random(f"{self._seed} {trial.number} {param_name}"))
+
+    def _proposal_of(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:
+        """Return what was proposed for a trial; None if nothing is left to propose."""
+        with self._lock:
+            proposals = self._record(study).proposals
+            if trial.number not in proposals:
+                # Optuna reads these attributes from the database each time that they are looked at.
+                proposals[trial.number] = trial.system_attrs.get(PROPOSAL, {})
+            return proposals[trial.number]
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Forget what was proposed for the trial."""
+        with self._lock:
+            self._record(study).proposals.pop(trial.number, None)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Propose a whole candidate and store it with the trial, where other workers see it before training."""
@@ -147,6 +165,9 @@ class PartialOrderPruningSampler(BaseSampler):
                     return
                 # Optuna has no public way for a sampler to write to a trial; its own samplers do it so.
                 study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, candidate.params)
+                record.proposals[trial.number] = candidate.params
+                if self._exclusive:
+                    return
                 # Each worker writes first and then looks, so of two that meet at one candidate at least one sees it,
                 # even if the other's trial has finished meanwhile.
                 pending = record.read(study, trial)
@@ -163,6 +184,7 @@ class PartialOrderPruningSampler(BaseSampler):
             _logger.warning(f"{_EXHAUSTED}; trial {trial.number} is random")
             return
         study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, None)
+        self._record(study).proposals[trial.number] = None
         _logger.info(f"{_EXHAUSTED}: the study stops")
 
     def _record(self, study: Study) -> Record:

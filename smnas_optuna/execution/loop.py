@@ -76,6 +76,7 @@ class Run:
     _exhausted: bool = False
     _failures: int = 0
     _duplicates: int = 0
+    _number: int = -1
     _lock: ClaimLock = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,9 +85,7 @@ class Run:
 
     def look(self) -> Standing:
         """Read how far the study is."""
-        trials = self.study.get_trials(deepcopy=False, states=_COUNTED)
-        done = sum(map(counts, trials))
-        return Standing(done, done + sum(trial.state == TrialState.RUNNING for trial in trials))
+        return _standing(self.study.get_trials(deepcopy=False, states=_COUNTED))
 
     def is_over(self, standing: Standing) -> bool:
         """Tell whether this worker has nothing more to do here, now or later."""
@@ -96,30 +95,27 @@ class Run:
         """Run a trial, if one is left that no worker has begun, and tell whether there was one."""
         self._lock.acquire()
         try:
-            for number in requeue_dead(self.study, self.storage):
+            trials = self.study.get_trials(deepcopy=False)
+            dead = requeue_dead(self.study, self.storage, trials)
+            for number in dead:
                 listener.requeued(self, number)
-            if self.look().claimed >= self.total:
+            if (self.look() if dead else _standing(trials)).claimed >= self.total:
                 return False
-            ended: list[FrozenTrial] = []
-            self.study.optimize(
-                self._evaluate,
-                n_trials=1,
-                catch=(EvaluationFailed, Surplus),
-                callbacks=[lambda _, trial: ended.append(trial)],
-            )
+            self.study.optimize(self._evaluate, n_trials=1, catch=(EvaluationFailed, Surplus))
         finally:
             self._lock.release()
         if self.study._stop_flag:
             # Nobody here stops a study, so the sampler has: there is nothing left to propose.
             self._exhausted = True
             return True
-        (trial,) = ended
+        trial = self.study.get_trials(deepcopy=False)[self._number]
         self._judge(trial)
         if not _is_duplicate(trial):
             listener.finished(self, trial)
         return True
 
     def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:
+        self._number = trial.number
         sign(trial, self.storage)
         return self.objective(trial, lambda: self._claimed(trial))
 
@@ -169,6 +165,11 @@ def search_all(runs: Sequence[Run], listener: Listener) -> None:
     ]
     if problems:
         raise SearchStopped("; ".join(problems))
+
+
+def _standing(trials: Sequence[FrozenTrial]) -> Standing:
+    done = sum(map(counts, trials))
+    return Standing(done, done + sum(trial.state == TrialState.RUNNING for trial in trials))
 
 
 def _is_duplicate(trial: FrozenTrial) -> bool:

@@ -16,7 +16,10 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from smnas_optuna.architecture import BackboneCode
 from smnas_optuna.errors import UserError
+from smnas_optuna.reporting.correlation import module_importances
+from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
 from smnas_optuna.reporting.pareto import (
     PARTS,
@@ -110,7 +113,7 @@ def _render(study: optuna.Study, known: Show) -> str:
     front = pareto_front(study)
     objectives = objectives_of(study)
     search = search_of(study)
-    sections = [] if front.empty else _sections(study, objectives, known)
+    sections = [] if front.empty else _sections(study, trials, objectives, known)
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.get_template("page.html").render(
@@ -133,7 +136,9 @@ def _render(study: optuna.Study, known: Show) -> str:
     )
 
 
-def _sections(study: optuna.Study, objectives: Sequence[Objective], known: Show) -> list[_Section]:
+def _sections(
+    study: optuna.Study, trials: pd.DataFrame, objectives: Sequence[Objective], known: Show
+) -> list[_Section]:
     several = len(objectives) > 1
     sections = [
         _section(
@@ -148,6 +153,7 @@ def _sections(study: optuna.Study, objectives: Sequence[Objective], known: Show)
     if stages is not None:
         text = "Every detector of the search over its measured time; stars are those that stage two took on."
         sections.append(_section("stages", "Stage one and stage two", text, text, stages))
+    sections.append(_effects(study, trials))
     if several:
         figure = hypervolume_figure(study).update_layout(title_text=None, margin_t=12)
         label = "Hypervolume after each finished trial"
@@ -155,6 +161,18 @@ def _sections(study: optuna.Study, objectives: Sequence[Objective], known: Show)
             _section("hypervolume", "Hypervolume over the search", f"{reference_text(study)}.", label, figure)
         )
     return sections
+
+
+def _effects(study: optuna.Study, trials: pd.DataFrame) -> _Section:
+    """Show what matters: the traits of searched backbones, or else the modules of detectors."""
+    finished = trials[trials["is_finished"]]
+    if finished["backbone_family"].isin(BackboneCode.BLOCKS).any():
+        text = "Depth in blocks, width in channels; DC_k: where channels double; len_k: share of the blocks in a stage."
+        return _section("correlation", "What goes with accuracy", text, text, correlations_figure(study))
+    importances = module_importances(study)
+    text = " ".join(["Shares of each objective's variation over all finished trials.", *importances.remarks])
+    label = "Importance of each module for each objective"
+    return _section("modules", "Which module matters", text, label, importance_figure(importances))
 
 
 def _descent(search: Search | None) -> str:

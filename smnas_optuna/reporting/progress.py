@@ -1,17 +1,23 @@
-"""What a search tells while it runs: a live view in a terminal, plain lines elsewhere."""
+"""What a search tells while it runs: a live view of its workers in a terminal, plain lines elsewhere."""
 
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from optuna.trial import TrialState
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from smnas_optuna.evaluation.job import Costs, Resumed
-from smnas_optuna.evaluation.job import Progress as Epoch
+from smnas_optuna.evaluation.job import Costs, Progress, Resumed
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
+from smnas_optuna.reporting.sparkline import sparkline
 
 _PLAIN_WIDTH = 140
+_BAR_WIDTH = 20
+_SPARKLINE_WIDTH = 12
 
 
 def console() -> Console:
@@ -21,45 +27,52 @@ def console() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
+@dataclass
+class _Lane:
+    """What one worker is at."""
+
+    trial: str = ""
+    architecture: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
 class SearchProgress:
-    """Shows trials done of total, the current trials' epochs, best mAP, hypervolume and time left.
+    """Shows what each worker trains, with its epochs and loss, and the trials done, the best mAP and the time left.
 
     Args:
         out: Where to show it.
         done: Trials that counted before this run, by study (see Search.path).
         totals: Trials that each of these studies shall reach.
+        quiet: Tell only what goes wrong.
     """
 
-    def __init__(self, out: Console, done: dict[str, int], totals: dict[str, int]) -> None:
+    def __init__(self, out: Console, done: dict[str, int], totals: dict[str, int], *, quiet: bool = False) -> None:
         self._out = out
+        self._quiet = quiet
         self._before = sum(done.values())
         self._done = dict(done)
         self._totals = totals
         self._best: dict[str, float] = {}
         self._started = time.monotonic()
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[remark]}", markup=False),
-            console=out,
-            disable=not out.is_terminal,
-        )
-        total = sum(totals.values())
-        self._trials: TaskID = self._bars.add_task("trials", total=total, completed=self._before, remark="")
-        self._epochs: dict[int, TaskID] = {}
+        self._lanes: dict[int, _Lane] = {}
+        self._standing = ""
+        self._is_live = out.is_terminal and not quiet
+        self._live = Live(get_renderable=self.view, console=out, transient=True)
 
     def __enter__(self) -> "SearchProgress":
-        self._bars.start()
+        if self._is_live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._live.stop()
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Show a line about something that went wrong."""
         self._out.print(line, soft_wrap=True)
 
     def hear(self, message: Message) -> None:
@@ -67,34 +80,56 @@ class SearchProgress:
         if isinstance(message, Ready):
             target = message.target
             device = f"{target.count} x {target.name}" if target.count > 1 else target.name
-            self._out.print(f"worker {message.worker} is ready on {device}")
+            self._lanes[message.worker] = _Lane()
+            self._tell(f"worker {message.worker} is ready on {device}")
         elif isinstance(message, Heard):
             self._hear(message)
         elif isinstance(message, Finished):
             self._finish(message)
         elif isinstance(message, Requeued):
-            self._out.print(f"{_name(message.study, message.trial)} was interrupted and is back in the queue")
+            self.say(f"{_name(message.study, message.trial)} was interrupted and is back in the queue")
+
+    def view(self) -> RenderableType:
+        """Return the live view: a lane per worker, and below them how far the search is."""
+        done, total = sum(self._done.values()), sum(self._totals.values())
+        lanes = Table.grid(padding=(0, 1))
+        for worker, lane in sorted(self._lanes.items()):
+            lanes.add_row(
+                f"worker {worker}",
+                lane.trial or "waits",
+                ProgressBar(max(lane.epochs, 1), lane.epoch, width=_BAR_WIDTH),
+                f"{lane.epoch}/{lane.epochs}" if lane.epochs else "",
+                f"{sparkline(lane.losses, _SPARKLINE_WIDTH)} {lane.losses[-1]:.3f}" if lane.losses else "",
+                Text(lane.architecture, no_wrap=True, overflow="ellipsis"),
+            )
+        overall = Table.grid(padding=(0, 1))
+        overall.add_row("trials", ProgressBar(total, done, width=_BAR_WIDTH), f"{done}/{total}", self._standing)
+        return Group(lanes, overall)
+
+    def _tell(self, line: str) -> None:
+        if not self._quiet:
+            self._out.print(line)
 
     def _hear(self, message: Heard) -> None:
         name, event = _name(message.study, message.trial), message.event
-        bar = self._epochs.get(message.worker)
-        if bar is None:
-            bar = self._epochs[message.worker] = self._bars.add_task("", total=None, visible=False, remark="")
+        lane = self._lanes.setdefault(message.worker, _Lane())
         if isinstance(event, Costs):
+            self._lanes[message.worker] = _Lane(name, message.architecture)
             costs = f"{event.flops / 1e9:.3g} GFLOPs, {event.params / 1e6:.3g} M parameters"
-            self._out.print(f"{name}: {message.architecture} ({costs})")
-            self._bars.reset(bar, total=1, remark="", description=name)
+            self._tell(f"{name}: {message.architecture} ({costs})")
         elif isinstance(event, Resumed):
-            self._out.print(f"{name}: goes on after epoch {event.epochs}, where it was interrupted")
-        elif isinstance(event, Epoch):
-            remark = f"loss {event.loss:.3f}"
-            self._bars.update(bar, visible=True, completed=event.epoch, total=event.epochs, remark=remark)
-            if not self._out.is_terminal:
-                self._out.print(f"{name}: epoch {event.epoch}/{event.epochs}, {remark}")
+            lane.epoch = event.epochs
+            self._tell(f"{name}: goes on after epoch {event.epochs}, where it was interrupted")
+        elif isinstance(event, Progress):
+            lane.epoch, lane.epochs = event.epoch, event.epochs
+            lane.losses.append(event.loss)
+            if not self._is_live:
+                self._tell(f"{name}: epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}")
 
     def _finish(self, message: Finished) -> None:
         trial, study = message.trial, message.study
         self._done[study] = max(message.done, self._done.get(study, 0))
+        self._lanes[message.worker] = _Lane()
         scores = trial.user_attrs
         if trial.state == TrialState.COMPLETE:
             self._best[study] = max(scores["map"], self._best.get(study, -1.0))
@@ -105,15 +140,16 @@ class SearchProgress:
         else:
             outcome = f"{trial.state.name.lower()}: {scores.get('reason', 'no reason recorded')}"
         done, total = sum(self._done.values()), sum(self._totals.values())
-        standing = self._standing(message, done, total)
-        if message.worker in self._epochs:
-            self._bars.update(self._epochs[message.worker], visible=False)
-        self._bars.update(self._trials, completed=done, remark=standing)
-        self._out.print(f"{_name(study, trial.number)}: {outcome}")
-        if not self._out.is_terminal:
-            self._out.print(f"{done}/{total} trials; {standing}")
+        self._standing = self._tell_standing(message, done, total)
+        told = f"{_name(study, trial.number)}: {outcome}"
+        if trial.state == TrialState.FAIL:
+            self.say(told)
+        else:
+            self._tell(told)
+        if not self._is_live:
+            self._tell(f"{done}/{total} trials; {self._standing}")
 
-    def _standing(self, message: Finished, done: int, total: int) -> str:
+    def _tell_standing(self, message: Finished, done: int, total: int) -> str:
         words = []
         if message.study in self._best:
             of = f" of {_candidate(message.study)}" if _candidate(message.study) else ""

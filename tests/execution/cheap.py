@@ -59,7 +59,7 @@ class CheapOrder:
 
     def runs(self, tell: Tell) -> dict[str, Run]:
         storage = open_storage(self.url, create=False, heartbeat=self.heartbeat, patience=PATIENCE)
-        sampler = create_sampler(self.sampler, self.worker, suggest, order)
+        sampler = create_sampler(self.sampler, self.worker, suggest, order, exclusive=True)
         study = optuna.load_study(study_name="cheap", storage=storage, sampler=sampler)
         return {"cheap": Run(study, storage, CheapObjective(self.seconds), self.total, SIZE)}
 

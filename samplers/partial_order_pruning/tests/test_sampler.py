@@ -84,9 +84,10 @@ def test_a_pickled_or_copied_sampler_goes_on_alike() -> None:
     assert asked
 
 
-def test_running_trials_are_not_proposed_again_and_spread_out() -> None:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_running_trials_are_not_proposed_again_and_spread_out(exclusive: bool) -> None:
     grid = Grid.additive(4, (2, 5, 5))
-    study = create_study(sampler_for(grid))
+    study = create_study(sampler_for(grid, exclusive=exclusive))
     study.optimize(grid.objective, n_trials=12)
     running = [study.ask() for _ in range(8)]
     proposed = [grid.search_space(trial) for trial in running]

@@ -1,0 +1,150 @@
+"""A found detector as one whole MMDetection config that trains it fully: the recipe of SM-NAS's final models.
+
+The paper (section 4.1.2): batch normalisation without weight standardisation, the 2x schedule, SGD with a learning rate
+of 0.04 for 32 images a step. Learning rates are those of that batch size; MMEngine scales them to the batch that a
+training has.
+"""
+
+from typing import Any, Final
+
+from mmengine.config import Config
+
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.detector.config import model_config
+from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.recipe import Detector
+
+# Epochs, and after which of them the learning rate drops tenfold, as in MMDetection's schedules.
+SCHEDULES: Final = {"1x": (12, (8, 11)), "2x": (24, (16, 22)), "3x": (36, (27, 33))}
+
+_LEARNING_RATE = 0.04
+_BASE_BATCH = 32
+_IMAGES_PER_GPU = 4
+_WARMUP_ITERATIONS = 500
+# Sides of training images, as shares of the searched input size.
+_JITTER = (0.8, 1.25)
+_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+
+
+def final_config(
+    architecture: Architecture,
+    dataset: CheckedDataset,
+    detector: Detector,
+    *,
+    schedule: str = "2x",
+    weights: str | None = None,
+) -> Config:
+    """Return the config; MMDetection's ``tools/train.py`` and ``python -m smnas_optuna.train`` run it.
+
+    Args:
+        architecture: What to train.
+        dataset: On what; its paths go into the config.
+        detector: What the search's detectors had in common; its normalisation is replaced.
+        schedule: One of :data:`SCHEDULES`.
+        weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
+    """
+    epochs, drops = SCHEDULES[schedule]
+    final = detector.model_copy(update={"norm": "BN", "weight_standardization": False})
+    scale = (architecture.input_size.width, architecture.input_size.height)
+    load = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}]
+    learn = [
+        *load,
+        {"type": "RandomResize", "scale": scale, "ratio_range": _JITTER, "keep_ratio": True},
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PackDetInputs"},
+    ]
+    test = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": scale, "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "PackDetInputs", "meta_keys": _META_KEYS},
+    ]
+    evaluator = {"type": "CocoMetric", "ann_file": str(dataset.val.annotations), "metric": "bbox"}
+    val = _loader(dataset, "val", 1, test)
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
+            "model": _model(architecture, dataset, final, weights),
+            "train_dataloader": _loader(dataset, "train", _IMAGES_PER_GPU, learn),
+            "val_dataloader": val,
+            "test_dataloader": val,
+            "val_evaluator": evaluator,
+            "test_evaluator": evaluator,
+            "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": epochs, "val_interval": 1},
+            "val_cfg": {"type": "ValLoop"},
+            "test_cfg": {"type": "TestLoop"},
+            "optim_wrapper": {
+                "type": "OptimWrapper",
+                "optimizer": {"type": "SGD", "lr": _LEARNING_RATE, "momentum": 0.9, "weight_decay": 1e-4},
+                "clip_grad": {"max_norm": 35, "norm_type": 2},
+            },
+            "auto_scale_lr": {"enable": True, "base_batch_size": _BASE_BATCH},
+            "param_scheduler": [
+                {
+                    "type": "LinearLR",
+                    "start_factor": 0.001,
+                    "by_epoch": False,
+                    "begin": 0,
+                    "end": _WARMUP_ITERATIONS,
+                },
+                {
+                    "type": "MultiStepLR",
+                    "by_epoch": True,
+                    "begin": 0,
+                    "end": epochs,
+                    "milestones": list(drops),
+                    "gamma": 0.1,
+                },
+            ],
+            "default_hooks": {
+                "timer": {"type": "IterTimerHook"},
+                "logger": {"type": "LoggerHook", "interval": 50},
+                "param_scheduler": {"type": "ParamSchedulerHook"},
+                "checkpoint": {
+                    "type": "CheckpointHook",
+                    "interval": 1,
+                    "max_keep_ckpts": 2,
+                    "save_best": "coco/bbox_mAP",
+                    "rule": "greater",
+                },
+                "sampler_seed": {"type": "DistSamplerSeedHook"},
+            },
+            "env_cfg": {
+                "cudnn_benchmark": False,
+                "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
+                "dist_cfg": {"backend": "nccl"},
+            },
+            "log_level": "INFO",
+            "load_from": None,
+            "resume": False,
+            "randomness": {"seed": 0},
+        }
+    )
+
+
+def _model(
+    architecture: Architecture, dataset: CheckedDataset, detector: Detector, weights: str | None
+) -> dict[str, Any]:
+    return model_config(architecture, classes=len(dataset.classes), detector=detector, weights=weights)
+
+
+def _loader(dataset: CheckedDataset, name: str, batch_size: int, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    split = getattr(dataset, name)
+    learn = name == "train"
+    return {
+        "batch_size": batch_size,
+        "num_workers": 2,
+        "persistent_workers": True,
+        "sampler": {"type": "DefaultSampler", "shuffle": learn},
+        **({"batch_sampler": {"type": "AspectRatioBatchSampler"}} if learn else {}),
+        "dataset": {
+            "type": "CocoDataset",
+            "metainfo": {"classes": dataset.classes},
+            "ann_file": str(split.annotations),
+            "data_prefix": {"img": str(split.images)},
+            "filter_cfg": {"filter_empty_gt": True} if learn else None,
+            "test_mode": not learn,
+            "pipeline": pipeline,
+        },
+    }

@@ -1,0 +1,118 @@
+"""``python -m smnas_optuna.export``: write a found or published detector as an MMDetection config that trains it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import optuna
+import typer
+from optuna.trial import TrialState
+
+from smnas_optuna.architecture import Architecture, ClassicBackbone
+from smnas_optuna.command_line import run_command
+from smnas_optuna.detector.zoo import DETECTORS, find_detector
+from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit, open_dataset
+from smnas_optuna.recipe import CocoDataset, Detector
+from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.search import Search
+from smnas_optuna.storage import DEFAULT_STORAGE
+from smnas_optuna.study import load_study, search_of
+
+_DEFAULT_DATA = "coco"
+_COCO_ANNOTATIONS = "instances_train2017.json"
+
+
+def export(
+    output: Annotated[Path, typer.Option(help="Config file to write.")],
+    study: Annotated[str | None, typer.Option(help="Name of the study, such as coco/modular/C0.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial of it.")] = None,
+    zoo: Annotated[str | None, typer.Option(help=f"Instead a published detector: {', '.join(DETECTORS)}.")] = None,
+    storage: Annotated[
+        str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
+    ] = DEFAULT_STORAGE,
+    schedule: Annotated[
+        Literal["1x", "2x", "3x"], typer.Option(help="12, 24 or 36 epochs, as MMDetection counts.")
+    ] = "2x",
+    data: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Recipe whose data set to train on; the study's own, or coco.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of that recipe.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint that the backbone begins with; imagenet for a published backbone's own."),
+    ] = None,
+) -> None:
+    """Write one whole MMDetection config with the paper's recipe for final models: BN and the 2x schedule."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if (study is None) == (zoo is None) or (study is None) != (trial is None):
+        raise UserError("expected --study NAME --trial N, or --zoo NAME")
+    if zoo is not None:
+        architecture, detector, search = _published(zoo), Detector(), None
+    else:
+        assert study is not None
+        assert trial is not None
+        architecture, detector, search = _found(storage, study, trial)
+    dataset = _dataset(search, data, overrides)
+    from smnas_optuna.detector.config import weights_of
+    from smnas_optuna.detector.final import final_config  # loads torch, for which no mistake has to wait
+
+    if weights == "imagenet":
+        if not isinstance(architecture.backbone, ClassicBackbone):
+            raise UserError(f"--weights imagenet: {architecture.backbone} is not published; expected a file, or none")
+        weights = weights_of(architecture.backbone)
+    config = final_config(architecture, dataset, detector, schedule=schedule, weights=weights)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(f"# {architecture}, exported by smnas_optuna\n{config.pretty_text}", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+    print(f"{output}: {architecture}, {len(dataset.classes)} classes; python -m smnas_optuna.train {output}")
+
+
+def _published(name: str) -> Architecture:
+    try:
+        published = find_detector(name)
+    except ValueError as error:
+        raise UserError(f"--zoo {error}") from None
+    if published.architecture is None:
+        raise UserError(f"--zoo {name}: MMDetection ships it, as configs/{published.config}")
+    return published.architecture
+
+
+def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector, Search]:
+    study = load_study(storage, name)
+    search = search_of(study)
+    if search is None:
+        raise UserError(f"--study {name!r}: not made by run_study; expected one that has a recipe")
+    trials = study.get_trials(deepcopy=False)
+    complete = [str(trial.number) for trial in trials if trial.state == TrialState.COMPLETE]
+    if str(number) not in complete:
+        raise UserError(
+            f"--trial {number}: not a finished trial of {name!r}; those are {', '.join(complete) or 'none'}"
+        )
+    architecture = Architecture.parse(trials[number].user_attrs["architecture"])
+    return architecture, search.settings.detector, search
+
+
+def _dataset(search: Search | None, data: str | None, overrides: list[str] | None) -> CheckedDataset:
+    if data is None and overrides is None and search is not None:
+        dataset = search.recipe.dataset
+    else:
+        dataset = load_recipe(data or _DEFAULT_DATA, overrides or ()).dataset
+    if isinstance(dataset, CocoDataset) and dataset.train.annotations.name == _COCO_ANNOTATIONS:
+        train, val = (
+            DatasetSplit(dataset.root / split.annotations, dataset.root / split.images)
+            for split in (dataset.train, dataset.val)
+        )
+        if not train.annotations.exists():
+            # COCO's classes are known, so the config can be written where the data are not.
+            from mmdet.datasets import CocoDataset as MMDetectionsCoco
+
+            return CheckedDataset(train, val, MMDetectionsCoco.METAINFO["classes"])
+    return open_dataset(dataset)
+
+
+if __name__ == "__main__":
+    run_command(export, "export")
