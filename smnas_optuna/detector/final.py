@@ -46,14 +46,14 @@ def final_config(
     epochs, drops = SCHEDULES[schedule]
     final = detector.model_copy(update={"norm": "BN", "weight_standardization": False})
     scale = (architecture.input_size.width, architecture.input_size.height)
-    load = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}]
-    learn = [
-        *load,
+    learn: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "RandomResize", "scale": scale, "ratio_range": _JITTER, "keep_ratio": True},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "PackDetInputs"},
     ]
-    test = [
+    test: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": scale, "keep_ratio": True},
         {"type": "LoadAnnotations", "with_bbox": True},
@@ -65,7 +65,7 @@ def final_config(
         {
             "default_scope": "mmdet",
             "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
-            "model": _model(architecture, dataset, final, weights),
+            "model": model_config(architecture, classes=len(dataset.classes), detector=final, weights=weights),
             "train_dataloader": _loader(dataset, "train", _IMAGES_PER_GPU, learn),
             "val_dataloader": val,
             "test_dataloader": val,
@@ -121,12 +121,6 @@ def final_config(
             "randomness": {"seed": 0},
         }
     )
-
-
-def _model(
-    architecture: Architecture, dataset: CheckedDataset, detector: Detector, weights: str | None
-) -> dict[str, Any]:
-    return model_config(architecture, classes=len(dataset.classes), detector=detector, weights=weights)
 
 
 def _loader(dataset: CheckedDataset, name: str, batch_size: int, pipeline: list[dict[str, Any]]) -> dict[str, Any]:

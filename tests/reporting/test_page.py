@@ -79,7 +79,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
 def test_plotly_is_embedded_once_for_all_figures(tmp_path: Path) -> None:
     page = read_report(make_study(tmp_path, detectors()), tmp_path)
     assert page.html.count("* plotly.js v") == 1
-    assert len([tag for tag, attributes in page.elements if attributes.get("class") == "figure"]) == 2
+    assert len([tag for tag, attributes in page.elements if attributes.get("class") == "figure"]) == 3
 
 
 def test_the_headline_numbers_come_first(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_the_database_says_is_text_not_markup(tmp_path: Path) -> None:
     study.set_user_attr("recipe", attack)
     page = read_report(study, tmp_path)
     assert "alert(1)" in page.text
-    assert [tag for tag, _ in page.elements].count("script") == 4
+    assert [tag for tag, _ in page.elements].count("script") == 5
     assert "img" not in [tag for tag, _ in page.elements]
     assert "<script>alert" not in page.html
 

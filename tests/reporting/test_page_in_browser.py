@@ -31,7 +31,7 @@ def test_the_report_draws_every_figure_without_a_network_and_nothing_moves(
     path = write_report(make_study(tmp_path, detectors()), tmp_path, known="all")
     with open_page(width=width, dark=dark, offline=True) as page:
         open_report(page, path)
-        assert len(page.query_selector_all(".figure.js-plotly-plot")) == 2
+        assert len(page.query_selector_all(".figure.js-plotly-plot")) == 3
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.evaluate("window.shift") < 0.1
         background = page.evaluate("getComputedStyle(document.querySelector('#front .bg')).fill")
@@ -74,9 +74,19 @@ def test_colours_and_axes_are_chosen_by_keyboard(tmp_path: Path) -> None:
 def test_the_report_of_2000_trials_is_small_enough_to_send(tmp_path: Path) -> None:
     trials = []
     for number in range(2000):
-        measured = {"map": 0.4 - 1 / (number + 10), "latency_ms": 20.0 + number / 7}
-        attributes = {"architecture": ARCHITECTURES[number % 5], "flops": number * 1e9, "latency_spread_ms": 0.4}
-        trials.append(finished(*measured.values(), **measured, **attributes, device="A"))
+        precision, milliseconds = 0.4 - 1 / (number + 10), 20.0 + number / 7
+        trials.append(
+            finished(
+                precision,
+                milliseconds,
+                architecture=ARCHITECTURES[number % 5],
+                map=precision,
+                flops=number * 1e9,
+                latency_ms=milliseconds,
+                latency_spread_ms=0.4,
+                device="A",
+            )
+        )
     study = optuna.create_study(directions=["maximize", "minimize"], study_name="large")
     study.set_metric_names(["map", "latency_ms"])
     study.add_trials(trials)

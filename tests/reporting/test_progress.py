@@ -73,7 +73,7 @@ def test_the_live_view_has_a_lane_per_worker_with_its_epochs_and_loss() -> None:
     Console(file=output, width=120).print(progress.view())
     lanes = output.getvalue().splitlines()
     assert [lane.split()[:4] for lane in lanes[:2]] == [["worker", "0", "trial", "3"], ["worker", "1", "trial", "4"]]
-    assert " 3/4 █▄▁ 0.500 96x72 ResNet18 RetinaNet" in " ".join(lanes[0].split())
+    assert " 3/4 █▃▁ 0.500 96x72 ResNet18 RetinaNet" in " ".join(lanes[0].split())
     assert " 3/4 ▁ 0.750 96x72 ResNet18 RetinaNet" in " ".join(lanes[1].split())
     assert lanes[2].split()[0] == "trials"
     assert "3/8" in lanes[2]
