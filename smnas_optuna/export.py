@@ -108,9 +108,9 @@ def _dataset(search: Search | None, data: str | None, overrides: list[str] | Non
         )
         if not train.annotations.exists():
             # COCO's classes are known, so the config can be written where the data are not.
-            from mmdet.datasets import CocoDataset as MMDetectionsCoco
+            from smnas_optuna.detector.final import coco_classes
 
-            return CheckedDataset(train, val, MMDetectionsCoco.METAINFO["classes"])
+            return CheckedDataset(train, val, coco_classes())
     return open_dataset(dataset)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
@@ -62,7 +62,7 @@ def test_an_exported_detector_detects_the_same_with_the_same_weights(tmp_path: P
     assert architecture is not None
     init_default_scope("mmdet")
     exported = MODELS.build(Config.fromfile(str(tmp_path / "config.py")).model).eval()
-    searched = MODELS.build(model_config(architecture, classes=80, detector=Detector())).eval()
+    searched = MODELS.build(ConfigDict(model_config(architecture, classes=80, detector=Detector()))).eval()
     exported.load_state_dict(searched.state_dict())
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_found_detector_trains_with_our_command_and_with_mmdetections(searched
     [
         ([], "expected --study NAME --trial N, or --zoo NAME"),
         (["--study", "tiny/structural"], "expected --study NAME --trial N, or --zoo NAME"),
-        (["--zoo", "E9"], "--zoo 'E9': no such detector; did you mean E"),
+        (["--zoo", "E9"], "--zoo 'E9': no such detector; expected E0"),
         (["--zoo", "FSAF"], "--zoo FSAF: MMDetection ships it, as configs/fsaf/"),
         (["--study", "tiny/structural", "--trial", 7], "--trial 7: not a finished trial of 'tiny/structural'"),
         (["--study", "tiny/modular/C0", "--trial", 0], "--study 'tiny/modular/C0': no such study"),

@@ -10,6 +10,7 @@ from typing import Any, Final
 from mmengine.config import Config
 
 from smnas_optuna.architecture import Architecture
+from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.recipe import Detector
@@ -121,6 +122,14 @@ def final_config(
             "randomness": {"seed": 0},
         }
     )
+
+
+def coco_classes() -> tuple[str, ...]:
+    """Return the names of COCO's 80 classes, in its order."""
+    from mmdet.datasets import CocoDataset
+
+    classes: tuple[str, ...] = CocoDataset.METAINFO["classes"]
+    return classes
 
 
 def _loader(dataset: CheckedDataset, name: str, batch_size: int, pipeline: list[dict[str, Any]]) -> dict[str, Any]:

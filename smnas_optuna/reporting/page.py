@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from smnas_optuna.architecture import BackboneCode
 from smnas_optuna.errors import UserError
-from smnas_optuna.reporting.correlation import module_importances
+from smnas_optuna.reporting.correlation import PART_TITLES, module_importances
 from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
 from smnas_optuna.reporting.pareto import (
@@ -252,6 +252,9 @@ def _csv(trials: pd.DataFrame) -> Markup:
 def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], search: Search | None) -> dict[str, Any]:
     others = [objective.name for objective in objectives if objective.name not in _METRIC_HEADS]
     metrics = [*_METRIC_HEADS, *others]
+    candidate = search.candidate if search else None
+    # Stage two leaves the rest of the candidate as it is.
+    parts = ("backbone", "neck") if candidate else PARTS
     rows = []
     for _, trial in front.iterrows():
         is_architecture = isinstance(trial["input_size"], str)
@@ -265,14 +268,14 @@ def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], search: S
             {
                 "number": trial["number"],
                 "enqueued": trial["enqueued"],
-                "parts": [_text(trial[part]) for part in PARTS] if is_architecture else None,
+                "parts": [_text(trial[part]) for part in parts] if is_architecture else None,
                 "architecture": _text(trial["architecture"]),
                 "metrics": cells,
                 "device": _text(trial["device"]),
             }
         )
-    candidate = search.candidate if search else None
     return {
+        "parts": [PART_TITLES[part] for part in parts],
         "several_devices": bool(front["device"].nunique() > 1),
         "parent": f"{candidate}, trial {candidate.trial}" if candidate else "",
         "rows": rows,

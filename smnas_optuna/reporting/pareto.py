@@ -16,7 +16,7 @@ from smnas_optuna.architecture import Architecture, ClassicBackbone
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
 
 PARTS = ("input_size", "backbone", "neck", "rpn", "head")
-_NUMBERS = (*QUANTITIES, "latency_spread_ms", "untrained_latency_ms", "train_seconds", "depth", "width")
+_NUMBERS = (*QUANTITIES, "latency_spread_ms", "untrained_latency_ms", "train_seconds")
 _TEXTS = ("architecture", "device", "reason")
 
 

@@ -18,6 +18,7 @@ class Quantity:
         scale: Stored value of one shown unit, 1e9 for FLOPs shown in GFLOPs.
         is_precision: An average precision: shown with the digits of COCO's own tables, and missing where negative,
             since COCO's evaluation writes -1 where no object of that kind exists.
+        is_count: A whole number, shown as it is.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Quantity:
     note: str = ""
     scale: float = 1.0
     is_precision: bool = False
+    is_count: bool = False
 
     def text(self, value: float | None) -> str:
         """Return ``value``, as stored, to three significant digits in the shown unit; an en dash where missing."""
@@ -68,6 +70,8 @@ class Quantity:
             return 0
         if self.is_precision:
             return 3 if shown <= 1 else 1
+        if self.is_count:
+            return 0
         return max(0, 2 - math.floor(math.log10(shown)))
 
 
@@ -82,6 +86,8 @@ QUANTITIES: Final = {
     "flops": Quantity("FLOPs", unit="G", note="multiply-adds", scale=1e9),
     "params": Quantity("params", unit="M", scale=1e6),
     "backbone_flops": Quantity("backbone FLOPs", unit="G", note="multiply-adds", scale=1e9),
+    "depth": Quantity("depth", is_count=True),
+    "width": Quantity("width", is_count=True),
     "backbone_params": Quantity("backbone params", unit="M", scale=1e6),
 }
 

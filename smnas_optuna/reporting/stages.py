@@ -60,6 +60,7 @@ def stages_figure(studies: Sequence[optuna.Study]) -> go.Figure | None:
             figure.add_trace(_star(name, parent, colour))
     everything = pd.concat(frames.values())
     dress(figure, 480)
+    figure.update_layout(margin_t=24)
     figure.update_xaxes(title_text=axis_title("latency_ms", everything))
     figure.update_yaxes(title_text=axis_title("map", everything))
     return figure
