@@ -56,7 +56,7 @@ def export(
         architecture, detector, search = _found(storage, study, trial)
     dataset = _dataset(search, data, overrides)
     from smnas_optuna.detector.config import weights_of
-    from smnas_optuna.detector.final import final_config  # loads torch, for which no mistake has to wait
+    from smnas_optuna.evaluation.final import final_config  # loads torch, for which no mistake has to wait
 
     if weights == "imagenet":
         if not isinstance(architecture.backbone, ClassicBackbone):
@@ -108,7 +108,7 @@ def _dataset(search: Search | None, data: str | None, overrides: list[str] | Non
         )
         if not train.annotations.exists():
             # COCO's classes are known, so the config can be written where the data are not.
-            from smnas_optuna.detector.final import coco_classes
+            from smnas_optuna.evaluation.final import coco_classes
 
             return CheckedDataset(train, val, coco_classes())
     return open_dataset(dataset)

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.commands import run
+
 # Small networks on few cores: see Device.cpu_threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -74,3 +76,15 @@ def tiny_recipe(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search of two trials: ``tiny.yaml``, ``smnas.db`` and ``work_dirs/tiny``."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    result = run("run_study", "tiny.yaml", "--n-trials", 2, "--seed", 1, "--quiet", folder=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("report: ")
+    assert len(result.stdout.splitlines()) == 1
+    return folder

@@ -6,7 +6,6 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
-import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
@@ -17,21 +16,10 @@ from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.recipe import Detector
 from tests.commands import run
-from tests.conftest import TINY
 
 
 def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search of two trials."""
-    folder = tmp_path_factory.mktemp("searched")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    result = run("run_study", "tiny.yaml", "--n-trials", 2, "--seed", 1, "--quiet", folder=folder)
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 @pytest.mark.parametrize("name", ["E0", "E1", "E2", "E3", "E4", "E5"])

@@ -47,6 +47,7 @@ from smnas_optuna.evaluation.job import (
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.latency import measure_latency
+from smnas_optuna.evaluation.loaders import loader_config
 from smnas_optuna.recipe import Recipe
 
 # Done once in the server of training processes, so that a trial does not wait for it.
@@ -172,26 +173,6 @@ def runner_config(job: Job, kind: str) -> Config:
     ]
     meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
-    def loader(name: str, batch_size: int, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-        split = getattr(dataset, name)
-        learn = name == "train"
-        return {
-            "batch_size": batch_size,
-            "num_workers": training.loader_workers,
-            "persistent_workers": training.loader_workers > 0,
-            "sampler": {"type": "DefaultSampler", "shuffle": learn},
-            **({"batch_sampler": {"type": "AspectRatioBatchSampler"}} if learn else {}),
-            "dataset": {
-                "type": "CocoDataset",
-                "metainfo": {"classes": dataset.classes},
-                "ann_file": str(split.annotations),
-                "data_prefix": {"img": str(split.images)},
-                "filter_cfg": {"filter_empty_gt": True} if learn else None,
-                "test_mode": not learn,
-                "pipeline": pipeline,
-            },
-        }
-
     flip = {"type": "RandomFlip", "prob": training.flip}
     schedule: list[dict[str, Any]] = [
         {
@@ -211,12 +192,22 @@ def runner_config(job: Job, kind: str) -> Config:
             "default_scope": "mmdet",
             "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
             "model": model,
-            "train_dataloader": loader(
-                "train",
-                training.batch_size // job.device.gpus_per_trial,
+            "train_dataloader": loader_config(
+                dataset.train,
+                dataset.classes,
                 [*load, flip, {"type": "PackDetInputs"}],
+                learn=True,
+                batch_size=training.batch_size // job.device.gpus_per_trial,
+                workers=training.loader_workers,
             ),
-            "test_dataloader": loader("val", 1, [*load, {"type": "PackDetInputs", "meta_keys": meta_keys}]),
+            "test_dataloader": loader_config(
+                dataset.val,
+                dataset.classes,
+                [*load, {"type": "PackDetInputs", "meta_keys": meta_keys}],
+                learn=False,
+                batch_size=1,
+                workers=training.loader_workers,
+            ),
             "test_evaluator": {"type": "CocoMetric", "ann_file": str(dataset.val.annotations), "metric": "bbox"},
             "train_cfg": {"by_epoch": True, "max_epochs": training.epochs},
             "test_cfg": {"type": "TestLoop"},

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import yaml
 from optuna_dashboard import get_note
 
 from smnas_optuna.recipe_file import load_recipe
@@ -18,23 +17,8 @@ from smnas_optuna.reporting.dashboard import PARETO_FIGURE, Frontispiece, descri
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
 from tests.browser import open_page
-from tests.commands import run
-from tests.conftest import TINY
 
 _START_SECONDS = 30.0
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search of two trials, one of them for each of two reasons of interest."""
-    folder = tmp_path_factory.mktemp("searched")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    result = run("run_study", "tiny.yaml", "--n-trials", 2, "--seed", 1, "--quiet", folder=folder)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"report: {folder}/work_dirs/tiny/tiny-structural.html\n".replace(f"{folder}/", "") or (
-        result.stdout.startswith("report: ")
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from smnas_optuna.architecture import Architecture
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.evaluation.loaders import loader_config
 from smnas_optuna.recipe import Detector
 
 # Epochs, and after which of them the learning rate drops tenfold, as in MMDetection's schedules.
@@ -21,6 +22,7 @@ SCHEDULES: Final = {"1x": (12, (8, 11)), "2x": (24, (16, 22)), "3x": (36, (27, 3
 _LEARNING_RATE = 0.04
 _BASE_BATCH = 32
 _IMAGES_PER_GPU = 4
+_WORKERS = 2
 _WARMUP_ITERATIONS = 500
 # Sides of training images, as shares of the searched input size.
 _JITTER = (0.8, 1.25)
@@ -61,13 +63,16 @@ def final_config(
         {"type": "PackDetInputs", "meta_keys": _META_KEYS},
     ]
     evaluator = {"type": "CocoMetric", "ann_file": str(dataset.val.annotations), "metric": "bbox"}
-    val = _loader(dataset, "val", 1, test)
+    train = loader_config(
+        dataset.train, dataset.classes, learn, learn=True, batch_size=_IMAGES_PER_GPU, workers=_WORKERS
+    )
+    val = loader_config(dataset.val, dataset.classes, test, learn=False, batch_size=1, workers=_WORKERS)
     return Config(
         {
             "default_scope": "mmdet",
             "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
             "model": model_config(architecture, classes=len(dataset.classes), detector=final, weights=weights),
-            "train_dataloader": _loader(dataset, "train", _IMAGES_PER_GPU, learn),
+            "train_dataloader": train,
             "val_dataloader": val,
             "test_dataloader": val,
             "val_evaluator": evaluator,
@@ -130,24 +135,3 @@ def coco_classes() -> tuple[str, ...]:
 
     classes: tuple[str, ...] = CocoDataset.METAINFO["classes"]
     return classes
-
-
-def _loader(dataset: CheckedDataset, name: str, batch_size: int, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    split = getattr(dataset, name)
-    learn = name == "train"
-    return {
-        "batch_size": batch_size,
-        "num_workers": 2,
-        "persistent_workers": True,
-        "sampler": {"type": "DefaultSampler", "shuffle": learn},
-        **({"batch_sampler": {"type": "AspectRatioBatchSampler"}} if learn else {}),
-        "dataset": {
-            "type": "CocoDataset",
-            "metainfo": {"classes": dataset.classes},
-            "ann_file": str(split.annotations),
-            "data_prefix": {"img": str(split.images)},
-            "filter_cfg": {"filter_empty_gt": True} if learn else None,
-            "test_mode": not learn,
-            "pipeline": pipeline,
-        },
-    }
