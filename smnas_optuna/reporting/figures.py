@@ -60,6 +60,7 @@ _DASHES: Final = ("solid", "dash", "dot", "dashdot")
 _MOST_RANGES: Final = 5
 _FEW_TRIALS: Final = 10
 _FAINT: Final = 0.45
+_BESIDE: Final = 1.4  # how far a time axis goes where published detectors stand beside, in slowest trials
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,12 @@ def front_figure(
     panels = _panels(finished, objectives)
     figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.2 / len(panels))
     for panel in panels:
-        for trace in (*_lines(panel), *(known if (panel.x, panel.y) == ("latency_ms", "map") else ())):
+        beside = known if (panel.x, panel.y) == ("latency_ms", "map") and not finished.empty else ()
+        for trace in (*_lines(panel), *beside):
             figure.add_trace(trace, row=panel.row, col=1)
+        if beside:
+            # Else the slowest published detector would leave the study's own a corner; a double click shows all.
+            figure.update_xaxes(range=[0, _BESIDE * max(shown(finished, panel.x))], row=panel.row, col=1)
         for ticks in _pruned(panel, pruned, finished):
             figure.add_trace(ticks, row=panel.row, col=1)
         figure.update_xaxes(title_text=axis_title(panel.x, finished), row=panel.row, col=1)
@@ -358,8 +363,9 @@ def _colour_menu(
 
 
 def _scale_menu(panels: Sequence[_Panel]) -> dict[str, Any]:
-    axes = [f"xaxis{panel.row if panel.row > 1 else ''}.type" for panel in panels]
-    buttons = [
-        {"label": scale, "method": "relayout", "args": [dict.fromkeys(axes, scale)]} for scale in ("linear", "log")
-    ]
+    axes = [f"xaxis{panel.row if panel.row > 1 else ''}" for panel in panels]
+    buttons = []
+    for scale in ("linear", "log"):
+        change = {f"{axis}.{name}": value for axis in axes for name, value in (("type", scale), ("autorange", True))}
+        buttons.append({"label": scale, "method": "relayout", "args": [change]})
     return menu("cost axis", buttons, 0, 1)

@@ -146,7 +146,19 @@ def test_the_cost_axes_can_be_logarithmic(tmp_path: Path) -> None:
     )
     menu = front_figure(study).layout.updatemenus[1]
     assert [button.label for button in menu.buttons] == ["linear", "log"]
-    assert menu.buttons[1].args == ({"xaxis.type": "log", "xaxis2.type": "log", "xaxis3.type": "log"},)
+    [change] = menu.buttons[1].args
+    assert {key: value for key, value in change.items() if key.endswith(".type")} == {
+        "xaxis.type": "log",
+        "xaxis2.type": "log",
+        "xaxis3.type": "log",
+    }
+
+
+def test_published_detectors_leave_the_studys_own_their_room(tmp_path: Path) -> None:
+    slow = Scatter(x=[300.0], y=[0.4])
+    figure = front_figure(make_study(tmp_path, detectors()), known=[slow])
+    assert 300.0 in [x for trace in figure.data for x in trace.x]
+    assert 108.1 < figure.layout.xaxis.range[1] < 200.0
 
 
 def test_the_dominated_trials_that_are_drawn_can_be_limited_to_the_latest(tmp_path: Path) -> None:
