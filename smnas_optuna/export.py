@@ -12,7 +12,7 @@ from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit, open_dataset
-from smnas_optuna.recipe import CocoDataset, Detector
+from smnas_optuna.recipe import CocoDataset, Detector, Recipe
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.search import Search
 from smnas_optuna.storage import DEFAULT_STORAGE
@@ -54,15 +54,20 @@ def export(
         assert study is not None
         assert trial is not None
         architecture, detector, search = _found(storage, study, trial)
-    dataset = _dataset(search, data, overrides)
+    recipe = _recipe_of_data(search, data, overrides)
+    dataset = _dataset(recipe)
     from smnas_optuna.detector.config import weights_of
     from smnas_optuna.evaluation.final import final_config  # loads torch, for which no mistake has to wait
 
     if weights == "imagenet":
-        if not isinstance(architecture.backbone, ClassicBackbone):
-            raise UserError(f"--weights imagenet: {architecture.backbone} is not published; expected a file, or none")
-        weights = weights_of(architecture.backbone)
-    config = final_config(architecture, dataset, detector, schedule=schedule, weights=weights)
+        backbone = architecture.backbone
+        if not isinstance(backbone, ClassicBackbone) or backbone.width != ClassicBackbone.PUBLISHED_WIDTH:
+            raise UserError(f"--weights imagenet: {backbone} is no published backbone; expected a file, or none")
+        weights = weights_of(backbone)
+    elif weights is not None and "://" not in weights and not Path(weights).is_file():
+        raise UserError(f"--weights {weights}: no such file; expected one, a URL, or imagenet")
+    flip = recipe.structural.training.flip
+    config = final_config(architecture, dataset, detector, schedule=schedule, flip=flip, weights=weights)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(f"# {architecture}, exported by smnas_optuna\n{config.pretty_text}", encoding="utf-8")
@@ -96,11 +101,17 @@ def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector
     return architecture, search.settings.detector, search
 
 
-def _dataset(search: Search | None, data: str | None, overrides: list[str] | None) -> CheckedDataset:
-    if data is None and overrides is None and search is not None:
-        dataset = search.recipe.dataset
-    else:
-        dataset = load_recipe(data or _DEFAULT_DATA, overrides or ()).dataset
+def _recipe_of_data(search: Search | None, data: str | None, overrides: list[str] | None) -> Recipe:
+    """Return the recipe whose data set is to be trained on."""
+    if data is None and search is not None:
+        if overrides:
+            raise UserError("--set: changes the recipe that --data names; expected --data RECIPE with it")
+        return search.recipe
+    return load_recipe(data or _DEFAULT_DATA, overrides or ())
+
+
+def _dataset(recipe: Recipe) -> CheckedDataset:
+    dataset = recipe.dataset
     if isinstance(dataset, CocoDataset) and dataset.train.annotations.name == _COCO_ANNOTATIONS:
         train, val = (
             DatasetSplit(dataset.root / split.annotations, dataset.root / split.images)

@@ -1,5 +1,6 @@
 """The Optuna objective: architecture -> costs -> gate -> training -> values, recorded on the trial."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,6 +17,8 @@ from smnas_optuna.search import Search, known_costs
 from smnas_optuna.study import counts, first_number, requeue
 
 DUPLICATE = "duplicate"
+
+_logger = logging.getLogger(__name__)
 
 
 class EvaluationFailed(Exception):
@@ -119,13 +122,20 @@ class DetectorObjective:
                     if event.is_environments:
                         raise RuntimeError(event.reason)
                     trial.set_user_attr("reason", event.reason)
-                    self._describe(trial, losses, job.folder)
+                    self._describe_safely(trial, losses, job.folder)
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):
                     self._record(trial, event)
         trial.set_user_attr("seconds", time.perf_counter() - started)
-        self._describe(trial, losses, job.folder)
+        self._describe_safely(trial, losses, job.folder)
         return tuple(float(trial.user_attrs[objective]) for objective in settings.objectives)
+
+    def _describe_safely(self, trial: optuna.Trial, losses: list[float], folder: Path) -> None:
+        """Describe a trial; what is already known of it is worth more than its description."""
+        try:
+            self._describe(trial, losses, folder)
+        except Exception:
+            _logger.exception("trial %d could not be described", trial.number)
 
     def _gate(self, trial: optuna.Trial, **measured: float) -> None:
         """End a trial before its training if not even the best that it can be would reach the front."""

@@ -144,9 +144,11 @@ def search_of(study: optuna.Study) -> Search | None:
     recorded = attributes.get("candidate")
     if recorded is None:
         return Search(recipe)
-    number = int(study.study_name.rpartition("/C")[2])
+    number = re.fullmatch(r".*/modular/C(\d+)", study.study_name)
+    if number is None:
+        return None
     architecture = Architecture.parse(recorded["architecture"])
-    return Search(recipe, Candidate(number, recorded["study"], recorded["trial"], architecture))
+    return Search(recipe, Candidate(int(number[1]), recorded["study"], recorded["trial"], architecture))
 
 
 def relatives_of(study: optuna.Study) -> list[optuna.Study]:

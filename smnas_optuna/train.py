@@ -9,6 +9,8 @@ import typer
 from smnas_optuna.command_line import run_command
 from smnas_optuna.errors import UserError
 
+_METRIC = "val/coco/bbox_mAP"
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="An MMDetection config, such as export writes.")],
@@ -21,6 +23,7 @@ def train(
     """Train the detector of CONFIG as it says, and print its mAP."""
     if not config.is_file():
         raise UserError(f"CONFIG {config}: no such file; expected one that smnas_optuna.export has written")
+    import torch
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
     from mmengine.runner import Runner
@@ -36,10 +39,14 @@ def train(
     loaded.resume = resume
     if amp:
         loaded.optim_wrapper.type = "AmpOptimWrapper"
+        if not torch.cuda.is_available():
+            raise UserError("--amp: torch sees no CUDA GPU here, and needs one for mixed precision")
     runner = Runner.from_cfg(loaded)
     runner.train()
-    best = runner.message_hub.get_scalar("val/coco/bbox_mAP").current()
-    print(f"mAP {best:.3f} after {runner.epoch} epochs; checkpoints are in {loaded.work_dir}")
+    scalars = runner.message_hub.log_scalars
+    # CocoMetric says nothing at all where nothing has been found.
+    told = f"mAP {scalars[_METRIC].current():.3f}" if _METRIC in scalars else "nothing found, so no mAP,"
+    print(f"{told} after {runner.epoch} epochs; checkpoints are in {loaded.work_dir}")
 
 
 if __name__ == "__main__":

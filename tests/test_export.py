@@ -95,6 +95,9 @@ def test_a_found_detector_trains_with_our_command_and_with_mmdetections(searched
         (["--study", "tiny/modular/C0", "--trial", 0], "--study 'tiny/modular/C0': no such study"),
         (["--zoo", "E0", "--data", "nothing"], "nothing"),
         (["--zoo", "E0", "--weights", "imagenet"], "--weights imagenet: "),
+        (["--study", "tiny/structural", "--trial", 0, "--weights", "imagenet"], "ResNet18(w=8) is no"),
+        (["--zoo", "E0", "--weights", "missing.pth"], "--weights missing.pth: no such file"),
+        (["--study", "tiny/structural", "--trial", 0, "--set", "name=x"], "--set: changes the recipe that"),
     ],
 )  # fmt: skip
 def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
@@ -106,6 +109,17 @@ def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (searched / "nowhere.py").exists()
+
+
+def test_images_are_mirrored_as_the_recipe_has_it(searched: Path) -> None:
+    for arguments, flip in (
+        (["--study", "tiny/structural", "--trial", 0], 0.5),
+        (["--zoo", "E0", "--data", "digits"], 0),
+    ):
+        result = run("export", *arguments, "--output", "flip.py", folder=searched)
+        assert result.returncode == 0, result.stderr
+        pipeline = Config.fromfile(str(searched / "flip.py")).train_dataloader.dataset.pipeline
+        assert [step.prob for step in pipeline if step.type == "RandomFlip"] == [flip]
 
 
 def test_a_config_that_is_none_is_the_users_error(tmp_path: Path) -> None:

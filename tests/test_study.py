@@ -25,6 +25,7 @@ from smnas_optuna.study import (
     load_study,
     open_study,
     requeue_dead,
+    search_of,
     this_worker,
 )
 
@@ -257,6 +258,17 @@ def test_a_device_does_not_matter_where_no_time_is_an_objective(url: str, tiny_r
     storage = open_storage(url)
     study = open_study(storage, Search(recipe))
     assert [agree_on_device(study, storage, {"name": name}) for name in ("A", "B")] == ["A", "B"]
+
+
+def test_a_copy_of_a_study_under_another_name_is_no_search(url: str, recipe: Recipe) -> None:
+    study = open_study(open_storage(url), Search(recipe))
+    found = search_of(study)
+    assert found is not None
+    assert found.recipe == recipe
+    study.set_user_attr(
+        "candidate", {"study": "tiny/structural", "trial": 0, "architecture": recipe.structural.seeds[0]}
+    )
+    assert search_of(study) is None
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

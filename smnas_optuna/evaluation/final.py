@@ -35,6 +35,7 @@ def final_config(
     detector: Detector,
     *,
     schedule: str = "2x",
+    flip: float = 0.5,
     weights: str | None = None,
 ) -> Config:
     """Return the config; MMDetection's ``tools/train.py`` and ``python -m smnas_optuna.train`` run it.
@@ -44,6 +45,7 @@ def final_config(
         dataset: On what; its paths go into the config.
         detector: What the search's detectors had in common; its normalisation is replaced.
         schedule: One of :data:`SCHEDULES`.
+        flip: Probability that a training image is mirrored.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
     """
     epochs, drops = SCHEDULES[schedule]
@@ -53,7 +55,7 @@ def final_config(
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "RandomResize", "scale": scale, "ratio_range": _JITTER, "keep_ratio": True},
-        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "RandomFlip", "prob": flip},
         {"type": "PackDetInputs"},
     ]
     test: list[dict[str, Any]] = [

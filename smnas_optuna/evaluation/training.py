@@ -294,13 +294,13 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
 
 
 def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock) -> None:
-    """Draw some detections; a trial does not fail for want of a picture."""
+    """Draw some detections; a trial does not fail for want of a picture, whatever is wrong with it."""
     title = f"mAP {scores.metrics['map']:.3f}, {scores.latency_ms:.1f} ms"
     path = job.folder / "detections.jpg"
     try:
         draw_trained(_detector(runner), runner.test_dataloader.dataset, title, str(job.architecture), path, lock)
-    except OSError as error:
-        runner.logger.warning(f"{path} could not be drawn: {error}")
+    except Exception:
+        runner.logger.exception(f"{path} could not be drawn")
 
 
 def _calm_latency(runner: Runner, samples: list[Any], job: Job, kind: str, lock: DeviceLock) -> tuple[float, float]:

@@ -5,6 +5,7 @@ is short, and the study's note and figure are small and renewed rarely. Files li
 in the run's folder; the database keeps their names only.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,19 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
 from optuna_dashboard import save_note, save_plotly_graph_object
 
+from smnas_optuna.claim import ClaimLock
 from smnas_optuna.reporting.figures import front_figure
 from smnas_optuna.reporting.pareto import objectives_of, pareto_front, trials_frame
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.reporting.sparkline import sparkline
 from smnas_optuna.search import Search
 
+_logger = logging.getLogger(__name__)
+
 PARETO_FIGURE = "pareto-front"
 
 _MEDIA_TYPES = {"config.py": "text/x-python", "output.log": "text/plain", "detections.jpg": "image/jpeg"}
+_PRECISIONS = ("map", "map_50", "map_75")
 _SIZES = {"map_small": "small", "map_medium": "medium", "map_large": "large"}
 _COSTS = ("latency_ms", "flops", "params", "backbone_flops", "backbone_params")
 _MOST_ROWS = 20
@@ -66,9 +71,10 @@ def trial_note(attributes: Mapping[str, Any], losses: Sequence[float]) -> str:
         return f"{title or quantity.title} {text} {quantity.unit}".rstrip()
 
     lines = [f"**{attributes.get('architecture', 'no architecture')}**"]
-    if "map" in attributes:
+    if any(name in attributes for name in _PRECISIONS):
         sizes = ", ".join(told(name, title) for name, title in _SIZES.items() if name in attributes)
-        lines.append(f"{told('map')}, {told('map_50')}, {told('map_75')} ({sizes})")
+        precisions = ", ".join(told(name) for name in _PRECISIONS if name in attributes)
+        lines.append(f"{precisions} ({sizes})" if sizes else precisions)
     if costs := [told(name) for name in _COSTS if name in attributes]:
         lines.append(", ".join(costs))
     if losses:
@@ -97,13 +103,20 @@ class Frontispiece:
     def renew(self, path: str) -> None:
         """Renew a study's note and figure, if that was not done a moment ago; ``path`` is its :attr:`Search.path`."""
         if time.monotonic() >= self._due[path]:
-            describe_study(self._storage, self._searches[path])
+            self._describe(self._searches[path])
             self._due[path] = time.monotonic() + _RENEW_SECONDS
 
     def renew_all(self) -> None:
         """Renew every study's, at the end of a run."""
         for search in self._searches.values():
+            self._describe(search)
+
+    def _describe(self, search: Search) -> None:
+        try:
             describe_study(self._storage, search)
+        except Exception:
+            # No search is to end for what is said of it.
+            _logger.exception("%s could not be described", search.study_name)
 
 
 def describe_study(storage: RDBStorage, search: Search) -> None:
@@ -111,9 +124,13 @@ def describe_study(storage: RDBStorage, search: Search) -> None:
     if search.study_name not in optuna.get_all_study_names(storage):
         return
     study = optuna.load_study(study_name=search.study_name, storage=storage)
-    save_note(study, study_note(study, search))
-    figure = front_figure(study, most_dominated=_MOST_DOMINATED)
-    save_plotly_graph_object(study, figure, graph_object_id=PARETO_FIGURE)
+    note = study_note(study, search)
+    # The look of the page around it will do; a template would be most of what every worker has to read.
+    figure = front_figure(study, most_dominated=_MOST_DOMINATED).update_layout(template="none")
+    # Both are written in pieces, which must not mix with those of another machine's run.
+    with ClaimLock(storage, f"{search.study_name} in the dashboard"):
+        save_note(study, note)
+        save_plotly_graph_object(study, figure, graph_object_id=PARETO_FIGURE)
 
 
 def study_note(study: optuna.Study, search: Search) -> str:
@@ -140,9 +157,10 @@ def study_note(study: optuna.Study, search: Search) -> str:
 
 def _front_table(front: pd.DataFrame, metrics: Sequence[str]) -> str:
     quantities = [quantity_of(name) for name in metrics]
-    heads = ["trial", *(quantity.measure for quantity in quantities), "architecture"]
+    told = ["device", "architecture"] if front["device"].nunique() > 1 else ["architecture"]
+    heads = ["trial", *(quantity.measure for quantity in quantities), *told]
     rows = [
-        [str(row["number"]), *map(_text, metrics, (row[name] for name in metrics)), str(row["architecture"])]
+        [str(row["number"]), *map(_text, metrics, (row[name] for name in metrics)), *(str(row[name]) for name in told)]
         for row in front.head(_MOST_ROWS).to_dict("records")
     ]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))

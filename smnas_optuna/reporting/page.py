@@ -199,6 +199,7 @@ def _headlines(
         return []
     accuracy, costs = accuracy_and_costs(objectives)
     headlines = []
+    several_devices = front["device"].nunique() > 1
     for objective in (accuracy, *costs):
         best = front.sort_values(objective.name, ascending=not objective.maximize).iloc[0]
         adjective = "best" if objective.name == "map" else "highest" if objective.maximize else "lowest"
@@ -209,10 +210,11 @@ def _headlines(
             _Headline(
                 f"{adjective} {objective.quantity.title}",
                 objective.quantity.text_with_unit(best[objective.name]),
-                ", ".join([f"trial {best['number']}", *with_others]),
+                ", ".join([f"trial {best['number']}", *with_others, *([best["device"]] if several_devices else [])]),
             )
         )
-    if costs:
+    # Over times of several devices a hypervolume means nothing.
+    if costs and not several_devices:
         quantity = hypervolume_quantity(objectives)
         volume = hypervolume(study)
         headlines.append(_Headline("hypervolume", quantity.text(volume), quantity.unit))
@@ -304,7 +306,8 @@ def _facts(study: optuna.Study, trials: pd.DataFrame) -> list[tuple[str, str]]:
         ("devices", ", ".join(map(str, trials["device"].dropna().unique())) or MISSING),
     ]
     versions = study.user_attrs.get("versions", {})
-    conditions = {key: value for key, value in study.user_attrs.get("device", {}).items() if key != "name"}
+    device = study.user_attrs.get("device")
+    conditions = {key: value for key, value in device.items() if key != "name"} if isinstance(device, dict) else {}
     if conditions:
         facts.append(("timed with", ", ".join(f"{key} {value}" for key, value in conditions.items())))
     if versions:

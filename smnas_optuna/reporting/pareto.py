@@ -80,8 +80,9 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     ``on_front`` (see :func:`by_device` for the trials that it compares), ``enqueued`` (its parameters were given, not
     sampled: a seed of the search), a column per objective under its metric name, the parts of the architecture
     (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``, missing where the text is not an architecture) with
-    ``backbone_family``, and every user attribute; those that DESIGN.md names are there even when no trial has them.
-    Where a metric and an attribute share a name, a finished trial shows its objective value, every other the attribute.
+    ``backbone_family``, and every user attribute; those that ``run_study`` writes are there even when no trial has
+    them. Where a metric and an attribute share a name, a finished trial shows its objective value, every other the
+    attribute.
     """
     objectives = objectives_of(study)
     names = [objective.name for objective in objectives]

@@ -1,5 +1,6 @@
 """What a search tells while it runs: a live view of its workers in a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,7 +23,7 @@ _SPARKLINE_WIDTH = 12
 
 def console() -> Console:
     """Return the console that commands print on: as wide as the terminal, or wide enough for a table elsewhere."""
-    width = None if Console().is_terminal else _PLAIN_WIDTH
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
     # Reasons and names are told as they are, whatever brackets they have.
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
@@ -58,7 +59,8 @@ class SearchProgress:
         self._started = time.monotonic()
         self._lanes: dict[int, _Lane] = {}
         self._standing = ""
-        self._is_live = out.is_terminal and not quiet
+        # Rich takes a pipe for a terminal where FORCE_COLOR is set, as notebooks do.
+        self._is_live = out.is_terminal and out.file.isatty() and not quiet
         self._live = Live(get_renderable=self.view, console=out, transient=True)
 
     def __enter__(self) -> "SearchProgress":

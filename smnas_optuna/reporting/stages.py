@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from smnas_optuna.reporting.figures import line_shape
-from smnas_optuna.reporting.pareto import Objective, non_dominated, objectives_of, trials_frame
+from smnas_optuna.reporting.pareto import Objective, by_device, non_dominated, objectives_of, trials_frame
 from smnas_optuna.reporting.style import (
     AFTER_COLOURS,
     COLOURS,
@@ -74,21 +74,25 @@ def _measured(study: optuna.Study) -> pd.DataFrame:
 
 
 def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> Iterator[go.Scatter]:
-    losses = trials[["latency_ms", "map"]].to_numpy(dtype=float) * [_COST.sign, _ACCURACY.sign]
-    is_best = non_dominated(losses)
-    front = trials[is_best].sort_values(["latency_ms", "map"])
+    fronts = []
     is_ink = line_colour == INK
-    yield go.Scatter(
-        x=shown(front, "latency_ms"),
-        y=shown(front, "map"),
-        mode="lines",
-        line={"shape": line_shape(_COST), "width": 1.5, "color": line_colour, "dash": "dot" if is_ink else "solid"},
-        name=f"front of {html.escape(name)}",
-        legendgroup=name,
-        hoverinfo="skip",
-        meta="ink" if is_ink else None,
-    )
-    for trials_of, size, opacity in ((trials[~is_best], 6, 0.4), (front, 10, 1.0)):
+    # Times of different devices make a front each.
+    for comparable in by_device(trials, ["latency_ms"]):
+        losses = comparable[["latency_ms", "map"]].to_numpy(dtype=float) * [_COST.sign, _ACCURACY.sign]
+        fronts.append(comparable[non_dominated(losses)].sort_values(["latency_ms", "map"]))
+        yield go.Scatter(
+            x=shown(fronts[-1], "latency_ms"),
+            y=shown(fronts[-1], "map"),
+            mode="lines",
+            line={"shape": line_shape(_COST), "width": 1.5, "color": line_colour, "dash": "dot" if is_ink else "solid"},
+            name=f"front of {html.escape(name)}",
+            showlegend=len(fronts) == 1,
+            legendgroup=name,
+            hoverinfo="skip",
+            meta="ink" if is_ink else None,
+        )
+    front = pd.concat(fronts)
+    for trials_of, size, opacity in ((trials.drop(front.index), 6, 0.4), (front, 10, 1.0)):
         yield go.Scatter(
             x=shown(trials_of, "latency_ms"),
             y=shown(trials_of, "map"),

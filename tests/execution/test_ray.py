@@ -29,7 +29,7 @@ def cluster() -> Iterator[Any]:
 
 def workers() -> list[psutil.Process]:
     """The processes in which Ray runs this test's workers."""
-    return [process for process in psutil.process_iter() if process.name().startswith("ray::_work")]
+    return [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith("ray::_work")]
 
 
 def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL) -> None:

@@ -1,5 +1,6 @@
 """What goes wrong in a cluster, made to go wrong."""
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -50,5 +51,6 @@ class Wrecker:
                 self._server.restart(self._away[self.restarts])
                 self.restarts += 1
             elif alive := self._workers():
-                choice.choice(alive).kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    choice.choice(alive).kill()
                 self.kills += 1

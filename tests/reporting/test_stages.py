@@ -40,3 +40,16 @@ def test_one_stage_alone_makes_no_figure(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert stages_figure([make_study(tmp_path, detectors(), name="other"), stage_two(empty, 0, 2, [])]) is None
+
+
+def test_times_of_different_devices_have_a_front_each(tmp_path: Path) -> None:
+    fast = [finished(0.2, 5.0, map=0.2, latency_ms=5.0, device="fast", architecture=ARCHITECTURES[0])]
+    slow = [finished(0.1, 50.0, map=0.1, latency_ms=50.0, device="slow", architecture=ARCHITECTURES[2])]
+    first = make_study(tmp_path, [*fast, *slow])
+    second = tmp_path / "second"
+    second.mkdir()
+    trials = [finished(0.4, 4e9, map=0.4, latency_ms=6.0, device="fast", architecture=ARCHITECTURES[3])]
+    figure = stages_figure([first, stage_two(second, 0, 1, trials)])
+    assert figure is not None
+    lines = [list(trace.x) for trace in figure.data if trace.name == "front of stage one"]
+    assert lines == [[5.0], [50.0]]
