@@ -115,11 +115,18 @@ def candidates_of(storage: RDBStorage, recipe: Recipe) -> list[Candidate]:
     found = []
     for study in storage.get_all_studies():
         recorded = study.user_attrs.get("candidate")
-        if recorded and re.fullmatch(rf"{re.escape(recipe.name)}/modular/C\d+", study.study_name):
-            number = int(study.study_name.rpartition("/C")[2])
-            architecture = Architecture.parse(recorded["architecture"])
-            found.append(Candidate(number, recorded["study"], recorded["trial"], architecture))
-    return sorted(found, key=lambda candidate: candidate.number)
+        if recorded and study.study_name.startswith(f"{recipe.name}/modular/"):
+            found.append(_candidate(study.study_name, recorded))
+    return sorted((candidate for candidate in found if candidate), key=lambda candidate: candidate.number)
+
+
+def _candidate(study_name: str, recorded: dict[str, Any]) -> Candidate | None:
+    """Return the candidate of a study of stage two; None where the name is not one's, as a copy's."""
+    number = re.fullmatch(r"[^/]+/modular/C(\d+)", study_name)
+    if number is None:
+        return None
+    architecture = Architecture.parse(recorded["architecture"])
+    return Candidate(int(number[1]), recorded["study"], recorded["trial"], architecture)
 
 
 def _record_of(search: Search) -> dict[str, Any]:
@@ -144,11 +151,8 @@ def search_of(study: optuna.Study) -> Search | None:
     recorded = attributes.get("candidate")
     if recorded is None:
         return Search(recipe)
-    number = re.fullmatch(r".*/modular/C(\d+)", study.study_name)
-    if number is None:
-        return None
-    architecture = Architecture.parse(recorded["architecture"])
-    return Search(recipe, Candidate(int(number[1]), recorded["study"], recorded["trial"], architecture))
+    candidate = _candidate(study.study_name, recorded)
+    return Search(recipe, candidate) if candidate else None
 
 
 def relatives_of(study: optuna.Study) -> list[optuna.Study]:

@@ -1,7 +1,6 @@
 """Which traits of a backbone go with accuracy (SM-NAS, Figures 5 and 8), and which module of a detector matters."""
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -16,7 +15,7 @@ from optuna.trial import create_trial
 from scipy.special import betainc
 
 from smnas_optuna.architecture import Architecture, BackboneCode
-from smnas_optuna.reporting.pareto import PARTS, by_device, objectives_of, trials_frame
+from smnas_optuna.reporting.pareto import PARTS, by_device, natural_order, objectives_of, trials_frame
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.search_space.modular import SINGLE_LEVEL
 
@@ -237,7 +236,7 @@ def module_effects(study: optuna.Study) -> pd.DataFrame:
     comparable = {name: _comparable(trials, name) for name in names}
     rows = []
     for part in PARTS:
-        for value in sorted(trials[part].unique(), key=_natural_order):
+        for value in sorted(trials[part].unique(), key=natural_order):
             row: dict[str, object] = {"part": part, "value": value, "trials": int((trials[part] == value).sum())}
             for name in names:
                 reached = comparable[name].loc[comparable[name][part] == value, name]
@@ -420,10 +419,6 @@ def _study_of(trials: pd.DataFrame, parts: Sequence[str], objective: str) -> opt
         params = {part: trial[part] for part in parts}
         study.add_trial(create_trial(value=trial[objective], params=params, distributions=distributions))
     return study
-
-
-def _natural_order(text: str) -> list[tuple[int, str]]:
-    return [(int(digits or 0), letters) for letters, digits in re.findall(r"(\D+)|(\d+)", text.casefold())]
 
 
 def _titles(parts: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from smnas_optuna.reporting.pareto import (
     by_device,
     hypervolume_history,
     hypervolume_quantity,
+    natural_order,
     non_dominated,
     objectives_of,
     reference_point,
@@ -307,7 +307,7 @@ def _by_name(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
     # An architecture may lack a part, a text that is none lacks all.
     absent = finished["input_size"].notna().map({True: "none", False: "other"})
     names = finished[column].where(finished[column].notna(), absent).astype(str)
-    common = sorted(names[names != "other"].value_counts().index[: len(COLOURS)], key=_natural_order)
+    common = sorted(names[names != "other"].value_counts().index[: len(COLOURS)], key=natural_order)
     colours = dict(zip(common, COLOURS, strict=False))
     labels = names.where(names.isin(common), "other")
     if (labels == "other").any():
@@ -337,10 +337,6 @@ def _by_range(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
     if (labels == "other").any():
         colours["other"] = OTHER_COLOUR
     return _Colouring(factor, colours, labels)
-
-
-def _natural_order(label: str) -> list[tuple[int, str]]:
-    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", label.casefold())]
 
 
 def _colour_menu(

@@ -1,6 +1,7 @@
 """What a study has found so far: its trials as a table, the Pareto front and the hypervolume under it."""
 
 import math
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,11 @@ def by_device(frame: pd.DataFrame, objectives: Collection[str]) -> list[pd.DataF
     if "latency_ms" not in objectives or frame.empty:
         return [frame]
     return [trials for _, trials in frame.groupby("device", sort=False, dropna=False)]
+
+
+def natural_order(label: str) -> list[tuple[int, str]]:
+    """Return a key that sorts labels by the numbers in them: ``96x72`` before ``128x96``."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", label.casefold())]
 
 
 def pareto_front(study: optuna.Study) -> pd.DataFrame:
