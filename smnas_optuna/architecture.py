@@ -14,7 +14,10 @@ Feature levels: P1 has stride 4 (ResNet's C2), P2 8, P3 16, P4 32, P5 64, P6 128
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
 
 _INTEGER = r"[1-9]\d*"
 BACKBONE_LEVELS = (1, 2, 3, 4)
@@ -53,7 +56,7 @@ class ClassicBackbone:
     """A published backbone, or the same with every channel count scaled: ``ResNet50``, ``ResNet18(w=16)``.
 
     Args:
-        name: One of :attr:`NAMES`.
+        name: One of ``NAMES``.
         width: Channels of the first stage; 64 is the published network (for MobileNetV2 the multiplier 1.0) and
             every other count scales by ``width / 64``.
     """
@@ -130,7 +133,7 @@ class BackboneCode:
     base 64, mean those networks themselves, whose stem is one 7x7 convolution and max-pooling.
 
     Args:
-        block: One of :attr:`BLOCKS`.
+        block: One of ``BLOCKS``.
         base: Channels (planes) before the first doubling.
         stages: Four strings for the stages at stride 4, 8, 16 and 32, a digit per block: 1 keeps the channels, 2
             doubles them in that block.
@@ -207,6 +210,9 @@ _PUBLISHED = {
 Backbone = ClassicBackbone | BackboneCode
 
 
+_Neck = TypeVar("_Neck", bound="FPN")
+
+
 @dataclass(frozen=True)
 class FPN:
     """Feature pyramid network from the backbone's levels Pa..Pb to levels Pa..Pd: ``FPN(P2-P3:P2-P5,c=256)``.
@@ -214,12 +220,17 @@ class FPN:
     The inputs are left out of the text where they are all of the outputs that a backbone has, as the paper writes it:
     ``FPN(P2-P5,c=256)`` takes P2-P4.
 
+    Another pyramid between the same levels is a subclass with a :attr:`NAME` of its own, see :func:`register_neck`.
+
     Args:
         first: a, the first level in and out; 1 to 4.
         last_input: b, the last backbone level used; a to 4.
         last_output: d, the last level put out; b to 6.
         channels: Channels of every output level.
     """
+
+    # What texts and recipes call the neck, and MMDetection's registry the module that is built for it.
+    NAME: ClassVar[str] = "FPN"
 
     first: int
     last_input: int
@@ -246,17 +257,50 @@ class FPN:
         outputs = f"P{self.first}-P{self.last_output}"
         natural = self.last_input == min(self.last_output, BACKBONE_LEVELS[-1])
         inputs = "" if natural else f"P{self.first}-P{self.last_input}:"
-        return f"FPN({inputs}{outputs},c={self.channels})"
+        return f"{self.NAME}({inputs}{outputs},c={self.channels})"
 
     @classmethod
-    def parse(cls, text: str) -> "FPN":
-        """Parse ``FPN([Pa-Pb:]Pa-Pd,c=CHANNELS)``; raises ValueError."""
-        match = re.fullmatch(rf"FPN\((?:P(\d)-P(\d):)?P(\d)-P(\d),c=({_INTEGER})\)", re.sub(r"\s|_", "", text))
+    def parse(cls, text: str) -> "Self":
+        """Parse ``NAME([Pa-Pb:]Pa-Pd,c=CHANNELS)``; raises ValueError."""
+        levels = rf"\((?:P(\d)-P(\d):)?P(\d)-P(\d),c=({_INTEGER})\)"
+        match = re.fullmatch(re.escape(cls.NAME) + levels, re.sub(r"\s|_", "", text))
         if match is None or match[1] not in (None, match[3]):
-            raise ValueError(f"neck {text!r}: expected FPN([Pa-Pb:]Pa-Pd,c=CHANNELS), such as FPN(P1-P5,c=256)")
+            raise ValueError(
+                f"neck {text!r}: expected {cls.NAME}([Pa-Pb:]Pa-Pd,c=CHANNELS), such as {cls.NAME}(P1-P5,c=256)"
+            )
         last_output = int(match[4])
         last_input = int(match[2]) if match[2] else min(last_output, BACKBONE_LEVELS[-1])
         return cls(int(match[3]), last_input, last_output, int(match[5]))
+
+
+NECKS: dict[str, type[FPN]] = {FPN.NAME: FPN}
+"""Every pyramid that texts and recipes may name, by its name."""
+
+
+def register_neck(neck: type[_Neck]) -> type[_Neck]:
+    """Let texts, recipes and search spaces name another feature pyramid; a decorator of a subclass of :class:`FPN`.
+
+    MMDetection's registry has to know a module of the same name that takes FPN's arguments (``in_channels``,
+    ``out_channels``, ``num_outs``, ``add_extra_convs``, ``conv_cfg``, ``norm_cfg``). A recipe whose ``imports`` lists
+    the module with the subclass may then list its name among the space's ``necks``.
+
+    Args:
+        neck: Its ``NAME`` is made of letters, digits and ``-``.
+
+    Raises:
+        ValueError: The name is no such name, or another class has it.
+    """
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9-]*", neck.NAME):
+        raise ValueError(f"neck {neck.NAME!r}: expected a name of letters, digits and '-'")
+    known = NECKS.setdefault(neck.NAME, neck)
+    if known.__qualname__ != neck.__qualname__:
+        raise ValueError(f"neck {neck.NAME!r}: {known.__module__}.{known.__qualname__} has this name already")
+    return neck
+
+
+def parse_neck(text: str) -> FPN:
+    """Parse the text of any registered neck, such as ``FPN(P1-P5,c=256)``; raises ValueError."""
+    return NECKS.get(text.partition("(")[0].strip(), FPN).parse(text)
 
 
 @dataclass(frozen=True)
@@ -356,8 +400,8 @@ class Architecture:
         if len(parts) < 3:
             raise ValueError(f"architecture {text!r}: expected INPUT_SIZE BACKBONE [NECK] [RPN] HEAD")
         size, backbone, *optional, head = parts
-        has_neck = len(optional) > 1 or any("FPN" in part.upper() for part in optional)
-        neck = FPN.parse(optional.pop(0)) if has_neck else None
+        has_neck = len(optional) > 1 or any("(" in part or "FPN" in part.upper() for part in optional)
+        neck = parse_neck(optional.pop(0)) if has_neck else None
         rpn = RPN.parse(optional.pop(0)) if optional else None
         if optional:
             raise ValueError(f"architecture {text!r}: {optional[0]!r} is one part too many")

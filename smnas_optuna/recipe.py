@@ -1,7 +1,8 @@
 """Recipe: what one search is; ``recipe_file.py`` reads it from YAML."""
 
+import importlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +20,7 @@ from smnas_optuna.search_space.structural import StructuralSpace
 
 Objective = Literal["map", "map_50", "map_75", "latency_ms", "flops", "params"]
 ModularObjective = Literal[Objective, "backbone_flops", "backbone_params"]
-StageName = Literal["structural", "modular"]
+StageName = Literal["structural", "modular", "transfer"]
 SamplerName = Literal["pop", "nsga2", "tpe", "random"]
 
 
@@ -185,6 +186,15 @@ class Training(_Section):
         return self.lr * self.batch_size / (self.base_batch_size or self.batch_size)
 
 
+def _import(modules: tuple[str, ...]) -> tuple[str, ...]:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module may raise anything
+            raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
+    return modules
+
+
 def _distinct_objectives(objectives: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(objectives)) != len(objectives):
         raise ValueError("an objective is listed more than once")
@@ -275,9 +285,40 @@ class Modular(Stage):
         return self
 
 
+class Transfer(_Section):
+    """Training of architectures that were found elsewhere on this recipe's data set, beside baselines.
+
+    Args:
+        objectives: mAPs are maximised, costs minimised.
+        baselines: Architectures to compare with, in canonical text, trained in the same way.
+        pretrained: Pre-trained weights of backbones by their texts, such as ``python -m smnas_optuna.pretrain`` makes
+            of a searched one; of others ``training.weights`` decides, and a searched one is trained from scratch.
+        detector: What all detectors have in common.
+        training: How each is trained.
+    """
+
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct_objectives)] = (
+        "map",
+        "latency_ms",
+    )
+    baselines: tuple[str, ...] = ()
+    pretrained: dict[str, Path] = {}
+    detector: Detector = Detector()
+    training: Training
+
+    @model_validator(mode="after")
+    def _baselines_are_architectures(self) -> "Transfer":
+        for text in self.baselines:
+            Architecture.parse(text)
+        return self
+
+
 # What may change between two runs that share a study: it decides how far and how the search goes on, not what a trial's
 # values mean.
-_FREE_KEYS = ("trials", "sampler", "seeds", "candidates", "training.loader_workers", "training.time_limit_minutes")
+_FREE_KEYS = (
+    *("trials", "sampler", "seeds", "candidates", "baselines"),
+    *("training.loader_workers", "training.time_limit_minutes"),
+)
 
 
 class Recipe(_Section):
@@ -289,18 +330,28 @@ class Recipe(_Section):
         device: What to measure time on.
         structural: Stage one.
         modular: Stage two; null for a search that ends after stage one.
+        transfer: Training of architectures that were found elsewhere; null for none.
+        imports: Python modules that add to what can be searched, such as
+            :func:`~smnas_optuna.architecture.register_neck` does; they are imported wherever the recipe is used.
     """
 
+    # First, for what they add is looked for in the sections.
+    imports: Annotated[tuple[str, ...], AfterValidator(_import)] = ()
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     dataset: Annotated[CocoDataset | DigitsDataset, Field(discriminator="kind")]
     device: Device = Device()
     structural: Structural
     modular: Modular | None = None
+    transfer: Transfer | None = None
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        _import(self.imports)
 
     @model_validator(mode="after")
     def _batch_is_shared_out(self) -> "Recipe":
-        for name, stage in (("structural", self.structural), ("modular", self.modular)):
-            batch, gpus = stage.training.batch_size if stage else 0, self.device.gpus_per_trial
+        for name, stage in self.stages.items():
+            batch, gpus = stage.training.batch_size, self.device.gpus_per_trial
             if batch % gpus:
                 raise ValueError(f"{name}.training.batch_size: {batch} images cannot be shared out to {gpus} GPUs")
         return self
@@ -319,17 +370,24 @@ class Recipe(_Section):
                 raise ValueError(f"modular.space has no place for a candidate with {backbone}: {error}") from None
         return self
 
+    @property
+    def stages(self) -> "dict[StageName, Structural | Modular | Transfer]":
+        """The stages that the recipe has, by name."""
+        sections: dict[StageName, Structural | Modular | Transfer | None] = {
+            "structural": self.structural,
+            "modular": self.modular,
+            "transfer": self.transfer,
+        }
+        return {name: section for name, section in sections.items() if section is not None}
+
     def differing_keys(self, recorded: dict[str, Any], stage: StageName) -> list[str]:
         """Return the key paths at which this recipe and a study's recorded one mean different trials of a stage."""
         mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(_with_defaults(recorded))
-        other = "modular" if stage == "structural" else "structural"
+        others = set(get_args(StageName)) - {stage}
         free = {f"{stage}.{key}" for key in _FREE_KEYS}
         absent = object()
-        return [
-            key
-            for key in dict.fromkeys([*mine, *theirs])
-            if mine.get(key, absent) != theirs.get(key, absent) and key.partition(".")[0] != other and key not in free
-        ]
+        different = [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key, absent) != theirs.get(key, absent)]
+        return [key for key in different if key.partition(".")[0] not in others and key not in free]
 
 
 def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:

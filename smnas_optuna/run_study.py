@@ -27,10 +27,11 @@ from smnas_optuna.reporting.dashboard import Frontispiece
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
 from smnas_optuna.reporting.status import show_status
-from smnas_optuna.reporting.summary import baseline_text, front_table
+from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
 from smnas_optuna.search import Search
 from smnas_optuna.storage import DEFAULT_STORAGE, mask, network_file_system, open_storage, storage_url
 from smnas_optuna.study import evaluated_trials, refuse_other_search
+from smnas_optuna.transfer import transfer_search
 
 Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None]], None]
 
@@ -38,7 +39,8 @@ Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], N
 def run_study(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
     stage: Annotated[
-        Literal["structural", "modular", "all"], typer.Option(help="Which stage to search.")
+        Literal["structural", "modular", "all", "transfer"],
+        typer.Option(help="Which stage to search; all is the first two, transfer trains what --from names."),
     ] = "structural",
     storage: Annotated[
         str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is kept in.")
@@ -49,6 +51,14 @@ def run_study(
     candidates: Annotated[
         str | None,
         typer.Option(metavar="N,N,...", help="Trials of stage one that stage two takes on, instead of picking some."),
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY:TRIAL|best|front",
+            help="What to transfer to the recipe's data: trials of another study, or a zoo detector; can be repeated.",
+        ),
     ] = None,
     sampler: Annotated[
         SamplerName | None, typer.Option(help="Optuna sampler that proposes; the recipe's if not given.")
@@ -83,8 +93,11 @@ def run_study(
     chosen = _trial_numbers(candidates)
     search = load_recipe(recipe, overrides or ())
     stages: list[StageName] = ["structural", "modular"] if stage == "all" else [stage]
-    if "modular" in stages and search.modular is None:
-        raise UserError(f"--stage {stage}: recipe {recipe!r} has no section modular")
+    for name in stages:
+        if name not in search.stages:
+            raise UserError(f"--stage {stage}: recipe {recipe!r} has no section {name}")
+    if sources and stage != "transfer":
+        raise UserError(f"--from {sources[0]}: is for --stage transfer")
     if dry_run:
         for name in stages:
             describe(search, name, n_trials, sampler, out)
@@ -105,7 +118,12 @@ def run_study(
             "workers; expected a local disk or PostgreSQL"
         )
     for name in stages:
-        searches = [Search(search)] if name == "structural" else modular_searches(database, search, chosen)
+        if name == "structural":
+            searches = [Search(search)]
+        elif name == "modular":
+            searches = modular_searches(database, search, chosen)
+        else:
+            searches = [transfer_search(database, search, sources or ())]
         for each in searches:
             refuse_other_search(database, each)
         orders = [
@@ -157,7 +175,7 @@ def _run_stage(
 ) -> None:
     """Let workers search the studies of one stage side by side, and tell what came of it."""
     order = orders[0]
-    totals = {search.path: order.n_trials or search.settings.trials for search in order.searches}
+    totals = {search.path: order.n_trials or search.trials for search in order.searches}
     before = _done(order, database)
     for search in () if quiet else order.searches:
         parent = (
@@ -187,7 +205,7 @@ def _run_stage(
     for search in order.searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
         if not quiet:
-            out.print(front_table(study))
+            out.print(front_table(study) if search.transferred is None else transfer_table(search, study))
             gain = baseline_text(search, study) if search.candidate else None
             if gain:
                 out.print(gain, soft_wrap=True)

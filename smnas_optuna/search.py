@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import optuna
 
-from smnas_optuna.architecture import Architecture, BackboneCode
-from smnas_optuna.detector.config import SINGLE_LEVEL
+from smnas_optuna.architecture import Architecture, Backbone, BackboneCode
+from smnas_optuna.detector.config import SINGLE_LEVEL, weights_of
 from smnas_optuna.detector.flops import backbone_costs
-from smnas_optuna.recipe import Modular, Recipe, StageName, Structural
+from smnas_optuna.recipe import Modular, Recipe, SamplerName, StageName, Structural, Transfer
+from smnas_optuna.search_space import listed, structural
+from smnas_optuna.search_space.listed import ListedSpace
 from smnas_optuna.search_space.modular import CandidateSpace
-from smnas_optuna.search_space.structural import order
 
 
 class Space(Protocol):
@@ -50,25 +51,44 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Transferred:
+    """An architecture that is trained on the data set of another recipe than it was found with.
+
+    Args:
+        architecture: It.
+        source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or :attr:`BASELINE`.
+    """
+
+    BASELINE: ClassVar[str] = "baseline"
+
+    architecture: Architecture
+    source: str
+
+
+@dataclass(frozen=True)
 class Search:
     """What one study searches.
 
     Args:
         recipe: The whole of which this is a part.
-        candidate: Whose backbone stage two searches; None for stage one.
+        candidate: Whose backbone stage two searches; None for another stage.
+        transferred: What the stage ``transfer`` trains; None for another stage.
     """
 
     recipe: Recipe
     candidate: Candidate | None = None
+    transferred: tuple[Transferred, ...] | None = None
 
     @property
     def stage(self) -> StageName:
         """The stage's name."""
+        if self.transferred is not None:
+            return "transfer"
         return "structural" if self.candidate is None else "modular"
 
     @property
     def path(self) -> str:
-        """What tells this search from the recipe's others: ``structural``, ``modular/C0``."""
+        """What tells this search from the recipe's others, such as ``structural``, ``modular/C0``, ``transfer``."""
         return self.stage if self.candidate is None else f"{self.stage}/{self.candidate}"
 
     @property
@@ -77,34 +97,69 @@ class Search:
         return f"{self.recipe.name}/{self.path}"
 
     @property
-    def settings(self) -> Structural | Modular:
+    def settings(self) -> Structural | Modular | Transfer:
         """The recipe's section for the stage."""
-        if self.candidate is None:
-            return self.recipe.structural
-        assert self.recipe.modular is not None
-        return self.recipe.modular
+        settings: Structural | Modular | Transfer | None = getattr(self.recipe, self.stage)
+        assert settings is not None
+        return settings
+
+    @property
+    def trials(self) -> int:
+        """How many architectures are to be evaluated."""
+        return len(self.starts) if isinstance(self.settings, Transfer) else self.settings.trials
+
+    @property
+    def sampler(self) -> SamplerName:
+        """Which sampler proposes; of a list everything is enqueued, so it does not matter there."""
+        return "random" if isinstance(self.settings, Transfer) else self.settings.sampler
 
     @property
     def space(self) -> Space:
         """What trials choose from."""
+        if self.transferred is not None:
+            return ListedSpace(self.starts)
         return self.recipe.structural.space if self.candidate is None else self._candidate_space
 
     @property
     def order(self) -> Callable[[Architecture], Any]:
         """``architecture -> (group, vector)``: the partial order of the space."""
-        return order if self.candidate is None else self._candidate_space.order
+        if self.transferred is not None:
+            return listed.order
+        return structural.order if self.candidate is None else self._candidate_space.order
 
     @property
     def starts(self) -> tuple[Architecture, ...]:
-        """Architectures to evaluate first: the recipe's seeds, or the candidate's own backbone and the paper's."""
+        """Architectures to evaluate first.
+
+        They are the recipe's seeds, or the candidate's own backbone and the paper's, or all that is transferred.
+        """
+        if self.transferred is not None:
+            return tuple(each.architecture for each in self.transferred)
         if self.candidate is None:
             return tuple(map(Architecture.parse, self.recipe.structural.seeds))
         return self.baseline, *self._candidate_space.published_starts
 
     @property
+    def references(self) -> tuple[Architecture, ...]:
+        """Architectures that what is found has to beat: those to start from, and in a transfer the baselines."""
+        if self.transferred is None:
+            return self.starts
+        return tuple(each.architecture for each in self.transferred if each.source == Transferred.BASELINE)
+
+    @property
     def baseline(self) -> Architecture:
-        """The candidate with its own backbone as a code: what stage two has to beat."""
+        """The candidate with its own backbone as a code, which stage two has to beat."""
         return self._candidate_space.baseline
+
+    def weights(self, backbone: Backbone) -> str | None:
+        """Return where a backbone's pre-trained weights are, a URI or a file; None to train it from scratch."""
+        own = self.settings.pretrained.get(str(backbone)) if isinstance(self.settings, Transfer) else None
+        weights = self.settings.training.weights
+        if own is not None or isinstance(backbone, BackboneCode):
+            return str(own) if own else None
+        if isinstance(weights, dict):
+            return str(weights[backbone.name])
+        return weights_of(backbone) if weights == "imagenet" else None
 
     @property
     def known_objectives(self) -> dict[int, Callable[[Architecture], float]]:

@@ -22,7 +22,7 @@ from smnas_optuna.claim import ClaimLock
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.samplers import create_sampler
-from smnas_optuna.search import Candidate, Search
+from smnas_optuna.search import Candidate, Search, Transferred
 from smnas_optuna.storage import MOST_RETRIES, database_errors, open_storage
 
 # Whose versions a study keeps.
@@ -42,12 +42,16 @@ def load_study(url: str, name: str) -> optuna.Study:
     Raises:
         UserError: There is no such database or no such study; the text lists the studies that there are.
     """
-    storage = open_storage(url, create=False)
+    return find_study(open_storage(url, create=False), name, "--study")
+
+
+def find_study(storage: RDBStorage, name: str, option: str) -> optuna.Study:
+    """Return a study that an option of the command line names; raises UserError, which lists those that there are."""
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         names = ", ".join(sorted(study.study_name for study in storage.get_all_studies())) or "no study at all"
-        raise UserError(f"--study {name!r}: no such study; the database has {names}") from None
+        raise UserError(f"{option} {name!r}: no such study; the database has {names}") from None
 
 
 def open_study(
@@ -68,8 +72,7 @@ def open_study(
     # So that of several workers that begin at the same time one creates it.
     with ClaimLock(storage, search.study_name):
         study = _create_or_load(storage, search)
-    settings = search.settings
-    chosen = sampler or settings.sampler
+    chosen = sampler or search.sampler
     if seed is not None and chosen != "pop":
         # The same random numbers again would propose the same architectures again; pop's depend on the trial's number.
         trials = len(study.get_trials(deepcopy=False))
@@ -80,7 +83,7 @@ def open_study(
         search.space.suggest,
         search.order,
         search.known_objectives,
-        n_startup_trials=max(1, min(_STARTUP_TRIALS, settings.trials // 4)),
+        n_startup_trials=max(1, min(_STARTUP_TRIALS, search.trials // 4)),
         # Trials are begun with the ClaimLock held, see execution/loop.py.
         exclusive=True,
     )
@@ -105,9 +108,38 @@ def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
         study.set_user_attr("versions", {package: version(package) for package in _PACKAGES})
         # Last: a study without it is taken for one whose maker did not get so far.
         study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
+    _list_transferred(study, search)
     for architecture in search.starts:
         study.enqueue_trial(search.space.params(architecture), skip_if_exists=True)
     return study
+
+
+def _list_transferred(study: optuna.Study, search: Search) -> None:
+    """Record what a study of the stage ``transfer`` trains; what it has recorded keeps its place in the list."""
+    if search.transferred is None:
+        return
+    recorded, wanted = transferred_of(study), list(search.transferred)
+    if wanted[: len(recorded)] != recorded:
+        raise UserError(f"study {study.study_name!r}: another run has added architectures meanwhile; run this again")
+    if wanted != recorded:
+        entries = [{"architecture": str(each.architecture), "source": each.source} for each in wanted]
+        study.set_user_attr("transferred", entries)
+
+
+def transferred_of(study: optuna.Study) -> list[Transferred]:
+    """Return what a study of the stage ``transfer`` trains, in the order of its list."""
+    return [
+        Transferred(Architecture.parse(entry["architecture"]), entry["source"])
+        for entry in study.user_attrs.get("transferred", ())
+    ]
+
+
+def transferred_in(storage: RDBStorage, recipe: Recipe) -> list[Transferred]:
+    """Return what a recipe's study of the stage ``transfer`` trains; nothing where there is no such study."""
+    name = Search(recipe, transferred=()).study_name
+    if name not in optuna.get_all_study_names(storage):
+        return []
+    return transferred_of(optuna.load_study(study_name=name, storage=storage))
 
 
 def candidates_of(storage: RDBStorage, recipe: Recipe) -> list[Candidate]:
@@ -148,6 +180,8 @@ def search_of(study: optuna.Study) -> Search | None:
         recipe = Recipe.model_validate(attributes["recipe"])
     except (KeyError, ValueError):
         return None
+    if "transferred" in attributes:
+        return Search(recipe, transferred=tuple(transferred_of(study)))
     recorded = attributes.get("candidate")
     if recorded is None:
         return Search(recipe)
@@ -156,9 +190,12 @@ def search_of(study: optuna.Study) -> Search | None:
 
 
 def relatives_of(study: optuna.Study) -> list[optuna.Study]:
-    """Return the studies of both stages of a study's recipe, itself among them, stage one first."""
+    """Return the studies of both stages of a study's recipe, itself among them, stage one first.
+
+    A study of the stage ``transfer``, or one that this package has not made, has no other.
+    """
     search = search_of(study)
-    if search is None:
+    if search is None or search.transferred is not None:
         return [study]
     storage = study._storage
     name = re.compile(rf"{re.escape(search.recipe.name)}/(structural|modular/C\d+)")
@@ -203,7 +240,7 @@ def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, 
         mixed: Let devices differ; each trial says on which it was timed.
 
     Returns:
-        What trials are to say of the device that they are timed on: the product's name, with what differs from the
+        The name of the device for trials that are timed on it, which is the product's, with what differs from the
         study's device.
 
     Raises:

@@ -60,6 +60,11 @@ TINY["modular"] = {
     "detector": TINY["structural"]["detector"],
     "training": TINY["structural"]["training"],
 }
+TINY["transfer"] = {
+    "baselines": ["64x48 MobileNetV2(w=8) RPN 2FC"],
+    "detector": TINY["structural"]["detector"],
+    "training": TINY["structural"]["training"],
+}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,6 +41,15 @@ _IMAGENET_WEIGHTS = {
 }
 
 
+def custom_imports(architecture: Architecture) -> Config:
+    """Return a config's ``custom_imports``: what registers the modules of an architecture that MMDetection lacks."""
+    modules = ["smnas_optuna.detector.layers"]
+    added = type(architecture.neck).__module__
+    if architecture.neck is not None and not added.startswith("smnas_optuna."):
+        modules.append(added)
+    return {"imports": modules, "allow_failed_imports": False}
+
+
 def weights_of(backbone: ClassicBackbone) -> str:
     """Return where MMDetection fetches a published backbone's ImageNet weights."""
     return _IMAGENET_WEIGHTS[backbone.name]
@@ -114,19 +123,14 @@ def backbone_config(
         "norm_cfg": _norm(detector),
         "init_cfg": {"type": "Pretrained", "checkpoint": weights} if weights else None,
     }
-    if isinstance(backbone, BackboneCode):
-        expansion = 4 if backbone.block in ("bottleneck", "Xbottleneck") else 1
-        config |= {
-            "type": "SearchedBackbone",
-            "code": str(backbone),
-            "out_indices": [level - 1 for level in levels],
-            "frozen_stages": -1,
-            "norm_eval": False,
-        }
-        return config, [backbone.planes[level - 1][-1] * expansion for level in levels]
-    scale = backbone.width / ClassicBackbone.PUBLISHED_WIDTH
     # Statistics and early layers stay as pre-trained; from scratch there is nothing to keep.
     config |= {"frozen_stages": 1 if weights else -1, "norm_eval": weights is not None}
+    if isinstance(backbone, BackboneCode):
+        expansion = 4 if backbone.block in ("bottleneck", "Xbottleneck") else 1
+        indices = [level - 1 for level in levels]
+        config |= {"type": "SearchedBackbone", "code": str(backbone), "out_indices": indices}
+        return config, [backbone.planes[level - 1][-1] * expansion for level in levels]
+    scale = backbone.width / ClassicBackbone.PUBLISHED_WIDTH
     if backbone.name == "MobileNetV2":
         channels = [_divisible_by_8(_MOBILENET_CHANNELS[level - 1] * scale) for level in levels]
         indices = [_MOBILENET_LAYERS[level - 1] for level in levels]
@@ -159,7 +163,7 @@ def _divisible_by_8(channels: float) -> int:
 def _fpn(neck: FPN, channels: list[int], architecture: Architecture, layers: Config) -> Config:
     one_stage = isinstance(architecture.head, RetinaNetHead)
     return {
-        "type": "FPN",
+        "type": neck.NAME,
         "in_channels": channels,
         "out_channels": neck.channels,
         "num_outs": len(neck.output_levels),

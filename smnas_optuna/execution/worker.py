@@ -148,7 +148,7 @@ class SearchOrder:
                 partial(describe_trial, artifacts=self.folder / "artifacts"),
                 gpus=self.gpus,
             )
-            total = self.n_trials or search.settings.trials
+            total = self.n_trials or search.trials
             runs[search.path] = Run(study, storage, objective, total, search.space.size)
         tell(Ready(self.worker, target))
         return runs

@@ -91,7 +91,7 @@ class ModuleImportances:
 def factors_frame(study: optuna.Study) -> pd.DataFrame:
     """Return the factors of Figures 5 and 8, a row per finished trial.
 
-    Columns: ``number``, ``on_front``, then those of :data:`FACTORS`. A detector builds the backbone up to the last
+    Columns: ``number``, ``on_front``, then those of ``FACTORS``. A detector builds the backbone up to the last
     level that its neck or its heads use; blocks of the code behind that are not counted.
 
     - ``depth``: number of blocks.

@@ -101,7 +101,7 @@ class Frontispiece:
         self._due = dict.fromkeys(self._searches, 0.0)
 
     def renew(self, path: str) -> None:
-        """Renew a study's note and figure, if that was not done a moment ago; ``path`` is its :attr:`Search.path`."""
+        """Renew a study's note and figure, if that was not done a moment ago; ``path`` as in Search."""
         if time.monotonic() >= self._due[path]:
             self._describe(self._searches[path])
             self._due[path] = time.monotonic() + _RENEW_SECONDS
@@ -143,12 +143,14 @@ def study_note(study: optuna.Study, search: Search) -> str:
     states = trials["state"].value_counts()
     lines = [
         f"Search of object detectors, stage {search.stage}: {directions}. "
-        f"{search.space.size:,} architectures; {search.settings.trials} trials wanted, "
+        f"{search.space.size:,} architectures; {search.trials} trials wanted, "
         f"{states.get('complete', 0)} finished so far.",
     ]
     if search.candidate is not None:
         candidate = search.candidate
         lines.append(f"Takes on trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
+    if search.transferred is not None:
+        lines.append("From: " + ", ".join(dict.fromkeys(each.source for each in search.transferred)) + ".")
     front = pareto_front(study)
     if not front.empty:
         lines.append(_front_table(front, ["map", *(item.name for item in objectives if item.name != "map")]))

@@ -103,7 +103,7 @@ def front_figure(
 
     Args:
         study: A study with any objectives; trials without finite values are left out.
-        colour_by: One of :data:`FACTORS`, which the colours tell at first; the first that tells trials apart if not
+        colour_by: One of ``FACTORS``, which the colours tell at first; the first that tells trials apart if not
             given. The figure's menu switches.
         known: Traces of published detectors, for the plot of mAP against inference time.
         most_dominated: How many trials off the front to draw at most, the latest; all if not given.

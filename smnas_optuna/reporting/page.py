@@ -93,7 +93,7 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
     Args:
         study: Any study; one without finished trials gives a page that says so.
         output_directory: Folder of the file; made when missing.
-        known: Which published detectors to draw beside the study's, see :func:`published.known_detectors`.
+        known: Which published detectors to draw beside the study's, see :func:`~smnas_optuna.reporting.published.known_detectors`.
 
     Raises:
         UserError: When the folder or the file cannot be written.
@@ -176,7 +176,9 @@ def _effects(study: optuna.Study, trials: pd.DataFrame) -> _Section:
 
 
 def _descent(search: Search | None) -> str:
-    """Say which trial a study of stage two descends from."""
+    """Say where a study has its architectures from, if not from the whole space."""
+    if search is not None and search.transferred is not None:
+        return "Trained here: " + "; ".join(f"{each.architecture} ({each.source})" for each in search.transferred)
     if search is None or search.candidate is None:
         return ""
     candidate = search.candidate
@@ -225,7 +227,7 @@ def _headlines(
 
 def _gain(study: optuna.Study, search: Search | None, trials: pd.DataFrame, volume: float) -> list[_Headline]:
     """Tell what the search has found beyond the detectors that it began with."""
-    starts = {str(architecture) for architecture in search.starts} if search else set()
+    starts = {str(architecture) for architecture in search.references} if search else set()
     seeds = trials[trials["is_finished"] & trials["architecture"].isin(starts)]
     alone = hypervolume_under(study, set(seeds["number"]))
     if not alone:

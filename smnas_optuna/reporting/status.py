@@ -14,7 +14,7 @@ from smnas_optuna.recipe import Recipe
 from smnas_optuna.reporting.summary import front_table
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import candidates_of, evaluated_trials
+from smnas_optuna.study import candidates_of, evaluated_trials, transferred_in
 
 
 def show_status(url: str, recipe: Recipe, out: Console) -> None:
@@ -24,14 +24,18 @@ def show_status(url: str, recipe: Recipe, out: Console) -> None:
         UserError: There is no such database, or none of the recipe's studies in it.
     """
     storage = open_storage(url, create=False)
-    searches = [Search(recipe), *(Search(recipe, candidate) for candidate in candidates_of(storage, recipe))]
+    searches = [
+        Search(recipe),
+        *(Search(recipe, candidate) for candidate in candidates_of(storage, recipe)),
+        Search(recipe, transferred=tuple(transferred_in(storage, recipe))),
+    ]
     names = set(optuna.get_all_study_names(storage))
     present = [search for search in searches if search.study_name in names]
     if not present:
         raise UserError(f"study {searches[0].study_name!r}: not in the database, so there is no status to tell")
     for search in present:
         study = optuna.load_study(study_name=search.study_name, storage=storage)
-        for line in _lines(study, storage, search.settings.trials):
+        for line in _lines(study, storage, search.trials):
             out.print(line, soft_wrap=True)
         if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
             out.print(front_table(study))

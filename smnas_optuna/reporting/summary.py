@@ -1,4 +1,4 @@
-"""What a search tells at its end: the front as a table, and what stage two has gained."""
+"""What a search tells at its end: the front as a table, what stage two has gained, how transferred detectors do."""
 
 from typing import Any
 
@@ -67,4 +67,35 @@ def front_table(study: optuna.Study) -> Table:
         spreads = {"latency_ms": row["latency_spread_ms"]}
         values = [quantity_of(name).text_with_spread(row[name], spreads.get(name)) for name in metrics]
         table.add_row(str(row["number"]), *values, *(str(row[column]) for column in columns))
+    return table
+
+
+def transfer_table(search: Search, study: optuna.Study) -> Table:
+    """Return what a transfer has trained as a table for the terminal, beside the first baseline (SM-NAS, Table 5).
+
+    Accuracy is told with its distance from the first baseline's, time with its ratio to it; the most accurate comes
+    first.
+    """
+    assert search.transferred is not None
+    frame = trials_frame(study)
+    frame = frame[frame["is_finished"]]
+    accuracy = accuracy_and_costs(objectives_of(study))[0].name
+    metrics = dict.fromkeys([accuracy, "map", "latency_ms", "params"])
+    table = Table(title=f"Detectors of {study.study_name}")
+    for heading in ("trial", *(_HEADINGS.get(name, name) for name in metrics)):
+        table.add_column(heading, justify="right")
+    for heading in ("architecture", "from"):
+        table.add_column(heading)
+    sources = {str(each.architecture): each.source for each in search.transferred}
+    references = [str(architecture) for architecture in search.references]
+    baseline = frame[frame["architecture"].isin(references[:1])]
+    for row in frame.sort_values(accuracy, ascending=False).to_dict("records"):
+        values = {
+            name: quantity_of(name).text_with_spread(row[name], row["latency_spread_ms"] if "latency" in name else None)
+            for name in metrics
+        }
+        if not baseline.empty and row["architecture"] not in references[:1]:
+            values[accuracy] += f" ({row[accuracy] - baseline[accuracy].iloc[0]:+.3f})"
+            values["latency_ms"] += f" ({row['latency_ms'] / baseline['latency_ms'].iloc[0]:.2f} x)"
+        table.add_row(str(row["number"]), *values.values(), row["architecture"], sources[row["architecture"]])
     return table

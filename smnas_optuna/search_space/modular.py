@@ -342,7 +342,7 @@ def _inherited(architecture: Architecture) -> dict[str, str]:
 
 
 def _levels(neck: FPN | None) -> str:
-    return f"FPN from P{neck.first}-P{neck.last_input} to P{neck.last_output}" if neck else "none"
+    return f"{neck.NAME} from P{neck.first}-P{neck.last_input} to P{neck.last_output}" if neck else "none"
 
 
 def _block_at(value: int, depths: Sequence[int], places: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from smnas_optuna.architecture import (
     BACKBONE_LEVELS,
-    FPN,
+    NECKS,
     RPN,
     Architecture,
     ClassicBackbone,
@@ -26,12 +26,17 @@ def _distinct(choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices
 
 
+def _known_neck(name: str) -> str:
+    if name != "none" and name not in NECKS:
+        raise ValueError(f"found {name!r}, expected one of none, {', '.join(NECKS)}")
+    return name
+
+
 def _canonical_input_size(text: str) -> str:
     return str(InputSize.parse(text))
 
 
 BackboneName = Literal["ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNeXt50", "ResNeXt101", "MobileNetV2"]
-NeckKind = Literal["none", "FPN"]
 FPNInputs = Literal["P1-P1", "P1-P2", "P1-P3", "P1-P4", "P2-P2", "P2-P3", "P2-P4", "P3-P3", "P3-P4", "P4-P4"]
 Level = Literal["P1", "P2", "P3", "P4", "P5", "P6"]
 RPNKind = Literal["none", "RPN", "GA-RPN"]
@@ -48,10 +53,11 @@ class StructuralSpace(BaseModel):
     Args:
         backbones: Names of published backbones.
         base_channels: Width of each backbone's first stage, in channels; 64 is the published network.
-        necks: ``none`` and ``FPN``.
-        fpn_inputs: Backbone levels Pa-Pb that an FPN may take in.
-        fpn_last_outputs: Levels Pd at which an FPN may end; only those with d >= b are ever used.
-        fpn_channels: Channels of every FPN level.
+        necks: ``none``, ``FPN``, and pyramids of one's own (:func:`~smnas_optuna.architecture.register_neck`), which
+            have the levels and channels of an FPN.
+        fpn_inputs: Backbone levels Pa-Pb that a pyramid may take in.
+        fpn_last_outputs: Levels Pd at which a pyramid may end; only those with d >= b are ever used.
+        fpn_channels: Channels of every level of a pyramid.
         rpns: ``none`` belongs to the RetinaNet head, ``RPN`` and ``GA-RPN`` to all others.
         heads: ``RetinaNet``, ``2FC``, ``Cascade(n=2)`` to ``Cascade(n=4)``.
         input_sizes: ``WIDTHxHEIGHT`` in pixels.
@@ -73,7 +79,9 @@ class StructuralSpace(BaseModel):
         "MobileNetV2",
     )
     base_channels: PositiveInt = ClassicBackbone.PUBLISHED_WIDTH
-    necks: Annotated[tuple[NeckKind, ...], Field(min_length=1), AfterValidator(_distinct)] = ("none", "FPN")
+    necks: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_neck)], ...], Field(min_length=1), AfterValidator(_distinct)
+    ] = ("none", "FPN")
     fpn_inputs: Annotated[tuple[FPNInputs, ...], Field(min_length=1), AfterValidator(_distinct)] = (
         "P1-P1",
         "P1-P2",
@@ -115,11 +123,15 @@ class StructuralSpace(BaseModel):
             raise ValueError("heads and rpns: RetinaNet goes with the RPN 'none', so list both or neither")
         if bool(self._rcnn_heads) != bool(self._proposing_rpns):
             raise ValueError("heads and rpns: 2FC and Cascade heads need RPN or GA-RPN, so list both or neither")
-        if "FPN" in self.necks:
+        if self._pyramids:
             for inputs in self.fpn_inputs:
                 if not self._last_outputs(inputs):
                     raise ValueError(f"fpn_last_outputs: none is at or above the last input level of {inputs}")
         return self
+
+    @property
+    def _pyramids(self) -> tuple[str, ...]:
+        return tuple(neck for neck in self.necks if neck != "none")
 
     @property
     def _rcnn_heads(self) -> tuple[str, ...]:
@@ -135,17 +147,18 @@ class StructuralSpace(BaseModel):
     def suggest(self, trial: "optuna.trial.BaseTrial") -> Architecture:
         """Let a trial choose an architecture, define-by-run.
 
-        The levels of an FPN are asked for only when there is one, an RPN only when the head needs one. Each
+        The levels of a pyramid are asked for only when there is one, an RPN only when the head needs one. Each
         parameter has the same choices whenever it is asked for, so any sampler and any storage can handle it; for
         that the last output level has a name of its own for each last input level.
         """
         backbone = trial.suggest_categorical("backbone", self.backbones)
         input_size = trial.suggest_categorical("input_size", self.input_sizes)
         neck = None
-        if trial.suggest_categorical("neck", self.necks) == "FPN":
+        pyramid = trial.suggest_categorical("neck", self.necks)
+        if pyramid != "none":
             inputs = trial.suggest_categorical("fpn_inputs", self.fpn_inputs)
             outputs = trial.suggest_categorical(_last_output_name(inputs), self._last_outputs(inputs))
-            neck = FPN(int(inputs[1]), int(inputs[-1]), int(outputs[1]), self.fpn_channels)
+            neck = NECKS[pyramid](int(inputs[1]), int(inputs[-1]), int(outputs[1]), self.fpn_channels)
         head = parse_head(trial.suggest_categorical("head", self.heads))
         rpn = None
         if isinstance(head, RCNNHead):
@@ -164,7 +177,7 @@ class StructuralSpace(BaseModel):
         choices = [
             ("backbone", backbone.name, self.backbones),
             ("input_size", str(architecture.input_size), self.input_sizes),
-            ("neck", "none" if neck is None else "FPN", self.necks),
+            ("neck", "none" if neck is None else neck.NAME, self.necks),
         ]
         if neck is not None:
             if neck.channels != self.fpn_channels:
@@ -183,11 +196,8 @@ class StructuralSpace(BaseModel):
     @property
     def size(self) -> int:
         """Exact number of architectures."""
-        necks = 0
-        if "none" in self.necks:
-            necks += 1
-        if "FPN" in self.necks:
-            necks += sum(len(self._last_outputs(inputs)) for inputs in self.fpn_inputs)
+        levels = sum(len(self._last_outputs(inputs)) for inputs in self.fpn_inputs)
+        necks = ("none" in self.necks) + len(self._pyramids) * levels
         heads = ("RetinaNet" in self.heads) + len(self._rcnn_heads) * len(self._proposing_rpns)
         return len(self.backbones) * len(self.input_sizes) * necks * heads
 
@@ -202,7 +212,7 @@ def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]
     x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's:
     deeper and wider within one block family, larger input (both sides), a superset of FPN levels in and out, more FPN
     channels, more cascade stages (``2FC`` being a cascade of one). One-stage and two-stage detectors, RPN kinds, and
-    one level against a pyramid are not comparable.
+    kinds of necks are not comparable.
 
     Raises:
         TypeError: The backbone is a searched code, which the modular space orders.
@@ -210,7 +220,7 @@ def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]
     backbone, neck, head = architecture.backbone, architecture.neck, architecture.head
     if not isinstance(backbone, ClassicBackbone):
         raise TypeError(f"{backbone} has no place in the structural order")
-    kinds = (backbone.block, "one level" if neck is None else "FPN", str(architecture.rpn), type(head).__name__)
+    kinds = (backbone.block, "one level" if neck is None else neck.NAME, str(architecture.rpn), type(head).__name__)
     size = architecture.input_size
     vector = [backbone.depth, backbone.width, size.width, size.height]
     if neck is not None:

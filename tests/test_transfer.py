@@ -1,0 +1,142 @@
+import copy
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from mmengine.config import Config
+from optuna.storages import RDBStorage
+
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.detector.zoo import DETECTORS
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.search import Transferred
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import open_study, search_of
+from smnas_optuna.transfer import transfer_search
+from tests.commands import run
+from tests.conftest import TINY
+
+BASELINE = TINY["transfer"]["baselines"][0]
+
+
+def other_recipe() -> dict[str, object]:
+    """The tiny recipe for another data set, of three classes."""
+    recipe = copy.deepcopy(TINY)
+    recipe["name"] = "other"
+    recipe["dataset"]["classes"] = 3
+    return recipe
+
+
+@pytest.fixture
+def folder(searched: Path, tmp_path: Path) -> Path:
+    """A folder whose database has a search of two trials, with ``other.yaml`` beside it."""
+    shutil.copy(searched / "smnas.db", tmp_path)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other_recipe()), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def storage(folder: Path) -> RDBStorage:
+    return open_storage(f"sqlite:///{folder}/smnas.db")
+
+
+def test_a_found_detector_is_trained_on_other_data_beside_the_baseline(folder: Path) -> None:
+    found = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db")
+    first = run("run_study", "other.yaml", "--stage", "transfer", "--from", "tiny/structural:0", folder=folder)
+    assert first.returncode == 0, first.stderr
+    study = optuna.load_study(study_name="other/transfer", storage=f"sqlite:///{folder}/smnas.db")
+    architectures = [trial.user_attrs["architecture"] for trial in study.trials]
+    assert architectures == [BASELINE, found.trials[0].user_attrs["architecture"]]
+    assert all(trial.values == [trial.user_attrs["map"], trial.user_attrs["latency_ms"]] for trial in study.trials)
+    config = Config.fromfile(str(folder / "work_dirs/other/transfer/trial_00001/config.py"))
+    assert config.model.roi_head.bbox_head.num_classes == 3
+    # The table: the found one with its distance from the baseline.
+    assert "tiny/structural trial 0" in first.stdout.replace("\n", "")
+    assert " x)" in first.stdout
+
+    # What is trained stays so; another source is trained beside it.
+    again = run("run_study", "other.yaml", "--stage", "transfer", "--from", "tiny/structural:1", folder=folder)
+    assert again.returncode == 0, again.stderr
+    assert "other/transfer: 2 of 3 trials done" in again.stdout
+    assert len(study.get_trials()) == 3
+    status = run("run_study", "other.yaml", "--status", folder=folder)
+    assert "other/transfer: 3 of 3 trials done" in status.stdout
+    report = run("report", "--study", "other/transfer", folder=folder)
+    assert report.returncode == 0, report.stderr
+
+
+def test_sources_are_trials_the_best_the_front_and_the_zoo(storage: RDBStorage) -> None:
+    recipe = Recipe.model_validate(other_recipe())
+    found = optuna.load_study(study_name="tiny/structural", storage=storage)
+    best = max(found.best_trials, key=lambda trial: trial.values[0])
+
+    def listed(*sources: str) -> list[tuple[str, str]]:
+        transferred = transfer_search(storage, recipe, sources).transferred
+        assert transferred is not None
+        return [(str(each.architecture), each.source) for each in transferred]
+
+    assert listed() == [(BASELINE, "baseline")]
+    assert listed("e2")[1:] == [(str(DETECTORS["E2"].architecture), "e2")]
+    assert listed("tiny/structural:best")[1:] == [
+        (best.user_attrs["architecture"], f"tiny/structural trial {best.number}")
+    ]
+    front = [trial.user_attrs["architecture"] for trial in sorted(found.best_trials, key=lambda trial: trial.number)]
+    # Named twice it is trained once.
+    assert [text for text, _ in listed("tiny/structural:front", "tiny/structural:front")[1:]] == front
+
+
+def test_the_list_of_a_study_keeps_its_order_when_the_baselines_change(storage: RDBStorage) -> None:
+    content = other_recipe()
+    before = transfer_search(storage, Recipe.model_validate(content), ["tiny/structural:0"])
+    study = open_study(storage, before)
+    content["transfer"]["baselines"] = ["64x48 ResNet18(w=8) RPN 2FC"]  # type: ignore[index]
+    after = transfer_search(storage, Recipe.model_validate(content), [])
+    assert after.transferred is not None
+    assert before.transferred is not None
+    added = Transferred(Architecture.parse("64x48 ResNet18(w=8) RPN 2FC"), "baseline")
+    assert after.transferred == (*before.transferred, added)
+    assert [trial.system_attrs["fixed_params"]["architecture"] for trial in open_study(storage, after).trials] == [
+        0,
+        1,
+        2,
+    ]
+    search = search_of(study)
+    assert search is not None
+    assert search.transferred == after.transferred
+    # A run that has not seen what another has added meanwhile does not undo it.
+    with pytest.raises(UserError, match="another run has added architectures meanwhile"):
+        open_study(storage, before)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("tiny/modular/C0:best", "--from tiny/modular/C0:best: 'tiny/modular/C0': no such study; the database has"),
+        ("tiny/structural:9", "--from tiny/structural:9: expected best, front or a finished trial of 0, 1"),
+        ("tiny/structural:worst", "expected best, front or a finished trial of 0, 1"),
+        ("E9", "--from 'E9': no such detector"),
+        ("FSAF", "--from FSAF: has no architecture"),
+    ],
+)
+def test_a_source_that_is_none_is_told(storage: RDBStorage, source: str, message: str) -> None:
+    with pytest.raises(UserError) as told:
+        transfer_search(storage, Recipe.model_validate(other_recipe()), [source])
+    assert message in str(told.value)
+
+
+def test_what_cannot_be_transferred_is_one_line(folder: Path) -> None:
+    for arguments, message in (
+        (["other.yaml", "--from", "E2"], "--from E2: is for --stage transfer"),
+        (["digits", "--stage", "transfer"], "--stage transfer: recipe 'digits' has no section transfer"),
+        (
+            ["other.yaml", "--stage", "transfer", "--set", "transfer.baselines=[]"],
+            "--stage transfer: nothing to train; expected --from with",
+        ),
+    ):
+        ended = run("run_study", *arguments, folder=folder)
+        assert ended.returncode == 2, ended.stdout
+        assert message in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
