@@ -1,12 +1,14 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import optuna
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from smnas_optuna.architecture import (
     FPN,
+    NECKS,
     RPN,
     Architecture,
     BackboneCode,
@@ -16,8 +18,10 @@ from smnas_optuna.architecture import (
     RetinaNetHead,
     parse_backbone,
     parse_head,
+    register_neck,
     stride_of,
 )
+from smnas_optuna.search_space.structural import StructuralSpace, order
 
 FPN_LEVELS = [
     (first, last_input, last_output)
@@ -293,3 +297,58 @@ def test_a_part_out_of_range_cannot_be_made(make: Callable[[], object], message:
 def test_backbones_of_one_block_differ_in_depth(family: str, names: tuple[str, ...]) -> None:
     members = [ClassicBackbone(name) for name in ClassicBackbone.NAMES if ClassicBackbone(name).block == family]
     assert tuple(member.name for member in sorted(members, key=lambda member: member.depth)) == names
+
+
+class Bottom(FPN):
+    NAME = "Bottom-FPN"
+
+
+@pytest.fixture
+def bottom() -> Iterator[type[FPN]]:
+    """A neck of one's own, registered for a test."""
+    yield register_neck(Bottom)
+    del NECKS["Bottom-FPN"]
+
+
+def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) -> None:
+    for text in ("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC", "800x600 ResNet50 Bottom-FPN(P3-P3,c=8) RetinaNet"):
+        architecture = Architecture.parse(text)
+        assert isinstance(architecture.neck, bottom)
+        assert str(architecture) == text
+    assert Architecture.parse(text).neck != FPN(3, 3, 3, 8)
+    with pytest.raises(ValueError, match=re.escape("expected Bottom-FPN([Pa-Pb:]Pa-Pd,c=CHANNELS)")):
+        Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P9) RPN 2FC")
+
+
+def test_a_neck_that_is_not_registered_is_none() -> None:
+    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected FPN(")):
+        Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC")
+
+
+def test_two_necks_cannot_share_a_name(bottom: type[FPN]) -> None:
+    class Other(FPN):
+        NAME = "Bottom-FPN"
+
+    with pytest.raises(ValueError, match=r"Bottom has this name already"):
+        register_neck(Other)
+    # The same module imported twice is no other class.
+    assert register_neck(bottom) is bottom
+
+    class Wrong(FPN):
+        NAME = "my neck"
+
+    with pytest.raises(ValueError, match="expected a name of letters, digits and '-'"):
+        register_neck(Wrong)
+
+
+def test_a_space_offers_registered_necks_beside_the_fpn(bottom: type[FPN]) -> None:
+    space = StructuralSpace(necks=("FPN", "Bottom-FPN"))
+    assert space.size == 2 * StructuralSpace(necks=("FPN",)).size
+    architecture = Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=256) RPN 2FC")
+    assert space.suggest(optuna.trial.FixedTrial(space.params(architecture))) == architecture
+    # Neither kind is the bigger one.
+    plain = Architecture.parse("800x600 ResNet50 FPN(P2-P5,c=256) RPN 2FC")
+    assert order(architecture)[0] != order(plain)[0]
+    assert order(architecture)[1] == order(plain)[1]
+    with pytest.raises(ValueError, match="found 'PAFPN', expected one of none, FPN, Bottom-FPN"):
+        StructuralSpace(necks=("PAFPN",))
