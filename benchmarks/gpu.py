@@ -16,6 +16,7 @@ are always as many as the RPN may make; final detections, of which random networ
 
 import argparse
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -151,12 +152,12 @@ def training(arguments: argparse.Namespace) -> None:
     batch = 8 if device.type == "cuda" else 1
     print(f"\ntraining of E2, batches of {batch} at {architecture.input_size}")
     kinds = {"BN": Detector(norm="BN"), "GN+WS": Detector(norm="GN", weight_standardization=True)}
-    steps = {}
+    steps: dict[str, Callable[[], None]] = {}
     for name, kind in kinds.items():
         network = _build(model_config(architecture, classes=_CLASSES, detector=kind), device).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
         data = _batch(architecture.input_size, batch)
-        steps[name] = lambda network=network, optimizer=optimizer, data=data: _learn(network, optimizer, data)
+        steps[name] = functools.partial(_learn, network, optimizer, data)
     seconds = _in_turn(steps, arguments.rounds, device)
     for name, taken in seconds.items():
         print(f"{name:8}{batch / taken:8.2f} images a second{taken / seconds['BN']:7.2f} x the time of BN")
