@@ -7,9 +7,10 @@ import optuna
 from rich.console import Console
 
 from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
+from smnas_optuna.evaluation import bdd
 from smnas_optuna.evaluation.job import Candidates
 from smnas_optuna.evaluation.process import count, preload
-from smnas_optuna.recipe import DigitsDataset, Recipe, StageName, Structural
+from smnas_optuna.recipe import BddDataset, Dataset, DigitsDataset, Recipe, StageName, Structural, VocDataset
 from smnas_optuna.search import Candidate, Search, known_costs
 
 _SHOWN_ARCHITECTURES = 5
@@ -56,8 +57,8 @@ def describe(recipe: Recipe, stage: StageName, n_trials: int | None, sampler: st
 def _show_some(recipe: Recipe, search: Search, out: Console) -> None:
     """Sample architectures, count their costs and print both."""
     preload()
-    known = isinstance(recipe.dataset, DigitsDataset)
-    classes = recipe.dataset.classes if isinstance(recipe.dataset, DigitsDataset) else _COCO_CLASSES
+    known = _classes(recipe.dataset)
+    classes = known or _COCO_CLASSES
     sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     architectures = tuple(search.space.suggest(sampled.ask()) for _ in range(_SHOWN_ARCHITECTURES))
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,6 +68,15 @@ def _show_some(recipe: Recipe, search: Search, out: Console) -> None:
         backbone = known_costs(architecture).get("backbone_flops")
         own = f"({backbone / 1e9:.2f} the backbone) " if backbone else ""
         out.print(f"  {cost.flops / 1e9:8.2f} GFLOPs {own}{cost.params / 1e6:7.2f} M parameters  {architecture}")
+
+
+def _classes(dataset: Dataset) -> int | None:
+    """Return the number of a data set's classes; None where only its annotations tell."""
+    if isinstance(dataset, DigitsDataset):
+        return dataset.classes
+    if isinstance(dataset, VocDataset):
+        return len(dataset.classes)
+    return len(bdd.CLASSES) if isinstance(dataset, BddDataset) else None
 
 
 def _examples(recipe: Recipe) -> list[Search]:

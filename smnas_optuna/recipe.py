@@ -45,12 +45,18 @@ class Split(_Section):
     """One part of a data set.
 
     Args:
-        annotations: COCO json file, relative to the data set's root.
+        annotations: Json file, relative to the data set's root.
         images: Folder that the json's file names are relative to, itself relative to the root.
     """
 
     annotations: Path
     images: Path
+
+
+def _distinct_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(classes)) != len(classes):
+        raise ValueError("a class is listed more than once")
+    return classes
 
 
 class CocoDataset(_Section):
@@ -79,6 +85,42 @@ class DigitsDataset(_Section):
     val_images: PositiveInt = 60
     width: Annotated[int, Field(ge=48)] = 160
     height: Annotated[int, Field(ge=48)] = 120
+
+
+class VocDataset(_Section):
+    """Images with boxes in Pascal VOC's XML format; see ``evaluation/voc.py``.
+
+    An image set is called ``FOLDER/NAME``, or ``NAME`` where the root itself is laid out so: the images that
+    ``FOLDER/ImageSets/Main/NAME.txt`` lists, with boxes in ``FOLDER/Annotations`` and pictures in
+    ``FOLDER/JPEGImages``. Without such a list it is a folder of XML files with the pictures beside them.
+
+    Args:
+        root: Folder that the image sets are below, such as VOCdevkit.
+        train: Image sets to train on.
+        val: Image sets to validate on.
+        classes: Names in the order of their labels; every object has one of them.
+    """
+
+    kind: Literal["voc"]
+    root: Path = Path()
+    train: Annotated[tuple[str, ...], Field(min_length=1)] = ("VOC2007/trainval", "VOC2012/trainval")
+    val: Annotated[tuple[str, ...], Field(min_length=1)] = ("VOC2007/test",)
+    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct_classes)] = (
+        *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+        *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    )
+
+
+class BddDataset(_Section):
+    """Images with boxes in the format of BDD100K, as published in 2018 or in 2020; see ``evaluation/bdd.py``."""
+
+    kind: Literal["bdd"]
+    root: Path = Path()
+    train: Split = Split(annotations=Path("labels/det_20/det_train.json"), images=Path("images/100k/train"))
+    val: Split = Split(annotations=Path("labels/det_20/det_val.json"), images=Path("images/100k/val"))
+
+
+Dataset = CocoDataset | VocDataset | BddDataset | DigitsDataset
 
 
 class Timing(_Section):
@@ -253,12 +295,15 @@ class Structural(Stage):
         if weights == "imagenet":
             if self.space.base_channels != 64:
                 raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
-            if self.detector.norm == "GN" or self.detector.weight_standardization:
-                raise ValueError(
-                    "training.weights: imagenet weights were trained with norm BN and no weight_standardization; "
-                    "expected none"
-                )
+            _refuse_imagenet_weights_of_other_layers(self.detector)
         return self
+
+
+def _refuse_imagenet_weights_of_other_layers(detector: Detector) -> None:
+    if detector.norm == "GN" or detector.weight_standardization:
+        raise ValueError(
+            "training.weights: imagenet weights were trained with norm BN and no weight_standardization; expected none"
+        )
 
 
 class Modular(Stage):
@@ -312,6 +357,14 @@ class Transfer(_Section):
             Architecture.parse(text)
         return self
 
+    @model_validator(mode="after")
+    def _weights_are_for_all(self) -> "Transfer":
+        if isinstance(self.training.weights, dict):
+            raise ValueError("training.weights: expected imagenet or none; a file per backbone goes under pretrained")
+        if self.training.weights == "imagenet":
+            _refuse_imagenet_weights_of_other_layers(self.detector)
+        return self
+
 
 # What may change between two runs that share a study: it decides how far and how the search goes on, not what a trial's
 # values mean.
@@ -338,7 +391,7 @@ class Recipe(_Section):
     # First, for what they add is looked for in the sections.
     imports: Annotated[tuple[str, ...], AfterValidator(_import)] = ()
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    dataset: Annotated[CocoDataset | DigitsDataset, Field(discriminator="kind")]
+    dataset: Annotated[Dataset, Field(discriminator="kind")]
     device: Device = Device()
     structural: Structural
     modular: Modular | None = None

@@ -182,7 +182,7 @@ def test_an_override_leaves_alone_what_an_alias_shares(load: Loader) -> None:
         ("device.timing={round: 3}", "cells.yaml: device.timing.round: unknown key; did you mean rounds?"),
         (
             "cluster.nodes=3",
-            "cells.yaml: cluster: unknown key; expected one of name, dataset, device, structural",
+            "cells.yaml: cluster: unknown key; expected one of imports, name, dataset, device, structural",
         ),
         ("structural=3", "cells.yaml: structural: found 3, expected"),
     ],
@@ -281,7 +281,11 @@ def test_a_key_merged_in_may_be_given_again(load: Loader) -> None:
         ("  timing:\n    rounds: 3\n", "", "cells.yaml:7: device: found None, expected a valid dictionary"),
         ("rounds: 3", "round: 3", "cells.yaml:9: device.timing.round: unknown key; did you mean rounds?"),
         ("structural:", "structure:", "cells.yaml:10: structure: unknown key; did you mean structural? (and 1 more)"),
-        ("structural:", "a.b: 3\nstructural:", "cells.yaml:10: a.b: unknown key; expected one of name, dataset"),
+        (
+            "structural:",
+            "a.b: 3\nstructural:",
+            "cells.yaml:10: a.b: unknown key; expected one of imports, name, dataset",
+        ),
         ("structural:", "3: 4\nstructural:", "cells.yaml:10: 3: found 3, Keys should be strings"),
         ("  trials: 20\n", "", "cells.yaml:10: structural.trials: this key is missing"),
         ("trials: 20", "trials: 0", "cells.yaml:11: structural.trials: found 0, expected greater than 0"),
