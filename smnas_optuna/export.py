@@ -12,7 +12,7 @@ from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit, open_dataset
-from smnas_optuna.recipe import CocoDataset, Detector, Recipe
+from smnas_optuna.recipe import BddDataset, CocoDataset, Detector, Recipe, VocDataset
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.search import Search
 from smnas_optuna.storage import DEFAULT_STORAGE
@@ -57,17 +57,24 @@ def export(
     recipe = _recipe_of_data(search, data, overrides)
     dataset = _dataset(recipe)
     from smnas_optuna.detector.config import weights_of
+    from smnas_optuna.detector.weights import check_weights
     from smnas_optuna.evaluation.final import final_config  # loads torch, for which no mistake has to wait
 
+    file = None
     if weights == "imagenet":
         backbone = architecture.backbone
         if not isinstance(backbone, ClassicBackbone) or backbone.width != ClassicBackbone.PUBLISHED_WIDTH:
             raise UserError(f"--weights imagenet: {backbone} is no published backbone; expected a file, or none")
         weights = weights_of(backbone)
-    elif weights is not None and "://" not in weights and not Path(weights).is_file():
-        raise UserError(f"--weights {weights}: no such file; expected one, a URL, or imagenet")
+    elif weights is not None and "://" not in weights:
+        file = Path(weights)
+        if not file.is_file():
+            raise UserError(f"--weights {file}: no such file; expected one, a URL, or imagenet")
+        weights = str(file.resolve())
     flip = recipe.structural.training.flip
     config = final_config(architecture, dataset, detector, schedule=schedule, flip=flip, weights=weights)
+    if file is not None:
+        check_weights(f"--weights {file}", str(file), config.model.backbone.to_dict(), otherwise="a URL, or imagenet")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(f"# {architecture}, exported by smnas_optuna\n{config.pretty_text}", encoding="utf-8")
@@ -122,6 +129,11 @@ def _dataset(recipe: Recipe) -> CheckedDataset:
             from smnas_optuna.evaluation.final import coco_classes
 
             return CheckedDataset(train, val, coco_classes())
+    if isinstance(dataset, VocDataset | BddDataset) and not dataset.root.is_dir():
+        raise UserError(
+            f"dataset.root: {dataset.root}: no such folder; the config names annotations that are converted from those "
+            "in it, so export where the data are, with --data RECIPE --set dataset.root=FOLDER"
+        )
     return open_dataset(dataset)
 
 

@@ -101,6 +101,7 @@ class DetectorObjective:
             self._search.recipe.device,
             self._folder / f"trial_{first_number(trial):05d}",
             self._gpus,
+            self._search.weights(architecture.backbone),
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []

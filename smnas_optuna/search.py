@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Protocol
 
 import optuna
 
-from smnas_optuna.architecture import Architecture, Backbone, BackboneCode
+from smnas_optuna.architecture import Architecture, Backbone, BackboneCode, ClassicBackbone
 from smnas_optuna.detector.config import SINGLE_LEVEL, weights_of
 from smnas_optuna.detector.flops import backbone_costs
+from smnas_optuna.evaluation.job import Pretrained
 from smnas_optuna.recipe import Modular, Recipe, SamplerName, StageName, Structural, Transfer
 from smnas_optuna.search_space import listed, structural
 from smnas_optuna.search_space.listed import ListedSpace
@@ -153,13 +154,30 @@ class Search:
 
     def weights(self, backbone: Backbone) -> str | None:
         """Return where a backbone's pre-trained weights are, a URI or a file; None to train it from scratch."""
-        own = self.settings.pretrained.get(str(backbone)) if isinstance(self.settings, Transfer) else None
+        found = self._pretrained(backbone)
+        return found.weights if found else None
+
+    @property
+    def pretrained(self) -> tuple[Pretrained, ...]:
+        """The weights that the backbones of this search begin with."""
+        if self.candidate is not None:
+            return ()
+        if self.transferred is None:
+            space = self.recipe.structural.space
+            backbones: list[Backbone] = [ClassicBackbone(name, space.base_channels) for name in space.backbones]
+        else:
+            backbones = [each.architecture.backbone for each in self.transferred]
+        found = map(self._pretrained, dict.fromkeys(backbones))
+        return tuple(each for each in found if each is not None)
+
+    def _pretrained(self, backbone: Backbone) -> Pretrained | None:
+        if isinstance(self.settings, Transfer) and str(backbone) in self.settings.pretrained:
+            return Pretrained(backbone, str(self.settings.pretrained[str(backbone)]), f"{self.stage}.pretrained")
         weights = self.settings.training.weights
-        if own is not None or isinstance(backbone, BackboneCode):
-            return str(own) if own else None
-        if isinstance(weights, dict):
-            return str(weights[backbone.name])
-        return weights_of(backbone) if weights == "imagenet" else None
+        if isinstance(backbone, BackboneCode) or weights == "none":
+            return None
+        found = str(weights[backbone.name]) if isinstance(weights, dict) else weights_of(backbone)
+        return Pretrained(backbone, found, f"{self.stage}.training.weights")
 
     @property
     def known_objectives(self) -> dict[int, Callable[[Architecture], float]]:

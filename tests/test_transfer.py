@@ -1,6 +1,7 @@
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -22,7 +23,7 @@ from tests.conftest import TINY
 BASELINE = TINY["transfer"]["baselines"][0]
 
 
-def other_recipe() -> dict[str, object]:
+def other_recipe() -> dict[str, Any]:
     """The tiny recipe for another data set, of three classes."""
     recipe = copy.deepcopy(TINY)
     recipe["name"] = "other"
@@ -92,7 +93,7 @@ def test_the_list_of_a_study_keeps_its_order_when_the_baselines_change(storage: 
     content = other_recipe()
     before = transfer_search(storage, Recipe.model_validate(content), ["tiny/structural:0"])
     study = open_study(storage, before)
-    content["transfer"]["baselines"] = ["64x48 ResNet18(w=8) RPN 2FC"]  # type: ignore[index]
+    content["transfer"]["baselines"] = ["64x48 ResNet18(w=8) RPN 2FC"]
     after = transfer_search(storage, Recipe.model_validate(content), [])
     assert after.transferred is not None
     assert before.transferred is not None
@@ -125,6 +126,24 @@ def test_a_source_that_is_none_is_told(storage: RDBStorage, source: str, message
     with pytest.raises(UserError) as told:
         transfer_search(storage, Recipe.model_validate(other_recipe()), [source])
     assert message in str(told.value)
+
+
+def test_a_searched_backbone_begins_with_the_weights_that_the_recipe_gives_it(storage: RDBStorage) -> None:
+    content = other_recipe()
+    content["transfer"]["detector"] = {}
+    content["transfer"]["training"] = {**content["transfer"]["training"], "weights": "imagenet"}
+    content["transfer"]["baselines"] = ["800x600 ResNet50 FPN(P1-P5,c=256) RPN 2FC"]
+    found = DETECTORS["E2"].architecture
+    assert found is not None
+    content["transfer"]["pretrained"] = {str(found.backbone): "E2/backbone.pth"}
+    search = transfer_search(storage, Recipe.model_validate(content), ["E2", "E3"])
+    assert [str(search.weights(each.backbone)) for each in search.starts] == [
+        "torchvision://resnet50",
+        "E2/backbone.pth",
+        "None",
+    ]
+    keys = [each.key for each in search.pretrained]
+    assert keys == ["transfer.training.weights", "transfer.pretrained"]
 
 
 def test_what_cannot_be_transferred_is_one_line(folder: Path) -> None:

@@ -30,6 +30,9 @@ _MOBILENET_CHANNELS = (24, 32, 96, 320)
 # MobileNetV2's layers that end at strides 4, 8, 16 and 32.
 _MOBILENET_LAYERS = (1, 2, 4, 6)
 
+# ImageNet's mean and standard deviation of red, green and blue, 0 to 255.
+NORMALIZATION: Config = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+
 _IMAGENET_WEIGHTS = {
     "ResNet18": "torchvision://resnet18",
     "ResNet34": "torchvision://resnet34",
@@ -72,8 +75,7 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
         "type": "RetinaNet",
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
-            "mean": [123.675, 116.28, 103.53],
-            "std": [58.395, 57.12, 57.375],
+            **NORMALIZATION,
             "bgr_to_rgb": True,
             "pad_size_divisor": 32,
         },

@@ -13,6 +13,17 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from smnas_optuna.errors import UserError
+
+
+def kind_of_device(*, amp: bool) -> str:
+    """Return what torch trains on here, ``cuda`` or ``cpu``; raises UserError where mixed precision needs a GPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if amp:
+        raise UserError("--amp: torch sees no CUDA GPU here, and needs one for mixed precision")
+    return "cpu"
+
 
 def device_name(kind: str) -> str:
     """Return the product's name, of a CPU with the number of threads in use."""

@@ -11,9 +11,11 @@ from mmengine.config import Config
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
-from smnas_optuna.detector.config import model_config
+from smnas_optuna.detector.config import custom_imports, model_config
+from smnas_optuna.evaluation import checkpoint
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.loaders import loader_config
+from smnas_optuna.evaluation.scoring import final_metric
 from smnas_optuna.recipe import Detector
 
 # Epochs, and after which of them the learning rate drops tenfold, as in MMDetection's schedules.
@@ -44,11 +46,14 @@ def final_config(
         architecture: What to train.
         dataset: On what; its paths go into the config.
         detector: What the search's detectors had in common; its normalisation is replaced.
-        schedule: One of :data:`SCHEDULES`.
+        schedule: One of ``SCHEDULES``.
         flip: Probability that a training image is mirrored.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
     """
     epochs, drops = SCHEDULES[schedule]
+    imports = custom_imports(architecture)
+    # With it torch also loads MMEngine's own checkpoints, from which MMDetection's tools resume.
+    imports["imports"].append(checkpoint.__name__)
     final = detector.model_copy(update={"norm": "BN", "weight_standardization": False})
     scale = (architecture.input_size.width, architecture.input_size.height)
     learn: list[dict[str, Any]] = [
@@ -64,7 +69,7 @@ def final_config(
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "PackDetInputs", "meta_keys": _META_KEYS},
     ]
-    evaluator = {"type": "CocoMetric", "ann_file": str(dataset.val.annotations), "metric": "bbox"}
+    evaluator, best = final_metric(dataset)
     train = loader_config(
         dataset.train, dataset.classes, learn, learn=True, batch_size=_IMAGES_PER_GPU, workers=_WORKERS
     )
@@ -72,7 +77,7 @@ def final_config(
     return Config(
         {
             "default_scope": "mmdet",
-            "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
+            "custom_imports": imports,
             "model": model_config(architecture, classes=len(dataset.classes), detector=final, weights=weights),
             "train_dataloader": train,
             "val_dataloader": val,
@@ -113,11 +118,13 @@ def final_config(
                     "type": "CheckpointHook",
                     "interval": 1,
                     "max_keep_ckpts": 2,
-                    "save_best": "coco/bbox_mAP",
+                    "save_best": best,
                     "rule": "greater",
                 },
                 "sampler_seed": {"type": "DistSamplerSeedHook"},
             },
+            # Which of a detector's losses there are depends on what it finds in the images.
+            "find_unused_parameters": True,
             "env_cfg": {
                 "cudnn_benchmark": False,
                 "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},

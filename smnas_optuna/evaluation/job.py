@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from smnas_optuna.architecture import Architecture
+from smnas_optuna.architecture import Architecture, Backbone
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.recipe import Detector, Device, Recipe, Training
+from smnas_optuna.recipe import Detector, Device, Recipe, StageName, Training
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Job:
         folder: For the config, the log and the checkpoint; made if absent. A checkpoint that an interrupted process
             has left there is gone on with.
         gpus: Indices of the GPUs to use; None for those that the process sees.
+        weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
     """
 
     architecture: Architecture
@@ -30,14 +31,31 @@ class Job:
     device: Device
     folder: Path
     gpus: tuple[int, ...] | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that a backbone begins with.
+
+    Args:
+        backbone: Which backbone.
+        weights: A checkpoint's URI or file.
+        key: Of the recipe, which asks for them.
+    """
+
+    backbone: Backbone
+    weights: str
+    key: str
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs to be there: the recipe's device and, for stage one, its pre-trained weights."""
+    """What a run needs to be there: the recipe's device, and the pre-trained weights that a stage begins with."""
 
     recipe: Recipe
-    pretrained: bool
+    stage: StageName
+    pretrained: tuple[Pretrained, ...] = ()
     gpus: tuple[int, ...] | None = None
 
 

@@ -1,7 +1,6 @@
 """What happens in a training process: build, cost, train, evaluate and time one architecture with MMEngine's Runner."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,25 +13,19 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from smnas_optuna.architecture import (
-    FPN,
-    Architecture,
-    Backbone,
-    BackboneCode,
-    ClassicBackbone,
-    InputSize,
-    RetinaNetHead,
-)
+from smnas_optuna.architecture import BACKBONE_LEVELS
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
-from smnas_optuna.detector.config import model_config, weights_of
-from smnas_optuna.detector.counting import build_on_meta, count_costs
+from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
+from smnas_optuna.detector.counting import count_costs
+from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, forget_checkpoint, resume
 from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, device_name
+from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
 from smnas_optuna.evaluation.job import (
     Candidates,
@@ -48,19 +41,11 @@ from smnas_optuna.evaluation.job import (
 )
 from smnas_optuna.evaluation.latency import measure_latency
 from smnas_optuna.evaluation.loaders import loader_config
-from smnas_optuna.recipe import Recipe
+from smnas_optuna.evaluation.scoring import precisions, search_metrics
 
 # Done once in the server of training processes, so that a trial does not wait for it.
 register_all_modules()
 
-_METRICS = {
-    "map": "mAP",
-    "map_50": "mAP_50",
-    "map_75": "mAP_75",
-    "map_small": "mAP_s",
-    "map_medium": "mAP_m",
-    "map_large": "mAP_l",
-}
 _LOSS_CHECK_INTERVAL = 20
 
 
@@ -77,41 +62,15 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind == "cuda" and recipe.device.gpus_per_trial > count:
         raise UserError(f"device.gpus_per_trial: found {recipe.device.gpus_per_trial}, but there are {count} GPUs here")
-    for stage, settings in (("structural", recipe.structural), ("modular", recipe.modular)):
-        if kind == "cpu" and settings and settings.detector.norm == "SyncBN":
+    for stage, settings in recipe.stages.items():
+        if kind == "cpu" and settings.detector.norm == "SyncBN":
             raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
-    for name in recipe.structural.space.backbones if demand.pretrained else ():
-        weights = _weights(recipe.structural.training.weights, ClassicBackbone(name))
-        if weights is None:
-            continue
-        place = f"structural.training.weights: {weights} for {name}"
-        try:
-            checkpoint = CheckpointLoader.load_checkpoint(weights, map_location="cpu")
-        except Exception as error:  # whatever a download, a file system or an unpickler may raise
-            raise UserError(
-                f"{place} cannot be loaded ({str(error).partition(chr(10))[0]}); expected it within reach or in "
-                f"{torch.hub.get_dir()}/checkpoints, or a file per backbone, or none to train from scratch"
-            ) from None
-        _check_weights(place, checkpoint, recipe, name)
-    amp = recipe.structural.training.amp
-    report(Target(kind, device_name(kind), count, conditions(kind, amp=amp)))
-
-
-def _check_weights(place: str, checkpoint: dict[str, Any], recipe: Recipe, name: str) -> None:
-    """Refuse weights that are not those of a backbone; MMEngine would only log what it leaves at random."""
-    space = recipe.structural.space
-    whole = Architecture(
-        InputSize(64, 64), ClassicBackbone(name, space.base_channels), FPN(1, 4, 4), None, RetinaNetHead()
-    )
-    backbone = build_on_meta(model_config(whole, classes=1, detector=recipe.structural.detector)).backbone
-    assert isinstance(backbone, torch.nn.Module)
-    given = checkpoint.get("state_dict", checkpoint)
-    for key, wanted in backbone.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        found = tuple(given[key].shape) if key in given else None
-        if found != tuple(wanted.shape):
-            raise UserError(f"{place} does not fit: expected {key} of shape {tuple(wanted.shape)}, found {found}")
+    settings = recipe.stages[demand.stage]
+    for each in demand.pretrained:
+        config, _ = backbone_config(each.backbone, BACKBONE_LEVELS, settings.detector)
+        place = f"{each.key}: {each.weights} for {each.backbone}"
+        check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
+    report(Target(kind, device_name(kind), count, conditions(kind, amp=settings.training.amp)))
 
 
 def count_gpus(_: None, report: Callable[[int], None]) -> None:
@@ -163,14 +122,11 @@ def runner_config(job: Job, kind: str) -> Config:
         architecture,
         classes=len(dataset.classes),
         detector=job.detector,
-        weights=_weights(training.weights, architecture.backbone),
+        weights=job.weights,
     )
     scale = (architecture.input_size.width, architecture.input_size.height)
-    load: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "Resize", "scale": scale, "keep_ratio": True},
-    ]
+    load, annotate = {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}
+    resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
     meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
     flip = {"type": "RandomFlip", "prob": training.flip}
@@ -190,12 +146,12 @@ def runner_config(job: Job, kind: str) -> Config:
     return Config(
         {
             "default_scope": "mmdet",
-            "custom_imports": {"imports": ["smnas_optuna.detector.layers"], "allow_failed_imports": False},
+            "custom_imports": custom_imports(architecture),
             "model": model,
             "train_dataloader": loader_config(
                 dataset.train,
                 dataset.classes,
-                [*load, flip, {"type": "PackDetInputs"}],
+                [load, annotate, resize, flip, {"type": "PackDetInputs"}],
                 learn=True,
                 batch_size=training.batch_size // job.device.gpus_per_trial,
                 workers=training.loader_workers,
@@ -203,12 +159,13 @@ def runner_config(job: Job, kind: str) -> Config:
             "test_dataloader": loader_config(
                 dataset.val,
                 dataset.classes,
-                [*load, {"type": "PackDetInputs", "meta_keys": meta_keys}],
+                # Boxes are compared in the image's own pixels.
+                [load, resize, annotate, {"type": "PackDetInputs", "meta_keys": meta_keys}],
                 learn=False,
                 batch_size=1,
                 workers=training.loader_workers,
             ),
-            "test_evaluator": {"type": "CocoMetric", "ann_file": str(dataset.val.annotations), "metric": "bbox"},
+            "test_evaluator": search_metrics(dataset),
             "train_cfg": {"by_epoch": True, "max_epochs": training.epochs},
             "test_cfg": {"type": "TestLoop"},
             "optim_wrapper": {
@@ -231,11 +188,10 @@ def runner_config(job: Job, kind: str) -> Config:
             },
             "env_cfg": {
                 "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-                "dist_cfg": {"backend": _backend(kind)},
+                "dist_cfg": {"backend": backend(kind)},
             },
             "find_unused_parameters": True,
             "randomness": {"seed": training.seed},
-            "launcher": "none" if job.device.gpus_per_trial == 1 else "pytorch",
             "work_dir": str(job.folder),
             "experiment_name": job.folder.name,
         }
@@ -244,13 +200,7 @@ def runner_config(job: Job, kind: str) -> Config:
 
 def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
     """Train as one of several processes under torch's launcher, which has set the environment."""
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
-        # MMEngine's own choice would tie the model to a GPU.
-        wrapper = {"type": "MMDistributedDataParallel", "find_unused_parameters": True, "device_ids": None}
-        config.model_wrapper_cfg = wrapper
-    torch.distributed.init_process_group(_backend(kind))
+    join(config, kind)
     _train(job, config, kind, report)
     torch.distributed.destroy_process_group()
 
@@ -280,8 +230,7 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
     loaded = time.perf_counter()
     latency, spread = _calm_latency(runner, samples, job, kind, lock)
     scores = Scores(
-        # CocoMetric says nothing at all about a detector that found nothing: its precision is 0.
-        metrics={ours: float(measured.get(f"coco/bbox_{theirs}", 0.0)) for ours, theirs in _METRICS.items()},
+        metrics=precisions(measured, job.dataset),
         latency_ms=latency,
         latency_spread_ms=spread,
         train_seconds=trained - start,
@@ -391,16 +340,3 @@ def _choose_device(kind: str) -> str:
     # MMEngine's Runner would take whatever device it saw when it was loaded.
     mmengine.device.utils.DEVICE = chosen
     return chosen
-
-
-def _backend(kind: str) -> str:
-    return "nccl" if kind == "cuda" else "gloo"
-
-
-def _weights(weights: str | dict[str, Any], backbone: Backbone) -> str | None:
-    """Return where a backbone's pre-trained weights are, or None to train from scratch."""
-    if isinstance(backbone, BackboneCode):
-        return None
-    if isinstance(weights, dict):
-        return str(weights[backbone.name])
-    return weights_of(backbone) if weights == "imagenet" else None

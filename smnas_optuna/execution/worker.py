@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.evaluation.datasets import CheckedDataset, find_again
 from smnas_optuna.evaluation.job import Demand, Event, Target
 from smnas_optuna.evaluation.process import preload, probe
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
@@ -131,9 +131,10 @@ class SearchOrder:
         """Open the studies, once the device is seen to be there and to be the studies' own."""
         preload()
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
-        recipe = self.searches[0].recipe
-        pretrained = any(search.candidate is None for search in self.searches)
-        target = probe(Demand(recipe, pretrained, self.gpus), self.folder / "output.log")
+        first = self.searches[0]
+        demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus)
+        target = probe(demand, self.folder / "output.log")
+        dataset = find_again(self.dataset)
         runs = {}
         for search in self.searches:
             seed = None if self.seed is None else self.seed + self.worker
@@ -141,7 +142,7 @@ class SearchOrder:
             device = agree_on_device(study, storage, target.identity, mixed=self.mixed_devices)
             objective = DetectorObjective(
                 search,
-                self.dataset,
+                dataset,
                 device,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),

@@ -34,6 +34,7 @@ from smnas_optuna.evaluation.job import (
 from smnas_optuna.evaluation.process import count, evaluate, preload, probe
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.search import Search
 
 ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")
 
@@ -233,36 +234,45 @@ def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_pat
     torch.manual_seed(0)
     weights = torchvision.models.resnet18().state_dict()
     torch.save(weights, tmp_path / "resnet18.pth")
-    training = job.training.model_copy(update={"weights": {"ResNet18": tmp_path / "resnet18.pth"}, "epochs": 1})
+    training = job.training.model_copy(update={"epochs": 1})
     detector = job.detector.model_copy(update={"norm": "BN", "weight_standardization": False})
     architecture = Architecture.parse("64x48 ResNet18 FPN(P2-P4,c=16) RPN 2FC")
-    scores = list(evaluate(replace(job, training=training, detector=detector, architecture=architecture)))[-1]
+    job = replace(job, training=training, detector=detector, architecture=architecture)
+    scores = list(evaluate(replace(job, weights=str(tmp_path / "resnet18.pth"))))[-1]
     assert isinstance(scores, Scores)
     trained = torch.load(job.folder / "weights.pth")["state_dict"]
     # The stem is frozen where weights are given, so it is still what the file has.
     assert torch.equal(trained["backbone.conv1.weight"], weights["conv1.weight"])
 
 
+def demand(recipe: Recipe) -> Demand:
+    return Demand(recipe, "structural", Search(recipe).pretrained)
+
+
 def test_weights_of_another_network_are_refused_with_what_does_not_fit(tiny_recipe: Path, tmp_path: Path) -> None:
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "mobile.pth")
     given = f"structural.training.weights={{ResNet18: {tmp_path}/mobile.pth, MobileNetV2: {tmp_path}/mobile.pth}}"
-    with pytest.raises(UserError, match=r"mobile\.pth for ResNet18 does not fit: expected conv1\.weight of shape"):
-        probe(Demand(load_recipe(str(tiny_recipe), [given]), pretrained=True), tmp_path / "output.log")
+    with pytest.raises(
+        UserError, match=r"mobile\.pth for ResNet18\(w=8\) does not fit: expected conv1\.weight of shape"
+    ):
+        probe(demand(load_recipe(str(tiny_recipe), [given])), tmp_path / "output.log")
 
 
 def test_weights_that_cannot_be_had_are_the_users_error_and_name_the_key(tiny_recipe: Path, tmp_path: Path) -> None:
     absent = f"structural.training.weights={{ResNet18: {tmp_path}/absent.pth, MobileNetV2: {tmp_path}/absent.pth}}"
-    with pytest.raises(UserError, match=r"structural\.training\.weights: .*absent\.pth for ResNet18 cannot be loaded"):
-        probe(Demand(load_recipe(str(tiny_recipe), [absent]), pretrained=True), tmp_path / "output.log")
+    with pytest.raises(
+        UserError, match=r"structural\.training\.weights: .*absent\.pth for ResNet18\(w=8\) cannot be loaded"
+    ):
+        probe(demand(load_recipe(str(tiny_recipe), [absent])), tmp_path / "output.log")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 def test_a_gpu_that_is_not_there_is_the_users_error(tiny_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"device\.kind: found cuda"):
-        probe(Demand(load_recipe(str(tiny_recipe), ["device.kind=cuda"]), pretrained=True), tmp_path / "output.log")
+        probe(demand(load_recipe(str(tiny_recipe), ["device.kind=cuda"])), tmp_path / "output.log")
 
 
 def test_the_device_has_a_name(recipe: Recipe, tmp_path: Path) -> None:
-    target = probe(Demand(recipe, pretrained=True), tmp_path / "output.log")
+    target = probe(demand(recipe), tmp_path / "output.log")
     assert (target.kind, target.count) == ("cpu", 1)
     assert target.name.endswith("1 thread")

@@ -1,0 +1,44 @@
+"""Pre-trained weights of a backbone: whether they are that backbone's."""
+
+from typing import Any
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.errors import UserError
+
+
+def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwise: str) -> None:
+    """Refuse weights that a backbone cannot begin with; MMEngine would only log what it leaves at random.
+
+    Tensors that the backbone has no use for, such as a classifier's or those of a stage that it lacks, do no harm.
+
+    Args:
+        place: Begins the message: where the weights were asked for.
+        weights: A checkpoint's URI or file.
+        backbone: Its config.
+        otherwise: What else could be asked for there.
+
+    Raises:
+        UserError: They cannot be loaded, or lack a tensor of the backbone; the text names the first.
+    """
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(weights, map_location="cpu")
+    except Exception as error:  # whatever a download, a file system or an unpickler may raise
+        raise UserError(
+            f"{place} cannot be loaded ({str(error).partition(chr(10))[0]}); expected it within reach or in "
+            f"{torch.hub.get_dir()}/checkpoints, or {otherwise}"
+        ) from None
+    given = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    # MMEngine takes the weights of a model that was saved in its wrapper for several GPUs.
+    shapes = {str(key).removeprefix("module."): getattr(value, "shape", None) for key, value in given.items()}
+    for key, wanted in build_on_meta(backbone).state_dict().items():
+        if key.endswith("num_batches_tracked"):  # which old checkpoints lack, and nothing depends on
+            continue
+        found = shapes.get(key)
+        if found != wanted.shape:
+            raise UserError(
+                f"{place} does not fit: expected {key} of shape {tuple(wanted.shape)}, "
+                f"found {None if found is None else tuple(found)}"
+            )

@@ -1,0 +1,83 @@
+"""``python -m smnas_optuna.pretrain``: train a backbone as a classifier, for detectors to begin with its weights."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smnas_optuna.architecture import BackboneCode, InputSize
+from smnas_optuna.command_line import run_command, writable_folder
+from smnas_optuna.detector.flops import backbone_costs
+from smnas_optuna.detector.zoo import DETECTORS, find_backbone
+from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.distributed import is_first, process_count, processes_here, told_once
+from smnas_optuna.evaluation.image_folder import check_image_folder
+
+
+def pretrain(
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="Backbone code, classic backbone such as R50, or zoo name such as E2.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of images as train/CLASS/*.jpg and val/CLASS/*.jpg.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for logs, the checkpoint and backbone.pth; work_dirs/pretrain/CODE.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step, over all processes.")] = 256,
+    lr: Annotated[float, typer.Option(help="Highest learning rate for 256 images a step, scaled to the batch.")] = 0.1,
+    input_size: Annotated[int, typer.Option("--input", min=32, help="Side of what is seen of an image, pixels.")] = 224,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that load images for each that trains; the CPU's cores shared.")
+    ] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Train in mixed precision.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last epoch in the folder.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and crops.")] = 0,
+) -> None:
+    """Train the backbone CODE as a classifier and write OUTPUT/backbone.pth, which export --weights takes.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m smnas_optuna.pretrain CODE --data FOLDER
+    """
+    processes = process_count()
+    with told_once():
+        try:
+            backbone = find_backbone(code)
+            if isinstance(backbone, BackboneCode):
+                backbone_costs(backbone, InputSize(input_size, input_size))  # refuses what cannot be built
+        except ValueError as error:
+            raise UserError(f"CODE: {error}") from None
+        if lr <= 0:
+            raise UserError(f"--lr {lr:g}: expected more than 0")
+        if batch_size % processes or batch_size // processes < 2:
+            raise UserError(f"--batch-size {batch_size}: expected two images or more for each of {processes} processes")
+        classes = check_image_folder(data)
+        folder = writable_folder(output or Path("work_dirs/pretrain") / str(backbone))
+        # Loads torch, for which no mistake has to wait.
+        from smnas_optuna.evaluation import classification
+        from smnas_optuna.evaluation.device import kind_of_device
+
+        kind = kind_of_device(amp=amp)
+        pretraining = classification.Pretraining(
+            backbone=backbone,
+            data=data.resolve(),
+            classes=classes,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            input_size=input_size,
+            workers=(os.cpu_count() or 1) // processes_here() if workers is None else workers,
+            amp=amp,
+            seed=seed,
+            folder=folder,
+        )
+    done = classification.pretrain(pretraining, kind, go_on=resume)
+    if is_first():
+        zoo = next((name for name in DETECTORS if name.lower() == code.lower()), None)
+        detector = f"--zoo {zoo}" if zoo else "--study NAME --trial N"
+        export = f"python -m smnas_optuna.export {detector} --weights {shlex.quote(str(done.file))} --output found.py"
+        print(f"{backbone}: top-1 {done.top1:.1f} %, top-5 {done.top5:.1f} %; {done.file}; {export}")
+
+
+if __name__ == "__main__":
+    run_command(pretrain, "pretrain")

@@ -1,0 +1,89 @@
+"""Weights as torchvision publishes them, in the backbones that they are for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import get_torchvision_models
+
+import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
+from smnas_optuna.architecture import BACKBONE_LEVELS, ClassicBackbone
+from smnas_optuna.detector.config import backbone_config
+from smnas_optuna.detector.weights import check_weights
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Detector
+
+CLASSIFIER = {"fc.weight", "fc.bias"}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch keeps what it has fetched, so that nothing is."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def published(name: str) -> dict[str, torch.Tensor]:
+    """Return random weights of torchvision's network, with statistics as if it had been trained."""
+    weights: dict[str, torch.Tensor] = getattr(torchvision.models, name)(weights=None).state_dict()
+    for key, tensor in weights.items():
+        if key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            tensor.copy_(torch.rand(tensor.shape) * 100)
+    return weights
+
+
+def begun_with(name: str, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Return a backbone's tensors as a detector begins to train with them."""
+    init_default_scope("mmdet")
+    config, _ = backbone_config(ClassicBackbone(name), BACKBONE_LEVELS, Detector(norm="BN"), checkpoint)
+    backbone = MODELS.build(Config(config).to_dict())
+    backbone.init_weights()
+    tensors: dict[str, torch.Tensor] = backbone.state_dict()
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet50"])
+def test_torchvisions_weights_are_found_by_their_name(name: str, hub: Path) -> None:
+    weights = published(name.lower())
+    torch.save(weights, hub / get_torchvision_models()[name.lower()].rpartition("/")[2])
+    begun = begun_with(name, f"torchvision://{name.lower()}")
+    assert set(begun) == set(weights) - CLASSIFIER
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in begun.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "prefix"),
+    [("ResNet18", "resnet18", ""), ("ResNeXt50", "resnext50_32x4d", ""), ("ResNet18", "resnet18", "module.")],
+)
+def test_torchvisions_weights_are_taken_from_a_file(name: str, theirs: str, prefix: str, tmp_path: Path) -> None:
+    weights = published(theirs)
+    file = str(tmp_path / "weights.pth")
+    torch.save({prefix + key: tensor for key, tensor in weights.items()}, file)
+    config, _ = backbone_config(ClassicBackbone(name), BACKBONE_LEVELS, Detector(norm="BN"))
+    check_weights("--weights", file, config, otherwise="none")
+    begun = begun_with(name, file)
+    assert set(begun) == set(weights) - CLASSIFIER
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in begun.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"conv1.weight": torch.zeros(64, 3, 3, 3)}, r"expected conv1\.weight of shape \(64, 3, 7, 7\), found \(64, "),
+        ({"layer1.weight": torch.zeros(1)}, r"does not fit: expected conv1\.weight of .*, found None"),
+        ([1, 2], r"does not fit: expected conv1\.weight of .*, found None"),
+        ({"conv1.weight": "x"}, r"does not fit: expected conv1\.weight of .*, found None"),
+        (ClassicBackbone("ResNet18"), r"cannot be loaded \(Weights only load failed.*, or none"),
+    ],
+)
+def test_what_is_no_weights_of_the_backbone_is_the_users_error(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    config, _ = backbone_config(ClassicBackbone("ResNet18"), BACKBONE_LEVELS, Detector(norm="BN"))
+    with pytest.raises(UserError, match=message):
+        check_weights("--weights weights.pth", str(tmp_path / "weights.pth"), config, otherwise="none")

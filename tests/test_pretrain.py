@@ -1,0 +1,159 @@
+"""The command as it is used: alone, killed and gone on with, under torch's launcher, and with mistakes."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
+from tests.commands import command, run, torchrun
+from tests.labelled_digits import CLASSES, make_labelled_digits
+
+CODE = "ResNet18(w=8)"
+QUICK = ("--batch-size", 32, "--lr", 0.8, "--input", 32, "--workers", 0)
+CHANCE = 100 / len(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled_digits(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> tuple[Path, str]:
+    """The output folder of a pre-training, and the last line that it printed."""
+    folder = data / "trained"
+    ended = run("pretrain", CODE, "--data", data, *QUICK, "--epochs", 12, "--output", folder, folder=data)
+    assert ended.returncode == 0, ended.stderr
+    return folder, ended.stdout.splitlines()[-1]
+
+
+def top1(line: str) -> float:
+    told = re.fullmatch(r".*: top-1 (\d+\.\d) %, top-5 100\.0 %; \S+/backbone\.pth; python -m .*", line)
+    assert told, line
+    return float(told[1])
+
+
+def test_a_backbone_learns_and_its_file_says_what_it_is(trained: tuple[Path, str]) -> None:
+    folder, line = trained
+    assert top1(line) > 2 * CHANCE
+    pretrained = torch.load(folder / "backbone.pth", weights_only=True)
+    assert pretrained["meta"]["code"] == CODE
+    assert tuple(pretrained["meta"]["classes"]) == CLASSES
+    assert pretrained["meta"]["top1"] == pytest.approx(top1(line), abs=0.05)
+
+
+def test_the_command_that_it_ends_with_exports_a_detector_that_begins_with_it(
+    trained: tuple[Path, str], searched: Path
+) -> None:
+    folder, line = trained
+    arguments = line.rpartition("smnas_optuna.export ")[2].split()
+    arguments = [{"NAME": "tiny/structural", "N": "0"}.get(argument, argument) for argument in arguments]
+    exported = run("export", *arguments, folder=searched)
+    assert exported.returncode == 0, exported.stderr
+    init_default_scope("mmdet")
+    detector = MODELS.build(Config.fromfile(str(searched / "found.py")).model)
+    detector.init_weights()
+    pretrained = torch.load(folder / "backbone.pth")["state_dict"]
+    assert all(torch.equal(tensor, pretrained[key]) for key, tensor in detector.backbone.state_dict().items())
+
+    del pretrained["layer2.0.conv1.weight"]
+    torch.save({"state_dict": pretrained}, searched / "cut.pth")
+    refused = run("export", *arguments, "--weights", "cut.pth", folder=searched)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: --weights cut.pth does not fit: expected layer2.0.conv1.weight of shape (16, 8, 3, 3), found None\n"
+    )
+
+
+def test_a_pretraining_that_is_killed_goes_on_after_its_last_epoch(data: Path) -> None:
+    arguments = ("pretrain", CODE, "--data", data, *QUICK, "--epochs", 8, "--output", data / "killed", "--resume")
+    with subprocess.Popen(command(*arguments), cwd=data, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("Epoch(train) [3]" in line for line in process.stdout)
+        process.kill()
+    assert not (data / "killed" / "backbone.pth").exists()
+    ended = run(*arguments, folder=data)
+    assert ended.returncode == 0, ended.stderr
+    first, *_, last = re.findall(r"Epoch\(train\) +\[(\d+)\]", ended.stdout)
+    assert int(first) > 2
+    assert last == "8"
+    assert top1(ended.stdout.splitlines()[-1]) > 1.5 * CHANCE
+
+
+def test_two_processes_of_torchs_launcher_train_one_backbone_and_tell_it_once(data: Path) -> None:
+    arguments = (CODE, "--data", data, *QUICK, "--epochs", 12, "--output", data / "two")
+    ended = torchrun(2, "pretrain", *arguments, folder=data)
+    assert ended.returncode == 0, ended.stderr
+    assert len(re.findall(r"Epoch\(val\) +\[12\]", ended.stdout)) == 1
+    # 400 images in 12 steps of 32, 16 for each process
+    assert "Epoch(train) [12][12/12]" in ended.stdout
+    [line] = [line for line in ended.stdout.splitlines() if line.startswith(CODE)]
+    assert top1(line) > 2 * CHANCE
+    assert torch.load(data / "two" / "backbone.pth", weights_only=True)["meta"]["top1"] > 2 * CHANCE
+
+
+def empty_class(data: Path) -> None:
+    for image in (data / "val" / CLASSES[1]).iterdir():
+        image.rename(image.with_suffix(".txt"))
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "prepare", "message"),
+    [
+        (CODE, ["--data", "nowhere"], None, "--data nowhere: no such folder; expected one with train/CLASS"),
+        (CODE, [], lambda data: shutil.rmtree(data / "train"), "data/train: no such folder; expected it to have"),
+        (CODE, [], lambda data: shutil.rmtree(data / "val"), "data/val: no such folder; expected it to have"),
+        (CODE, [], lambda data: shutil.rmtree(data / "val" / CLASSES[2]), "only train/ has the class 'digit 2'"),
+        (CODE, [], lambda data: (data / "val" / "x").mkdir(), "only val/ has the class 'x'; expected the same in"),
+        (CODE, [], empty_class, "data/val/digit 1: no image; expected some of .jpg"),
+        (CODE, ["--batch-size", 1], None, "--batch-size 1: expected two images or more for each of 1 processes"),
+        (CODE, ["--output", "data/train/digit 0/0.png/x"], None, "--output data/train/digit 0/0.png/x: cannot be"),
+        ("basicblock_8_1-1-3-1", [], None, "CODE: backbone code 'basicblock_8_1-1-3-1': at character 18 found '3'"),
+        ("basicblock_7_1-1-1-1", [], None, "base 7 is odd"),
+        ("FSAF", [], None, "CODE: 'FSAF': its backbone has no code"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
+    code: str,
+    options: list[object],
+    prepare: Callable[[Path], None] | None,
+    message: str,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    for name in CLASSES:
+        for split in ("train", "val"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            (tmp_path / "data" / split / name / "0.png").touch()
+    if prepare:
+        prepare(tmp_path / "data")
+    ended = run("pretrain", code, "--data", "data", *options, folder=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_an_image_that_cannot_be_read_is_named_also_by_a_process_that_loads(data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "data" / "train" / CLASSES[0] / "broken.png"
+    for split in ("train", "val"):
+        shutil.copytree(data / split, tmp_path / "data" / split)
+    broken.write_bytes((tmp_path / "data" / "train" / CLASSES[0] / "0.png").read_bytes()[:60])
+    ended = run("pretrain", CODE, "--data", "data", *QUICK[:-1], 1, folder=tmp_path)
+    assert ended.returncode == 2
+    assert f"error: --data {broken}: not a readable image: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_mistake_under_torchs_launcher_is_told_once(tmp_path: Path) -> None:
+    ended = torchrun(2, "pretrain", CODE, "--data", "nowhere", folder=tmp_path)
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: --data nowhere: no such folder") == 1
