@@ -93,7 +93,8 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
     Args:
         study: Any study; one without finished trials gives a page that says so.
         output_directory: Folder of the file; made when missing.
-        known: Which published detectors to draw beside the study's, see :func:`~smnas_optuna.reporting.published.known_detectors`.
+        known: Which published detectors to draw beside the study's, see
+            :func:`~smnas_optuna.reporting.published.known_detectors`.
 
     Raises:
         UserError: When the folder or the file cannot be written.
