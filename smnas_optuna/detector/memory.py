@@ -1,0 +1,320 @@
+"""Memory that training a detector takes, estimated by going through one training step on the meta device.
+
+Every tensor of the step is made, in its shape but without memory: activations, what autograd keeps of them, losses over
+all anchors, and the backward pass with its gradients. The peak of what is alive at one time is what the device needs.
+Two things are not in it, for no tensor of theirs is seen: what kernels take inside, for which there is an allowance on
+CUDA, and the allocator's own waste; see :func:`usable_memory` in ``evaluation/fitting.py``.
+"""
+
+import functools
+import math
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import roi_align
+
+from smnas_optuna.architecture import InputSize
+from smnas_optuna.detector import mmcv_ops
+from smnas_optuna.detector.counting import build_on_meta
+
+mmcv_ops.install()
+from mmdet.structures.bbox import bbox_overlaps  # noqa: E402  # imports mmcv.ops
+
+# Of cuDNN's and cuBLAS's workspaces, which depend on the algorithms that they choose.
+_CUDA_WORKSPACE = 256 * 2**20
+# Boxes of the most crowded image of COCO's training split are 93.
+_BOXES = 100
+# Batches between which the peak is taken to grow linearly; it is convex, since it is the largest of linear functions.
+_FEW, _MANY = 1, 8
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that training takes: whatever the batch, and for each image of it."""
+
+    fixed_bytes: int
+    bytes_per_image: int
+
+    def of(self, images: int) -> int:
+        """Return the bytes for a batch of so many images."""
+        return self.fixed_bytes + images * self.bytes_per_image
+
+
+def training_memory(
+    model_config: dict[str, Any],
+    input_size: InputSize,
+    *,
+    boxes: int = _BOXES,
+    device: str = "cuda",
+    amp: bool = False,
+    accumulating: bool = False,
+) -> TrainingMemory:
+    """Estimate the memory that training a detector with SGD takes on a device.
+
+    Args:
+        model_config: The ``model`` of an MMDetection config, with an anchor-based head or an RPN with RCNN heads.
+        input_size: Box that images are scaled to; its sides are padded as the detector pads them.
+        boxes: Of the image that has most.
+        device: ``cuda`` or ``cpu``, which differ in how some losses and steps are computed.
+        amp: Mixed precision, as torch's autocast has it on CUDA.
+        accumulating: Gradients of earlier images are there while those of the next are computed.
+
+    Raises:
+        ValueError: The detector has a head of another kind.
+    """
+    peak = functools.partial(_peak, model_config, input_size, boxes, device, amp=amp, accumulating=accumulating)
+    few, many = peak(_FEW), peak(_MANY)
+    per_image = math.ceil((many - few) / (_MANY - _FEW))
+    return TrainingMemory(few - _FEW * per_image, per_image)
+
+
+def _peak(
+    model_config: dict[str, Any],
+    input_size: InputSize,
+    boxes: int,
+    device: str,
+    images: int,
+    *,
+    amp: bool,
+    accumulating: bool,
+) -> int:
+    """Return the most bytes that are alive at one time in a training step of so many images."""
+    model: Any = build_on_meta(model_config).train()
+    multiple = model_config["data_preprocessor"]["pad_size_divisor"]
+    height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
+    weights = [*model.parameters(), *model.buffers()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.device("meta"), _Allocations(weights) as allocations:
+        if accumulating:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+        batch = torch.empty(images, 3, height, width)
+        with _Autocast(enabled=amp):
+            loss = _loss(model, model_config, batch, boxes, device)
+        torch.autograd.backward(loss)
+        del loss
+        # With weight decay the step works on copies of the gradients, on CUDA on all of them at once.
+        copies = [torch.empty_like(parameter) for parameter in trained if device == "cuda"]
+        del copies
+    momentum = _bytes(trained)
+    workspace = _CUDA_WORKSPACE if device == "cuda" else 0
+    return _bytes(weights) + momentum + allocations.peak + workspace
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _Allocations(TorchDispatchMode):
+    """Watches how many bytes of tensors are alive, from the first operation that makes them to their last owner's end.
+
+    Args:
+        known: Tensors that are there already, and not counted.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+            if isinstance(output, Tensor):
+                self._note(output.untyped_storage())
+        return outputs
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        # Views and what is computed in place share a storage.
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._alive -= size
+
+
+class _Autocast(TorchFunctionMode):
+    """Casts what operations take as torch's autocast does on CUDA, which does not know the meta device.
+
+    Each weight is cast once and kept, as there.
+    """
+
+    _HALF = (F.conv2d, F.linear, torch.matmul)
+    _FULL = (F.group_norm, F.layer_norm, F.cross_entropy, F.binary_cross_entropy_with_logits, torch.sum)
+
+    def __init__(self, *, enabled: bool) -> None:
+        super().__init__()
+        self._enabled = enabled
+        self._weights: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._enabled and func in self._HALF:
+            args = [self._cast(argument, torch.float32, torch.half) for argument in args]
+        elif self._enabled and func in self._FULL:
+            args = [self._cast(argument, torch.half, torch.float32) for argument in args]
+        return func(*args, **(kwargs or {}))
+
+    def _cast(self, value: Any, of: torch.dtype, to: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != of:
+            return value
+        if not isinstance(value, nn.Parameter):
+            return value.to(to)
+        return self._weights.setdefault(id(value), value.to(to))
+
+
+def _loss(model: Any, model_config: dict[str, Any], batch: Tensor, boxes: int, device: str) -> Tensor:
+    """Go through a detector's forward pass in training, and return a loss that every part of it has its share in."""
+    features = model.extract_feat(batch)
+    if "rpn_head" not in model_config:
+        return _dense_loss(model.bbox_head, features, boxes, device)
+    loss = _dense_loss(_with_own_deformation(model.rpn_head), features, boxes, device)
+    return loss + _region_loss(model.roi_head, model_config["train_cfg"]["rcnn"], features)
+
+
+def _dense_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) -> Tensor:
+    """Return the loss of a head that predicts at every location, as MMDetection's ``AnchorHead.loss_by_feat``."""
+    if not hasattr(head, "loss_cls") or not hasattr(head, "cls_out_channels"):
+        raise ValueError(f"{type(head).__name__}: memory is estimated of anchor-based heads only")
+    outputs = head(features)
+    scores, deltas = outputs[:2]
+    images = len(features[0])
+    anchors = [score[0].numel() // head.cls_out_channels for score in scores]
+    _assign_targets(head, sum(anchors), boxes)
+    losses = []
+    # Anchors, and of each its label and weight, the box to be predicted and its weight.
+    targets = [
+        (
+            torch.empty(images, number, 4),
+            torch.empty(images * number, dtype=torch.long),
+            torch.empty(images * number),
+            torch.empty(images * number, 4),
+            torch.empty(images * number, 4),
+        )
+        for number in anchors
+    ]
+    for score, delta, (_, labels, weights, goals, goal_weights) in zip(scores, deltas, targets, strict=True):
+        logits = score.permute(0, 2, 3, 1).reshape(-1, head.cls_out_channels)
+        losses.append(_classification_loss(head.loss_cls, logits, labels, weights, device))
+        boxes_there = delta.permute(0, 2, 3, 1).reshape(-1, 4)
+        losses.append((torch.abs(boxes_there - goals) * goal_weights).sum())
+    # Guided anchoring's shapes and locations.
+    losses += [extra.sum() for level in outputs[2:] for extra in level]
+    return torch.stack(losses).sum()
+
+
+def _assign_targets(head: Any, anchors: int, boxes: int) -> None:
+    """Compare the boxes of an image with all anchors; the comparison's intermediates are many times its result."""
+    each = getattr(head, "approxs_per_octave", 1)  # guided anchoring compares several around each location, in turn
+    overlaps = torch.empty(boxes, anchors) if each > 1 else None
+    bbox_overlaps(torch.empty(boxes, 4), torch.empty(anchors, 4))
+    del overlaps
+
+
+def _classification_loss(loss: Any, logits: Tensor, labels: Tensor, weights: Tensor, device: str) -> Tensor:
+    if type(loss).__name__ != "FocalLoss":
+        one_hot = torch.empty(logits.shape)
+        return (F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none") * weights[:, None]).sum()
+    if device == "cuda":
+        found: Tensor = _FocalLoss.apply(logits.contiguous(), labels)
+        return (found * weights[:, None]).sum()
+    return loss(logits, labels, weights, avg_factor=1.0).sum()  # type: ignore[no-any-return]  # mmdet is untyped
+
+
+class _FocalLoss(torch.autograd.Function):
+    """The focal loss that CUDA has, of one operator; on a CPU MMDetection writes it out."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, labels)
+        found = torch.zeros_like(logits)
+        mmcv_ops.sigmoid_focal_loss_forward(logits, labels, logits.new_empty(0), found, 2.0, 0.25)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, labels = ctx.saved_tensors
+        found = torch.zeros_like(logits)
+        mmcv_ops.sigmoid_focal_loss_backward(logits, labels, logits.new_empty(0), found, 2.0, 0.25)
+        found *= gradients[0]
+        return found, None
+
+
+def _with_own_deformation(rpn_head: Any) -> Any:
+    """Return the RPN with guided anchoring's deformable convolution replaced by one for the meta device."""
+    if hasattr(rpn_head, "feature_adaption"):
+        layer = rpn_head.feature_adaption.conv_adaption
+        layer.forward = lambda features, offset: _DeformableConvolution.apply(features, offset, layer.weight)
+    return rpn_head
+
+
+class _DeformableConvolution(torch.autograd.Function):
+    """A 3x3 deformable convolution, whose kernels copy the window of every location side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(features, offset, weight)
+        images, channels, height, width = features.shape
+        windows = features.new_empty(images, channels * 9, height, width)
+        del windows
+        return features.new_empty(images, weight.size(0), height, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        features, offset, weight = ctx.saved_tensors
+        found = tuple(map(torch.empty_like, (features, offset, weight)))
+        windows = features.new_empty(features.size(0), features.size(1) * 9, *features.shape[2:])
+        del windows
+        return found
+
+
+def _region_loss(roi_head: Any, settings: Any, features: Sequence[Tensor]) -> Tensor:
+    """Return the loss of an RCNN head, or of all stages of a cascade, over the regions that they learn from."""
+    several = isinstance(roi_head.bbox_head, nn.ModuleList)
+    heads: Any = roi_head.bbox_head if several else [roi_head.bbox_head]
+    extractors: Any = roi_head.bbox_roi_extractor if several else [roi_head.bbox_roi_extractor]
+    samplers = [stage["sampler"] for stage in (settings if several else [settings])]
+    images = len(features[0])
+    losses = []
+    for head, extractor, sampler in zip(heads, extractors, samplers, strict=True):
+        regions = _extract(extractor, features, images * sampler["num"])
+        scores, deltas = head(regions)
+        del regions
+        losses += [F.cross_entropy(scores, torch.empty(len(scores), dtype=torch.long)), torch.abs(deltas).sum()]
+    if roi_head.with_mask:
+        positives = int(images * samplers[0]["num"] * samplers[0]["pos_fraction"])
+        masks = roi_head.mask_head(_extract(roi_head.mask_roi_extractor, features, positives))
+        losses.append(F.binary_cross_entropy_with_logits(masks, torch.empty(masks.shape)))
+    return torch.stack(losses).sum()
+
+
+def _extract(extractor: Any, features: Sequence[Tensor], number: int) -> Tensor:
+    """Cut regions out of the features, evenly from all levels."""
+    levels = features[: extractor.num_inputs]
+    size = extractor.roi_layers[0].output_size
+    regions = features[0].new_zeros(number, extractor.out_channels, *size)
+    for level, layer in zip(levels, extractor.roi_layers, strict=True):
+        share = math.ceil(number / len(levels))
+        places = torch.empty(share, 5, dtype=level.dtype)
+        found = roi_align(level, places, size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+        if len(levels) == 1:
+            return found
+        regions[torch.empty(share, dtype=torch.long)] = found
+    return regions

@@ -1,0 +1,63 @@
+"""Real training steps of a detector, and the most memory that their tensors took at one time."""
+
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+
+from smnas_optuna.architecture import InputSize
+
+# The second step is the first that has the optimizer's momentum from its start.
+_STEPS = 2
+
+
+def measured_memory(
+    model_config: dict[str, Any], size: InputSize, images: int, boxes: int, device: str, *, parts: int = 1
+) -> int:
+    """Train some steps on random images and boxes, each batch in so many parts, and return the peak in bytes."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _train(model_config, size, images, boxes, device, parts)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        _train(model_config, size, images, boxes, device, parts)
+    results: Any = profile.kineto_results
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def _train(model_config: dict[str, Any], size: InputSize, images: int, boxes: int, device: str, parts: int) -> None:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model: Any = MODELS.build(ConfigDict(model_config)).to(device).train()
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], 0.001, 0.9, weight_decay=1e-4
+    )
+    wrapper = OptimWrapper(optimizer, accumulative_counts=parts, clip_grad={"max_norm": 35})
+    for _ in range(_STEPS * parts):
+        samples = [_sample(size, boxes) for _ in range(images // parts)]
+        inputs = [torch.randint(0, 256, (3, size.height, size.width), dtype=torch.uint8) for _ in samples]
+        model.train_step({"inputs": inputs, "data_samples": samples}, wrapper)
+
+
+def _sample(size: InputSize, boxes: int) -> DetDataSample:
+    box = torch.tensor([size.width, size.height])
+    corners = torch.rand(boxes, 2) * box * 0.7
+    sides = 0.05 * box + torch.rand(boxes, 2) * box * 0.25
+    sample = DetDataSample(metainfo={"img_shape": (size.height, size.width), "scale_factor": (1.0, 1.0)})
+    sample.gt_instances = InstanceData(
+        bboxes=torch.cat([corners, corners + sides], dim=1), labels=torch.zeros(boxes, dtype=torch.long)
+    )
+    sample.ignored_instances = InstanceData(bboxes=torch.empty(0, 4), labels=torch.empty(0, dtype=torch.long))
+    return sample
