@@ -23,7 +23,7 @@ _COCO_ANNOTATIONS = "instances_train2017.json"
 
 
 def export(
-    output: Annotated[Path, typer.Option(help="Config file to write.")],
+    output: Annotated[Path, typer.Option(help="File to write.")],
     study: Annotated[str | None, typer.Option(help="Name of the study, such as coco/modular/C0.")] = None,
     trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial of it.")] = None,
     zoo: Annotated[str | None, typer.Option(help=f"Instead a published detector: {', '.join(DETECTORS)}.")] = None,
@@ -43,8 +43,19 @@ def export(
         str | None,
         typer.Option(help="Checkpoint that the backbone begins with; imagenet for a published backbone's own."),
     ] = None,
+    kind: Annotated[
+        Literal["config", "onnx"],
+        typer.Option("--format", help="A config to train with, or a trained detector's graph, for one image."),
+    ] = "config",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="With onnx: the trained weights, a trial's weights.pth or a final training's checkpoint."),
+    ] = None,
+    portrait: Annotated[
+        bool, typer.Option("--portrait", help="With onnx: for images that are higher than wide.")
+    ] = False,
 ) -> None:
-    """Write one whole MMDetection config with the paper's recipe for final models: BN and the 2x schedule."""
+    """Write one whole MMDetection config with the paper's recipe for final models, or a trained detector as ONNX."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if (study is None) == (zoo is None) or (study is None) != (trial is None):
         raise UserError("expected --study NAME --trial N, or --zoo NAME")
@@ -54,22 +65,34 @@ def export(
         assert study is not None
         assert trial is not None
         architecture, detector, search = _found(storage, study, trial)
+    if kind == "onnx":
+        if data or overrides or weights:
+            raise UserError("--data, --set and --weights: are for --format config")
+        if checkpoint is None:
+            raise UserError("--format onnx: expected --checkpoint FILE, the trained weights")
+        if not checkpoint.is_file():
+            raise UserError(f"--checkpoint {checkpoint}: no such file; expected a detector's trained weights")
+        _export_onnx(architecture, detector, checkpoint, output, portrait=portrait)
+        return
+    if checkpoint or portrait:
+        raise UserError("--checkpoint and --portrait: are for --format onnx")
+    file = Path(weights) if weights is not None and weights != "imagenet" and "://" not in weights else None
+    if file is not None and not file.is_file():
+        raise UserError(f"--weights {file}: no such file; expected one, a URL, or imagenet")
+    backbone = architecture.backbone
+    published = isinstance(backbone, ClassicBackbone) and backbone.width == ClassicBackbone.PUBLISHED_WIDTH
+    if weights == "imagenet" and not published:
+        raise UserError(f"--weights imagenet: {backbone} is no published backbone; expected a file, or none")
     recipe = _recipe_of_data(search, data, overrides)
     dataset = _dataset(recipe)
     from smnas_optuna.detector.config import weights_of
     from smnas_optuna.detector.weights import check_weights
     from smnas_optuna.evaluation.final import final_config  # loads torch, for which no mistake has to wait
 
-    file = None
     if weights == "imagenet":
-        backbone = architecture.backbone
-        if not isinstance(backbone, ClassicBackbone) or backbone.width != ClassicBackbone.PUBLISHED_WIDTH:
-            raise UserError(f"--weights imagenet: {backbone} is no published backbone; expected a file, or none")
+        assert isinstance(backbone, ClassicBackbone)
         weights = weights_of(backbone)
-    elif weights is not None and "://" not in weights:
-        file = Path(weights)
-        if not file.is_file():
-            raise UserError(f"--weights {file}: no such file; expected one, a URL, or imagenet")
+    elif file is not None:
         weights = str(file.resolve())
     flip = recipe.structural.training.flip
     config = final_config(architecture, dataset, detector, schedule=schedule, flip=flip, weights=weights)
@@ -81,6 +104,26 @@ def export(
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
     print(f"{output}: {architecture}, {len(dataset.classes)} classes; python -m smnas_optuna.train {output}")
+
+
+def _export_onnx(
+    architecture: Architecture, detector: Detector, checkpoint: Path, output: Path, *, portrait: bool
+) -> None:
+    from smnas_optuna.detector.onnx_model import export_onnx
+    from smnas_optuna.evaluation.checkpoint import load_trained
+    from smnas_optuna.evaluation.final import final_detector  # loads torch, for which no mistake has to wait
+
+    trained = load_trained(checkpoint)
+    searched = trained["meta"].get("architecture")  # which a final training does not note
+    if searched is None:
+        detector = final_detector(detector)
+    elif searched != str(architecture):
+        raise UserError(f"--checkpoint {checkpoint}: is of another detector: found {searched}, expected {architecture}")
+    agreement = export_onnx(architecture, detector, trained, output, portrait=portrait)
+    print(
+        f"{output}: {architecture}; in images of noise onnxruntime and torch find {agreement.boxes} boxes, of which "
+        f"{agreement.others} differ, and the others by {agreement.difference:.1g} at most"
+    )
 
 
 def _published(name: str) -> Architecture:

@@ -1,9 +1,11 @@
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import mmdet
+import onnxruntime
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -98,6 +100,10 @@ def test_a_found_detector_trains_with_our_command_and_with_mmdetections(searched
         (["--study", "tiny/structural", "--trial", 0, "--weights", "imagenet"], "ResNet18(w=8) is no"),
         (["--zoo", "E0", "--weights", "missing.pth"], "--weights missing.pth: no such file"),
         (["--study", "tiny/structural", "--trial", 0, "--set", "name=x"], "--set: changes the recipe that"),
+        (["--zoo", "E0", "--format", "onnx"], "--format onnx: expected --checkpoint FILE, the trained weights"),
+        (["--zoo", "E0", "--format", "onnx", "--checkpoint", "missing.pth"], "--checkpoint missing.pth: no such file"),
+        (["--zoo", "E0", "--format", "onnx", "--data", "coco"], "--data, --set and --weights: are for --format config"),
+        (["--zoo", "E0", "--portrait"], "--checkpoint and --portrait: are for --format onnx"),
     ],
 )  # fmt: skip
 def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
@@ -109,6 +115,40 @@ def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (searched / "nowhere.py").exists()
+
+
+def onnx_classes(file: Path) -> list[str]:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names: list[str] = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    return names
+
+
+def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
+    own = "work_dirs/tiny/structural/trial_00000/weights.pth"
+    trial = ["--study", "tiny/structural", "--trial", 0]
+    onnx = [*trial, "--format", "onnx", "--output", "found.onnx"]
+    result = run("export", *onnx, "--checkpoint", own, folder=searched)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"found\.onnx: .* torch find \d+ boxes, of which 0 differ, .*\n", result.stdout)
+    assert onnx_classes(searched / "found.onnx") == ["0", "1"]
+
+    # As a final training has them, whose layers are others.
+    config = run("export", *trial, "--output", "found.py", folder=searched)
+    assert config.returncode == 0, config.stderr
+    init_default_scope("mmdet")
+    final = MODELS.build(Config.fromfile(str(searched / "found.py")).model)
+    meta = {"epoch": 24, "dataset_meta": {"classes": ("nought", "one")}}
+    torch.save({"state_dict": final.state_dict(), "meta": meta}, searched / "final.pth")
+    result = run("export", *onnx, "--checkpoint", "final.pth", folder=searched)
+    assert result.returncode == 0, result.stderr
+    assert onnx_classes(searched / "found.onnx") == ["nought", "one"]
+
+    other = run("export", *onnx, "--trial", 1, "--checkpoint", own, folder=searched)
+    assert other.returncode == 2
+    assert other.stderr.startswith(f"error: --checkpoint {own}: is of another detector: found 64x48 ")
+    torch.save({"state_dict": {}}, searched / "backbone.pth")
+    nothing = run("export", *onnx, "--checkpoint", "backbone.pth", folder=searched)
+    assert nothing.stderr.startswith("error: --checkpoint backbone.pth: is no trained detector; expected a trial's")
 
 
 def test_images_are_mirrored_as_the_recipe_has_it(searched: Path) -> None:

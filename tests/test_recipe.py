@@ -268,8 +268,12 @@ def test_a_key_merged_in_may_be_given_again(load: Loader) -> None:
         ("name: cells\n", "", "cells.yaml: name: this key is missing"),
         ("name: cells", "name: blood cells", "cells.yaml:1: name: found 'blood cells', String should match pattern"),
         ("  train:", "  trian:", "cells.yaml:5: dataset.trian: unknown key; did you mean train? (and 1 more)"),
-        ("  kind: coco\n", "", "cells.yaml:2: dataset: found no kind, expected one of coco, digits"),
-        ("kind: coco", "kind: voc", "cells.yaml:2: dataset: found kind 'voc', expected one of coco, digits"),
+        ("  kind: coco\n", "", "cells.yaml:2: dataset: found no kind, expected one of bdd, coco, digits, voc"),
+        (
+            "kind: coco",
+            "kind: yolo",
+            "cells.yaml:2: dataset: found kind 'yolo', expected one of bdd, coco, digits, voc",
+        ),
         (
             "kind: coco",
             "kind: coco\n  digits: 3",

@@ -42,5 +42,5 @@ def test_two_processes_of_torchs_launcher_train_with_the_rate_of_both_batches(fo
     assert ended.stdout.count(f"after {EPOCHS} epochs; checkpoints are in two") == 1
     # 8 images are one step of 4 in each of two processes.
     assert len(re.findall(rf"Epoch\(train\) +\[{EPOCHS}\]\[1/1\]", ended.stdout)) == 1
-    assert "LR has been automatically scaled from 0.04 to 0.01" in ended.stdout
+    assert "the current batch size is 8. Scaling the original LR by 0.25." in ended.stdout
     assert ended.stdout.count("loading annotations into memory") <= 4  # MMDetection's, of the first process alone

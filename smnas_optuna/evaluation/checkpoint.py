@@ -11,6 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
+from smnas_optuna.errors import UserError
+
 _NAME = "checkpoint.pth"
 
 # What MMEngine keeps beside tensors, and torch's safe loading refuses without being told.
@@ -52,6 +54,28 @@ def resume(config: Config, folder: Path) -> int:
     config.load_from = str(folder / _NAME)
     config.resume = True
     return epochs
+
+
+def load_trained(file: Path) -> dict[str, Any]:
+    """Return a trained detector's ``state_dict`` and ``meta``, which has its ``dataset_meta`` with its classes.
+
+    Raises:
+        UserError: It cannot be loaded, or is not a checkpoint of a detector.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file system or an unpickler may raise
+        told = str(error).partition("\n")[0]
+        raise UserError(f"--checkpoint {file}: cannot be loaded: {type(error).__name__}: {told}") from None
+    try:
+        checkpoint["meta"]["dataset_meta"]["classes"], checkpoint["state_dict"]
+    except (KeyError, TypeError, IndexError):
+        raise UserError(
+            f"--checkpoint {file}: is no trained detector; expected a trial's weights.pth, or a file that "
+            "smnas_optuna.train or MMDetection's tools have saved"
+        ) from None
+    assert isinstance(checkpoint, dict)
+    return checkpoint
 
 
 def forget_checkpoint(folder: Path) -> None:

@@ -31,6 +31,11 @@ _JITTER = (0.8, 1.25)
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 
 
+def final_detector(detector: Detector) -> Detector:
+    """Return what final models have in common where a search's detectors have this."""
+    return detector.model_copy(update={"norm": "BN", "weight_standardization": False})
+
+
 def final_config(
     architecture: Architecture,
     dataset: CheckedDataset,
@@ -54,7 +59,6 @@ def final_config(
     imports = custom_imports(architecture)
     # With it torch also loads MMEngine's own checkpoints, from which MMDetection's tools resume.
     imports["imports"].append(checkpoint.__name__)
-    final = detector.model_copy(update={"norm": "BN", "weight_standardization": False})
     scale = (architecture.input_size.width, architecture.input_size.height)
     learn: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
@@ -78,7 +82,9 @@ def final_config(
         {
             "default_scope": "mmdet",
             "custom_imports": imports,
-            "model": model_config(architecture, classes=len(dataset.classes), detector=final, weights=weights),
+            "model": model_config(
+                architecture, classes=len(dataset.classes), detector=final_detector(detector), weights=weights
+            ),
             "train_dataloader": train,
             "val_dataloader": val,
             "test_dataloader": val,

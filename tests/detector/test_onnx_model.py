@@ -1,0 +1,78 @@
+"""Files that onnxruntime finds the same in as torch does; their making takes seconds each, so they are few."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.detector.inference_graph import InferenceGraph
+from smnas_optuna.detector.onnx_model import Agreement, agree, distances, export_onnx
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe import Detector
+from tests.detector.test_inference_graph import CLASSES, KINDS, network
+
+NAMES = [f"kind {number}" for number in range(CLASSES)]
+
+
+@pytest.mark.parametrize(("kind", "portrait"), [("one-stage", False), ("two-stage", True), ("guided anchoring", False)])
+def test_onnxruntime_finds_what_torch_finds(kind: str, portrait: bool, tmp_path: Path) -> None:
+    model = network(KINDS[kind])
+    checkpoint = {"state_dict": model.state_dict(), "meta": {"dataset_meta": {"classes": NAMES}}}
+    file = tmp_path / "new" / "model.onnx"
+    agreement = export_onnx(Architecture.parse(KINDS[kind]), Detector(), checkpoint, file, portrait=portrait)
+    assert agreement.difference < 1e-3
+    assert agreement.others <= (2 if kind == "guided anchoring" else 0)  # whose scores are so alike that ranks change
+    assert agreement.boxes > 100
+    assert [each.name for each in file.parent.iterdir()] == ["model.onnx"]
+
+    written = onnx.load(str(file))
+    onnx.checker.check_model(written)
+    told = {entry.key: entry.value for entry in written.metadata_props}
+    assert told == {"architecture": KINDS[kind], "classes": json.dumps(NAMES)}
+    # Of ONNX's own operators alone, so that any runtime may take it.
+    assert {node.domain for node in written.graph.node} == {""}
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    shape = (1, 3, 160, 128) if portrait else (1, 3, 128, 160)
+    image = np.random.default_rng(1).integers(0, 256, shape).astype(np.float32)
+    size = np.array([shape[2] - 7, shape[3] - 20])
+    found = [torch.from_numpy(output) for output in session.run(None, {"image": image, "size": size})]
+    with torch.no_grad():
+        expected = InferenceGraph(model)(torch.from_numpy(image), torch.from_numpy(size))
+    again = agree(distances(expected, found))
+    assert again.boxes > 20
+    assert again.others <= (2 if kind == "guided anchoring" else 0)
+
+
+def test_weights_of_another_detector_are_refused_with_what_does_not_fit(tmp_path: Path) -> None:
+    weights = network(KINDS["one-stage"]).state_dict()
+    checkpoint = {"state_dict": weights, "meta": {"dataset_meta": {"classes": [*NAMES, "one more"]}}}
+    architecture = Architecture.parse(KINDS["one-stage"])
+    expected = (
+        r"--checkpoint does not fit: expected bbox_head\.retina_cls\.weight of shape \(36, 16, 3, 3\), found \(27, "
+    )
+    with pytest.raises(UserError, match=expected):
+        export_onnx(architecture, Detector(), checkpoint, tmp_path / "model.onnx", portrait=False)
+    gone = {**checkpoint, "state_dict": {}}
+    with pytest.raises(UserError, match="found None"):
+        export_onnx(architecture, Detector(), gone, tmp_path / "model.onnx", portrait=False)
+
+
+def test_boxes_are_compared_by_label_whatever_their_order() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0], [1.0, 1.0, 9.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
+    scores, labels = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0, 1, -1])
+    order = [1, 2, 0]
+    assert distances((boxes, scores, labels), (boxes[order], scores[order], labels[order])).tolist() == [0] * 4
+    moved = boxes + torch.tensor([0, 0, 0, 0.25])
+    assert distances((boxes, scores, labels), (moved, scores, labels)).tolist() == [0.25] * 4
+    relabelled = torch.tensor([0, 2, -1])
+    assert distances((boxes, scores, labels), (boxes, scores, relabelled)).tolist() == [0, math.inf, 0, math.inf]
+    assert distances((boxes, scores, labels), (boxes[:0], scores[:0], labels[:0])).tolist() == [math.inf] * 2
+    assert agree(torch.tensor([0, 0.25, 0.5**12, math.inf])) == Agreement(4, 2, 0.5**12)
+    assert agree(torch.empty(0)) == Agreement(0, 0, 0.0)
