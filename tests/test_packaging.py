@@ -34,6 +34,15 @@ def test_the_wheel_has_the_samplers_the_recipes_and_what_the_report_needs(wheel:
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
+def test_what_a_registry_shows_of_the_files_can_be_rendered(wheel: Path) -> None:
+    files = sorted(map(str, wheel.parent.iterdir()))
+    assert len(files) == 2
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_an_installed_package_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]

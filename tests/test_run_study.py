@@ -216,6 +216,17 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "classes", "trials"), [("voc", 20, 300), ("bdd", 10, 400)])
+def test_a_dry_run_knows_the_classes_of_voc_and_bdd_without_data(
+    name: str, classes: int, trials: int, tmp_path: Path
+) -> None:
+    dry = run("run_study", name, "--dry-run", folder=tmp_path)
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert f"as detectors of {classes} classes:" in dry.stdout
+    assert f"evaluate {trials} of them, 7 given seeds first" in dry.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def coco_recipe(recipe: Path, folder: Path) -> dict[str, Any]:
     """Turn the tiny recipe into one for COCO files in ``folder``, and return it."""
     digits = make_digits(2, 8, 4, width=64, height=48)

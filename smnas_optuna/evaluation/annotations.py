@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.digits import cache_folder
+from smnas_optuna.evaluation.cache import cache_folder
 
 Content = dict[str, Any]  # of a COCO json file
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.annotations import read_json
 from smnas_optuna.evaluation.bdd import bdd_annotations
-from smnas_optuna.evaluation.digits import cache_folder, make_digits
+from smnas_optuna.evaluation.cache import cache_folder
 from smnas_optuna.evaluation.voc import voc_annotations
 from smnas_optuna.recipe import BddDataset, Dataset, DigitsDataset, VocDataset
 
@@ -130,6 +130,8 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
         sets = ", ".join(image_sets)
         return LocatedSplit(split, f"{key}: {sets} of {root}", f"{key}: {root}", sets)
     if isinstance(dataset, DigitsDataset):
+        from smnas_optuna.evaluation.digits import make_digits  # loads scikit-learn, which no other data need
+
         try:
             root = make_digits(
                 dataset.classes, dataset.train_images, dataset.val_images, width=dataset.width, height=dataset.height
@@ -260,5 +262,5 @@ def _is_box(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 4
-        and all(isinstance(number, _NUMBER) and math.isfinite(number) for number in value)
+        and all(isinstance(number, _NUMBER) and abs(number) < math.inf for number in value)
     )

@@ -7,7 +7,6 @@ Everything is made on this machine, the same for the same arguments, and nothing
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
+from smnas_optuna.evaluation.cache import cache_folder
+
 Image = npt.NDArray[np.float32]
 Box = tuple[int, int, int, int]
 
@@ -25,12 +26,6 @@ _VERSION = 1
 _DIGITS_PER_SCENE = (2, 6)
 _SMALLEST, _LARGEST = 0.25, 0.6  # side of a digit, as a share of the scene's shorter side
 _MOST_OVERLAP = 0.1  # intersection over the smaller box
-
-
-def cache_folder() -> Path:
-    """Return the folder for data made by the package: ``$SMNAS_CACHE``, else below ``$XDG_CACHE_HOME`` or ~/.cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smnas_optuna"
-    return Path(os.environ.get("SMNAS_CACHE") or default)
 
 
 def make_digits(classes: int, train_images: int, val_images: int, *, width: int, height: int) -> Path:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
-from smnas_optuna.evaluation.digits import cache_folder, make_digits
+from smnas_optuna.evaluation.cache import cache_folder
+from smnas_optuna.evaluation.digits import make_digits
 
 WIDTH, HEIGHT = 160, 120
 SPLITS = ("train", "val")

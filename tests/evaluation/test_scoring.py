@@ -14,9 +14,12 @@ from mmengine.structures import InstanceData
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.evaluation.datasets import CheckedDataset, open_dataset
+from smnas_optuna.evaluation.job import Job, Scores
 from smnas_optuna.evaluation.loaders import loader_config
+from smnas_optuna.evaluation.process import evaluate, preload
 from smnas_optuna.evaluation.scoring import final_metric, precisions, search_metrics
 from smnas_optuna.recipe import VocDataset
+from smnas_optuna.recipe_file import load_recipe
 from tests.published_formats import Thing, write_voc
 
 # A detection: the image, the class, left, top, right and bottom counted from 0, and the score.
@@ -159,3 +162,17 @@ def test_what_finds_nothing_has_a_precision_of_0(tmp_path: Path) -> None:
     checked = opened(tmp_path, BY_HAND)
     scores = precisions(measure(our_split(checked), search_metrics(checked), []), checked)
     assert (scores["map"], scores["map_50"]) == (0, 0)
+
+
+def test_a_detector_trained_on_voc_data_has_all_scores(tmp_path: Path, tiny_recipe: Path) -> None:
+    preload()
+    images = random_images(np.random.default_rng(0))
+    checked = opened(tmp_path, {name: images[name] for name in list(images)[:8]})
+    recipe = load_recipe(str(tiny_recipe))
+    stage = recipe.structural
+    job = Job(ARCHITECTURE, checked, stage.detector, stage.training, recipe.device, tmp_path / "trial")
+    scores = list(evaluate(job))[-1]
+    assert isinstance(scores, Scores)
+    assert set(scores.metrics) == {"map", "map_50", "map_75", "map_small", "map_medium", "map_large"}
+    assert all(value == -1 or 0 <= value <= 1 for value in scores.metrics.values())
+    assert "pascal_voc/mAP" in (job.folder / "output.log").read_text(encoding="utf-8")
