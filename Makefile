@@ -1,11 +1,12 @@
 # make demo        search detectors of handwritten digits and say where the report is
 # make dashboard   look at the demo's studies with optuna-dashboard, on this machine only
 # make test        the whole suite: style, types, tests
+# make docs        the guide and the reference as HTML, in build/docs
 # They need Python 3.10 to 3.13 only; what they install goes to .venv and is used again.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-study dashboard test lint format clean
+.PHONY: demo demo-study dashboard docs test lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
@@ -16,6 +17,10 @@ dashboard: .venv/installed
 # The study that the notebooks open, made anew from the demo.
 demo-study: demo
 	$(BIN)/python notebooks/ship_study.py demo.db notebooks/demo_study.db
+
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 test: lint .venv/browser
 	$(BIN)/python -m pytest
@@ -41,6 +46,10 @@ clean:
 .venv/installed: .venv/pip pyproject.toml
 	@echo "installing into .venv: torch and what goes with it, about 6 GB, takes some minutes"
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

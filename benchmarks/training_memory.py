@@ -9,6 +9,7 @@
 
 import argparse
 import itertools
+import statistics
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -62,19 +63,20 @@ def main() -> None:
             continue
         box = InputSize.parse(size)
         config = model_config(Architecture.parse(f"{size} {text}"), classes=CLASSES, detector=detector)
-        estimate = training_memory(config, box, boxes=BOXES, device=device)
         for batch in BATCHES:
+            estimate = training_memory(config, box, batch, boxes=BOXES, device=device)
             measured = measured_memory(config, box, batch, BOXES, device)
-            ratios.append(estimate.of(batch) / measured)
-            mebibytes = f"{estimate.of(batch) / 2**20:9.1f} {measured / 2**20:9.1f}"
+            ratios.append(estimate / measured)
+            mebibytes = f"{estimate / 2**20:9.1f} {measured / 2**20:9.1f}"
             print(f"{text:72} {norm:6} {size:8} {batch:5} {mebibytes} {ratios[-1]:6.3f}", flush=True)
     if ratios:
-        print(f"{len(ratios)} of them: ratios from {min(ratios):.3f} to {max(ratios):.3f}")
+        median = statistics.median(ratios)
+        print(f"{len(ratios)} of them: ratios from {min(ratios):.3f} to {max(ratios):.3f}, median {median:.3f}")
     print(f"\n{'published by MMDetection, two images of 1333x800':72} {'estimate':>9} {'GiB':>6} {'ratio':>6}")
     for config_path, gibibytes in _published():
         if only in config_path:
-            found = training_memory(published_model(PurePosixPath(config_path)), InputSize(1333, 800), boxes=93)
-            estimated = found.of(PUBLISHED_BATCH) / 2**30
+            model = published_model(PurePosixPath(config_path))
+            estimated = training_memory(model, InputSize(1333, 800), PUBLISHED_BATCH) / 2**30
             print(f"{config_path:72} {estimated:9.2f} {gibibytes:6.2f} {estimated / gibibytes:6.3f}", flush=True)
 
 

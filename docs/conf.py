@@ -30,6 +30,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 highlight_language = "none"
+smartquotes_action = "qe"  # no dashes: an option begins with two
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 autodoc_typehints_format = "short"
@@ -42,4 +43,6 @@ python_maximum_signature_line_length = 100
 nitpicky = True
 # Other packages' names: their pages are not at hand where these are built, which may be without a network.
 _OTHERS = "collections|pathlib|optuna|pydantic|rich|torch|mmengine|mmdet|numpy|pandas|pd|plotly|go|sqlalchemy"
-nitpick_ignore_regex = [("py:.*", rf"({_OTHERS})\..*")]
+# Those of variables that stand for a type have none.
+_VARIABLES = r"smnas_optuna\.(architecture\._Neck|patient_storage\._T)"
+nitpick_ignore_regex = [("py:.*", rf"({_OTHERS})\..*"), ("py:class", _VARIABLES)]

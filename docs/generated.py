@@ -151,7 +151,7 @@ def _no_signature_of_sections(
 def _no_type_in_a_property(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Keep napoleon from taking what stands before a colon in a property's first line for its type."""
     if what == "property":
-        lines.insert(0, "")
+        lines.insert(0, "\\ ")  # nothing, in reStructuredText
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class FPN:
     The inputs are left out of the text where they are all of the outputs that a backbone has, as the paper writes it:
     ``FPN(P2-P5,c=256)`` takes P2-P4.
 
-    Another pyramid between the same levels is a subclass with a :attr:`NAME` of its own, see :func:`register_neck`.
+    Another pyramid between the same levels is a subclass with a ``NAME`` of its own, see :func:`register_neck`.
 
     Args:
         first: a, the first level in and out; 1 to 4.

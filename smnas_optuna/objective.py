@@ -7,18 +7,36 @@ from contextlib import closing
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.evaluation.job import Costs, Event, Failure, Job, Progress, Resumed, Scores, UntrainedLatency
+from smnas_optuna.evaluation.job import (
+    Costs,
+    Event,
+    Failure,
+    Job,
+    Memory,
+    Progress,
+    Resumed,
+    Scores,
+    TooLarge,
+    UntrainedLatency,
+)
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
 from smnas_optuna.study import counts, first_number, requeue
 
 DUPLICATE = "duplicate"
+# The partial-order sampler proposes nothing larger than what has run out of memory, and knows it by these words.
+_TOO_LARGE = "would run out of memory"
 
 _logger = logging.getLogger(__name__)
+
+
+def is_too_large(trial: FrozenTrial) -> bool:
+    """Tell whether a trial was skipped, since training its architecture does not fit into memory."""
+    return str(trial.user_attrs.get("reason", "")).startswith(_TOO_LARGE)
 
 
 class EvaluationFailed(Exception):
@@ -32,6 +50,7 @@ class DetectorObjective:
         search: What the study searches.
         dataset: Checked.
         device: What trials say of the device that they are timed on.
+        memory: Bytes that training may take on each GPU.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
         listen: Called with each trial's number, its architecture and what happens in it.
         describe: Called with a trial that is about to end, its epochs' losses and its folder.
@@ -43,6 +62,7 @@ class DetectorObjective:
         search: Search,
         dataset: CheckedDataset,
         device: str,
+        memory: int,
         folder: Path,
         listen: Callable[[int, str, Event], None],
         describe: Callable[[optuna.Trial, list[float], Path], None],
@@ -51,6 +71,7 @@ class DetectorObjective:
         self._search = search
         self._dataset = dataset
         self._device = device
+        self._memory = memory
         self._folder = folder
         self._listen = listen
         self._describe = describe
@@ -64,7 +85,8 @@ class DetectorObjective:
             claimed: Called once the trial's architecture is in the database.
 
         Raises:
-            optuna.TrialPruned: The architecture has been evaluated before, or provably cannot reach the front.
+            optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
+                fit into memory.
             EvaluationFailed: It could not be evaluated.
             Exception, KeyboardInterrupt: The run ends; the architecture is enqueued again.
         """
@@ -84,7 +106,7 @@ class DetectorObjective:
         trial.set_user_attr("architecture", str(architecture))
         for other in trial.study.get_trials(deepcopy=False):
             same = other.user_attrs.get("architecture") == str(architecture) and other.number != trial.number
-            if same and (counts(other) or other.state == TrialState.RUNNING):
+            if same and (counts(other) or is_too_large(other) or other.state == TrialState.RUNNING):
                 does = "evaluates" if other.state == TrialState.RUNNING else "has evaluated"
                 reason = f"{DUPLICATE}: trial {other.number} {does} this architecture"
                 trial.set_user_attr("reason", reason)
@@ -102,6 +124,7 @@ class DetectorObjective:
             self._folder / f"trial_{first_number(trial):05d}",
             self._gpus,
             self._search.weights(architecture.backbone),
+            self._memory,
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
@@ -112,6 +135,12 @@ class DetectorObjective:
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
                     self._gate(trial)
+                elif isinstance(event, Memory):
+                    trial.set_user_attr("memory_gb", event.bytes / 2**30)
+                    if event.parts > 1:
+                        trial.set_user_attr("gradient_accumulation", event.parts)
+                elif isinstance(event, TooLarge):
+                    self._skip(trial, event)
                 elif isinstance(event, UntrainedLatency):
                     trial.set_user_attr("untrained_latency_ms", event.milliseconds)
                     self._gate(trial, latency_ms=event.milliseconds)
@@ -150,6 +179,16 @@ class DetectorObjective:
         if reason:
             trial.set_user_attr("reason", reason)
             raise optuna.TrialPruned(reason)
+
+    def _skip(self, trial: optuna.Trial, found: TooLarge) -> None:
+        """End a trial before its training, which does not fit into memory."""
+        images = "one image" if found.images == 1 else f"{found.images} images at once"
+        reason = (
+            f"{_TOO_LARGE}: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
+            f"{found.usable / 2**30:.3g} GiB are usable on {self._device}"
+        )
+        trial.set_user_attr("reason", reason)
+        raise optuna.TrialPruned(reason)
 
     def _record(self, trial: optuna.Trial, scores: Scores) -> None:
         for name, value in scores.metrics.items():

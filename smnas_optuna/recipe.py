@@ -149,12 +149,16 @@ class Device(_Section):
         gpus_per_trial: GPUs that train one architecture together.
         cpu_threads: Threads that torch computes with; null for its own choice, one per core. Small networks train
             fastest with 1.
+        memory_gb: GiB that training may take, on each GPU or of this machine; null for what there is, less a margin.
+            A batch that takes more goes through the detector in parts, and an architecture of which not even one
+            image fits is skipped.
         timing: How inference time is measured there.
     """
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
     gpus_per_trial: PositiveInt = 1
     cpu_threads: PositiveInt | None = None
+    memory_gb: PositiveFloat | None = None
     timing: Timing = Timing()
 
 
@@ -367,11 +371,13 @@ class Transfer(_Section):
 
 
 # What may change between two runs that share a study: it decides how far and how the search goes on, not what a trial's
-# values mean.
+# values mean. Of a stage:
 _FREE_KEYS = (
     *("trials", "sampler", "seeds", "candidates", "baselines"),
     *("training.loader_workers", "training.time_limit_minutes"),
 )
+# And of the recipe; a batch in parts is the same training, see evaluation/fitting.py.
+_FREE_KEYS_OF_ALL = ("device.memory_gb",)
 
 
 class Recipe(_Section):
@@ -437,7 +443,7 @@ class Recipe(_Section):
         """Return the key paths at which this recipe and a study's recorded one mean different trials of a stage."""
         mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(_with_defaults(recorded))
         others = set(get_args(StageName)) - {stage}
-        free = {f"{stage}.{key}" for key in _FREE_KEYS}
+        free = {f"{stage}.{key}" for key in _FREE_KEYS} | {*_FREE_KEYS_OF_ALL}
         absent = object()
         different = [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key, absent) != theirs.get(key, absent)]
         return [key for key in different if key.partition(".")[0] not in others and key not in free]

@@ -137,6 +137,8 @@ def run_study(
                 sampler,
                 seed,
                 gpus=own,
+                # Ray gives each its own.
+                sharing=1 if launcher == "ray" else gpus.count(own),
                 mixed_devices=mixed_devices,
             )
             for worker, own in enumerate(gpus)

@@ -57,7 +57,7 @@ class Transferred:
 
     Args:
         architecture: It.
-        source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or :attr:`BASELINE`.
+        source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or ``BASELINE``.
     """
 
     BASELINE: ClassVar[str] = "baseline"

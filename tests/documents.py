@@ -2,13 +2,15 @@
 
 A block's language says what it is:
 
-* ``sh``, or none: lines of a shell, each a step; a backslash at the end goes on in the next line. A block that begins
-  with ``#!`` is a script, one step.
+* ``sh``, ``shell``, or none: lines of a shell, each a step; a backslash at the end goes on in the next line. A block
+  that begins with ``#!`` is a script, one step.
 * ``console``: lines of a shell after ``$ ``, each followed by what it prints, if that is shown; ``...`` stands for any
   text there.
-* ``python``: a script, one step.
+* ``python``: a script, one step; or a file, if its first line is ``# NAME``.
 * ``yaml``: a Kubernetes job, whose containers' commands are steps, or a file, whose first line is ``# NAME``.
-* ``text``: nothing to do, such as a folder's contents.
+* ``text``: nothing to do, such as a folder's contents or a message.
+
+A command that stands within a paragraph, as ``code``, is a step too, unless a block has it.
 """
 
 import re
@@ -20,7 +22,7 @@ from typing import Any, Literal
 
 import yaml
 
-COMMANDS = r"(python|pip|make|torchrun|srun|sbatch|ray|optuna|optuna-dashboard|export|source|apt-get|kubectl|git)\b"
+COMMANDS = r"((python -m|pip|make|torchrun|srun|sbatch|ray|optuna-dashboard|source|apt-get|kubectl|git) |export \w+=)"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Step:
         text: What to do.
         shown: What the document says that it prints; None if it does not say.
         name: Of a file.
+        is_inline: It stands within a paragraph.
     """
 
     place: str
@@ -40,6 +43,7 @@ class Step:
     text: str
     shown: str | None = None
     name: str = ""
+    is_inline: bool = False
 
 
 def steps_of(document: Path) -> list[Step]:
@@ -47,8 +51,14 @@ def steps_of(document: Path) -> list[Step]:
     lines = document.read_text(encoding="utf-8").splitlines()
     steps: list[Step] = []
     start: int | None = None
-    for number, line in enumerate(lines):
+    paragraph: list[str] = []
+    for number, line in enumerate([*lines, ""]):
+        if start is None and not line.strip():
+            steps += _inline_steps(f"{document.name}:{number}", " ".join(paragraph))
+            paragraph = []
         if not line.lstrip().startswith("```"):
+            if start is None:
+                paragraph.append(line)
             continue
         if start is None:
             start = number
@@ -58,20 +68,31 @@ def steps_of(document: Path) -> list[Step]:
         block = [each[indent:] for each in lines[start + 1 : number]]
         steps += _steps(f"{document.name}:{start + 2}", language, block)
         start = None
-    return steps
+    in_blocks = "\n".join(step.text for step in steps if not step.is_inline)
+    return [step for step in steps if not step.is_inline or step.text not in in_blocks]
+
+
+def _inline_steps(place: str, paragraph: str) -> Iterator[Step]:
+    for code in re.findall(r"`([^`]+)`", paragraph):
+        text = " ".join(code.split())
+        if re.match(COMMANDS, text):
+            yield Step(place, "shell", text, is_inline=True)
 
 
 def _steps(place: str, language: str, block: list[str]) -> Iterator[Step]:
     name, first = place.rsplit(":", 1)
     if language.startswith("{"):  # a directive of Sphinx
         return
-    if language == "python":
+    file = re.fullmatch(r"# ([\w./-]+\.(yaml|py))", block[0])
+    if file:
+        yield Step(place, "file", "\n".join(block) + "\n", name=file[1])
+    elif language == "python":
         yield Step(place, "python", "\n".join(block) + "\n")
     elif language == "yaml":
         yield from _yaml_steps(place, block)
     elif language in ("", "sh") and block[0].startswith("#!"):
         yield Step(place, "shell", "\n".join(block))
-    elif language in ("", "sh", "console"):
+    elif language in ("", "sh", "shell", "console"):
         yield from _shell_steps(name, int(first), block, is_session=language == "console" or block[0].startswith("$ "))
     elif language == "text":
         typed = [line for line in block if re.match(rf"(\$ )?{COMMANDS}", line)]
@@ -100,10 +121,6 @@ def _shell_steps(document: str, first: int, block: list[str], *, is_session: boo
 
 
 def _yaml_steps(place: str, block: list[str]) -> Iterator[Step]:
-    name = re.fullmatch(r"# ([\w./-]+\.yaml)", block[0])
-    if name:
-        yield Step(place, "file", "\n".join(block) + "\n", name=name[1])
-        return
     job: dict[str, Any] = yaml.safe_load("\n".join(block))
     for container in job["spec"]["template"]["spec"]["containers"]:
         secrets = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"]}

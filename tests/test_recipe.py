@@ -398,6 +398,7 @@ FREE = {
     "structural.seeds": ["512x512 ResNet18 RPN 2FC"],
     "structural.training.loader_workers": 0,
     "structural.training.time_limit_minutes": 9.5,
+    "device.memory_gb": 10.5,
 }
 MEANING = {
     "name": "blood",

@@ -3,14 +3,12 @@
 Every tensor of the step is made, in its shape but without memory: activations, what autograd keeps of them, losses over
 all anchors, and the backward pass with its gradients. The peak of what is alive at one time is what the device needs.
 Two things are not in it, for no tensor of theirs is seen: what kernels take inside, for which there is an allowance on
-CUDA, and the allocator's own waste; see :func:`usable_memory` in ``evaluation/fitting.py``.
+CUDA, and the allocator's own waste; see ``usable_memory`` in ``evaluation/fitting.py``.
 """
 
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,67 +23,41 @@ from smnas_optuna.detector import mmcv_ops
 from smnas_optuna.detector.counting import build_on_meta
 
 mmcv_ops.install()
+from mmdet.models.dense_heads import AnchorHead  # noqa: E402  # imports mmcv.ops
 from mmdet.structures.bbox import bbox_overlaps  # noqa: E402  # imports mmcv.ops
 
 # Of cuDNN's and cuBLAS's workspaces, which depend on the algorithms that they choose.
 _CUDA_WORKSPACE = 256 * 2**20
 # Boxes of the most crowded image of COCO's training split are 93.
 _BOXES = 100
-# Batches between which the peak is taken to grow linearly; it is convex, since it is the largest of linear functions.
-_FEW, _MANY = 1, 8
-
-
-@dataclass(frozen=True)
-class TrainingMemory:
-    """Bytes that training takes: whatever the batch, and for each image of it."""
-
-    fixed_bytes: int
-    bytes_per_image: int
-
-    def of(self, images: int) -> int:
-        """Return the bytes for a batch of so many images."""
-        return self.fixed_bytes + images * self.bytes_per_image
 
 
 def training_memory(
     model_config: dict[str, Any],
     input_size: InputSize,
+    images: int,
     *,
     boxes: int = _BOXES,
     device: str = "cuda",
     amp: bool = False,
     accumulating: bool = False,
-) -> TrainingMemory:
-    """Estimate the memory that training a detector with SGD takes on a device.
+    distributed: bool = False,
+) -> int:
+    """Estimate the most bytes that tensors take at one time while a detector is trained with SGD on a device.
 
     Args:
         model_config: The ``model`` of an MMDetection config, with an anchor-based head or an RPN with RCNN heads.
         input_size: Box that images are scaled to; its sides are padded as the detector pads them.
+        images: That go through the detector at once.
         boxes: Of the image that has most.
         device: ``cuda`` or ``cpu``, which differ in how some losses and steps are computed.
         amp: Mixed precision, as torch's autocast has it on CUDA.
         accumulating: Gradients of earlier images are there while those of the next are computed.
+        distributed: Several processes train together, for which torch keeps the gradients a second time.
 
     Raises:
         ValueError: The detector has a head of another kind.
     """
-    peak = functools.partial(_peak, model_config, input_size, boxes, device, amp=amp, accumulating=accumulating)
-    few, many = peak(_FEW), peak(_MANY)
-    per_image = math.ceil((many - few) / (_MANY - _FEW))
-    return TrainingMemory(few - _FEW * per_image, per_image)
-
-
-def _peak(
-    model_config: dict[str, Any],
-    input_size: InputSize,
-    boxes: int,
-    device: str,
-    images: int,
-    *,
-    amp: bool,
-    accumulating: bool,
-) -> int:
-    """Return the most bytes that are alive at one time in a training step of so many images."""
     model: Any = build_on_meta(model_config).train()
     multiple = model_config["data_preprocessor"]["pad_size_divisor"]
     height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
@@ -100,19 +72,69 @@ def _peak(
             loss = _loss(model, model_config, batch, boxes, device)
         torch.autograd.backward(loss)
         del loss
-        # With weight decay the step works on copies of the gradients, on CUDA on all of them at once.
-        copies = [torch.empty_like(parameter) for parameter in trained if device == "cuda"]
+        # With weight decay the step works on copies of the gradients, on CUDA of all at once, on a CPU in turn.
+        copied = trained if device == "cuda" else [max(trained, key=torch.numel)]
+        copies = [torch.empty_like(parameter) for parameter in copied]
         del copies
+    peak: int = allocations.peak
     momentum = _bytes(trained)
+    buckets = _bytes(trained) if distributed else 0
     workspace = _CUDA_WORKSPACE if device == "cuda" else 0
-    return _bytes(weights) + momentum + allocations.peak + workspace
+    return _bytes(weights) + momentum + buckets + peak + workspace
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    total: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return total
 
 
-class _Allocations(TorchDispatchMode):
+def _normalized(features: Tensor, statistics: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(features), features.new_empty(statistics), features.new_empty(statistics)
+
+
+def _group_norm(features: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    images, groups = settings[2], settings[5]
+    return _normalized(features, (images, groups))
+
+
+def _group_norm_backward(_: Tensor, features: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    return _normalized(features, (settings[4],))
+
+
+def _batch_norm(features: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    training = settings[4]
+    return _normalized(features, (features.size(1) if training else 0,))
+
+
+def _batch_norm_backward(_: Tensor, features: Tensor, *__: Any) -> tuple[Tensor, ...]:
+    return _normalized(features, (features.size(1),))
+
+
+def _elementwise(first: Tensor, second: Any = None, *_: Any, **__: Any) -> Tensor:
+    if not isinstance(second, Tensor):
+        return torch.empty_like(first)
+    shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]  # torch's is untyped
+    return first.new_empty(shape, dtype=torch.result_type(first, second))
+
+
+# On the meta device torch works these out in Python, step by step, which took most of an estimate's time. All numbers
+# are floating-point ones here.
+_QUICK: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.native_group_norm.default: _group_norm,
+    torch.ops.aten.native_group_norm_backward.default: _group_norm_backward,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_batch_norm_backward.default: _batch_norm_backward,
+    torch.ops.aten.add.Tensor: _elementwise,
+    torch.ops.aten.sub.Tensor: _elementwise,
+    torch.ops.aten.mul.Tensor: _elementwise,
+    torch.ops.aten.mul.Scalar: _elementwise,
+    torch.ops.aten.div.Tensor: _elementwise,
+    torch.ops.aten.neg.default: _elementwise,
+    torch.ops.aten.threshold_backward.default: _elementwise,
+}
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is untyped
     """Watches how many bytes of tensors are alive, from the first operation that makes them to their last owner's end.
 
     Args:
@@ -120,7 +142,7 @@ class _Allocations(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.peak = 0
         self._alive = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
@@ -128,7 +150,8 @@ class _Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
+        quick = _QUICK.get(func)
+        outputs = quick(*args, **(kwargs or {})) if quick else func(*args, **(kwargs or {}))
         for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
             if isinstance(output, Tensor):
                 self._note(output.untyped_storage())
@@ -191,13 +214,13 @@ def _loss(model: Any, model_config: dict[str, Any], batch: Tensor, boxes: int, d
 
 def _dense_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) -> Tensor:
     """Return the loss of a head that predicts at every location, as MMDetection's ``AnchorHead.loss_by_feat``."""
-    if not hasattr(head, "loss_cls") or not hasattr(head, "cls_out_channels"):
+    if not isinstance(head, AnchorHead):
         raise ValueError(f"{type(head).__name__}: memory is estimated of anchor-based heads only")
     outputs = head(features)
     scores, deltas = outputs[:2]
     images = len(features[0])
     anchors = [score[0].numel() // head.cls_out_channels for score in scores]
-    _assign_targets(head, sum(anchors), boxes)
+    _assign_targets(head, images, sum(anchors), boxes)
     losses = []
     # Anchors, and of each its label and weight, the box to be predicted and its weight.
     targets = [
@@ -220,12 +243,13 @@ def _dense_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) 
     return torch.stack(losses).sum()
 
 
-def _assign_targets(head: Any, anchors: int, boxes: int) -> None:
+def _assign_targets(head: Any, images: int, anchors: int, boxes: int) -> None:
     """Compare the boxes of an image with all anchors; the comparison's intermediates are many times its result."""
-    each = getattr(head, "approxs_per_octave", 1)  # guided anchoring compares several around each location, in turn
-    overlaps = torch.empty(boxes, anchors) if each > 1 else None
-    bbox_overlaps(torch.empty(boxes, 4), torch.empty(anchors, 4))
-    del overlaps
+    # Guided anchoring tries several anchors at each location, all of them at once.
+    each = getattr(head, "approxs_per_octave", 1)
+    # The anchors themselves, copied for each image, and reordered for the one whose turn it is.
+    copies = [torch.empty(each * anchors, 4) for _ in range(images + 2 if each > 1 else 1)]
+    bbox_overlaps(copies[0], torch.empty(boxes, 4))
 
 
 def _classification_loss(loss: Any, logits: Tensor, labels: Tensor, weights: Tensor, device: str) -> Tensor:
@@ -313,7 +337,7 @@ def _extract(extractor: Any, features: Sequence[Tensor], number: int) -> Tensor:
     for level, layer in zip(levels, extractor.roi_layers, strict=True):
         share = math.ceil(number / len(levels))
         places = torch.empty(share, 5, dtype=level.dtype)
-        found = roi_align(level, places, size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+        found: Tensor = roi_align(level, places, size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
         if len(levels) == 1:
             return found
         regions[torch.empty(share, dtype=torch.long)] = found

@@ -35,7 +35,8 @@ class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
         if runner.epoch + 1 >= runner.max_epochs:
             return
         partial = f"{_NAME}.partial"
-        runner.save_checkpoint(str(self._folder), partial)
+        meta = {"accumulative_counts": _accumulative_counts(runner.cfg)}
+        runner.save_checkpoint(str(self._folder), partial, meta=meta)
         if runner.rank == 0:
             os.replace(self._folder / partial, self._folder / _NAME)
 
@@ -49,11 +50,19 @@ def resume(config: Config, folder: Path) -> int:
     try:
         checkpoint = torch.load(folder / _NAME, map_location="cpu", weights_only=True)
         epochs = int(checkpoint["meta"]["epoch"])
+        parts = checkpoint["meta"].get("accumulative_counts", 1)
     except Exception:  # no file, or whatever an unpickler may raise of one that a file system has spoiled
+        return 0
+    # With another number of iterations per epoch its schedule would not be this training's.
+    if parts != _accumulative_counts(config):
         return 0
     config.load_from = str(folder / _NAME)
     config.resume = True
     return epochs
+
+
+def _accumulative_counts(config: Config) -> int:
+    return int(config.optim_wrapper.accumulative_counts)
 
 
 def load_trained(file: Path) -> dict[str, Any]:

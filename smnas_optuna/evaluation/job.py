@@ -1,5 +1,6 @@
 """What is asked of a training process and what it tells while it works; knows neither torch nor Optuna."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Job:
             has left there is gone on with.
         gpus: Indices of the GPUs to use; None for those that the process sees.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
+        memory: Bytes that training may take on each GPU.
     """
 
     architecture: Architecture
@@ -32,6 +34,7 @@ class Job:
     folder: Path
     gpus: tuple[int, ...] | None = None
     weights: str | None = None
+    memory: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,34 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What training is estimated to take.
+
+    Args:
+        bytes: On each GPU.
+        parts: In how many equal parts a GPU's batch goes through the detector, see ``evaluation/fitting.py``.
+    """
+
+    bytes: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """The architecture is not trained, since training does not fit into memory.
+
+    Args:
+        images: That would have to go through it at once.
+        needed: Bytes that this is estimated to take.
+        usable: Bytes that it may take.
+    """
+
+    images: int
+    needed: int
+    usable: int
+
+
+@dataclass(frozen=True)
 class UntrainedLatency:
     """What is measured before training: inference time, in milliseconds, of one image in which nothing is found.
 
@@ -169,7 +200,7 @@ class Failure:
     is_environments: bool = False
 
 
-Event = Costs | UntrainedLatency | Resumed | Progress | Scores | Failure
+Event = Costs | Memory | TooLarge | UntrainedLatency | Resumed | Progress | Scores | Failure
 
 
 @dataclass(frozen=True)
@@ -180,12 +211,14 @@ class Target:
         kind: ``cpu`` or ``cuda``.
         name: Of the product.
         count: How many there are.
+        memory: Bytes that all trainings on one of them may take together.
         conditions: What else may change a time, by name: ``driver``, ``torch``, ``precision``, ``power limit``.
     """
 
     kind: str
     name: str
     count: int
+    memory: int
     conditions: dict[str, str]
 
     @property

@@ -97,7 +97,7 @@ def _call(function: str, argument: object, output: Path) -> list[object]:
 
 
 def evaluate(job: Job) -> Generator[Event, None, None]:
-    """Train, evaluate and time an architecture, and yield what happens, last a Scores or a Failure.
+    """Train, evaluate and time an architecture, and yield what happens, last a Scores, a TooLarge or a Failure.
 
     Closing the iterator ends the process.
     """

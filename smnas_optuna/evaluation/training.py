@@ -21,22 +21,26 @@ from smnas_optuna.architecture import BACKBONE_LEVELS
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
 from smnas_optuna.detector.counting import count_costs
+from smnas_optuna.detector.memory import training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, forget_checkpoint, resume
 from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, device_name
 from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
+from smnas_optuna.evaluation.fitting import fit_batch, usable_memory
 from smnas_optuna.evaluation.job import (
     Candidates,
     Costs,
     Demand,
     Event,
     Job,
+    Memory,
     Progress,
     Resumed,
     Scores,
     Target,
+    TooLarge,
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.latency import measure_latency
@@ -70,7 +74,9 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         config, _ = backbone_config(each.backbone, BACKBONE_LEVELS, settings.detector)
         place = f"{each.key}: {each.weights} for {each.backbone}"
         check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
-    report(Target(kind, device_name(kind), count, conditions(kind, amp=settings.training.amp)))
+    name = device_name(kind)
+    memory = usable_memory(kind, name, recipe.device.memory_gb)
+    report(Target(kind, name, count, memory, conditions(kind, amp=settings.training.amp)))
 
 
 def count_gpus(_: None, report: Callable[[int], None]) -> None:
@@ -86,12 +92,19 @@ def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
 
 
 def evaluate(job: Job, report: Callable[[Event], None]) -> None:
-    """Cost, train, evaluate and time the job's architecture, on several GPUs if it says so, and report each step."""
+    """Cost, train, evaluate and time the job's architecture, on several GPUs if it says so, and report each step.
+
+    One that does not fit into memory is only costed.
+    """
     kind = _choose_device(job.device.kind)
     if job.device.cpu_threads:
         torch.set_num_threads(job.device.cpu_threads)
-    config = runner_config(job, kind)
-    report(Costs(*count_costs(config.model.to_dict(), job.architecture.input_size)))
+    report(Costs(*count_costs(_model(job), job.architecture.input_size)))
+    memory = _fit(job, kind)
+    report(memory)
+    if isinstance(memory, TooLarge):
+        return
+    config = runner_config(job, kind, memory.parts)
     processes = job.device.gpus_per_trial
     if processes == 1:
         _train(job, config, kind, report)
@@ -115,15 +128,43 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
         raise RuntimeError(f"process {failure.local_rank} of {processes}: {told}") from error
 
 
-def runner_config(job: Job, kind: str) -> Config:
-    """Return the whole MMEngine config that trains and evaluates a job on a kind of device, ``cpu`` or ``cuda``."""
+def _model(job: Job) -> dict[str, Any]:
+    classes = len(job.dataset.classes)
+    return model_config(job.architecture, classes=classes, detector=job.detector, weights=job.weights)
+
+
+def _fit(job: Job, kind: str) -> Memory | TooLarge:
+    """Choose in how many parts each GPU's batch is trained on."""
+    model, training, processes = _model(job), job.training, job.device.gpus_per_trial
+    batch = training.batch_size // processes
+
+    def needed(parts: int) -> int:
+        return training_memory(
+            model,
+            job.architecture.input_size,
+            batch // parts,
+            device=kind,
+            amp=training.amp and kind == "cuda",
+            accumulating=parts > 1,
+            distributed=processes > 1,
+        )
+
+    # Batch normalisation in training learns from the images that go through it together: in parts it would be another
+    # training. With pre-trained weights its statistics stay as they are.
+    divisible = job.detector.norm == "GN" or job.weights is not None
+    return fit_batch(batch, job.memory, needed, divisible=divisible)
+
+
+def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
+    """Return the whole MMEngine config that trains and evaluates a job.
+
+    Args:
+        job: What.
+        kind: Of device, ``cpu`` or ``cuda``.
+        parts: In how many each GPU's batch goes through the detector, one after another. MMEngine takes each for an
+            iteration, so that its schedule of the learning rate has as many times more.
+    """
     training, architecture, dataset = job.training, job.architecture, job.dataset
-    model = model_config(
-        architecture,
-        classes=len(dataset.classes),
-        detector=job.detector,
-        weights=job.weights,
-    )
     scale = (architecture.input_size.width, architecture.input_size.height)
     load, annotate = {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}
     resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
@@ -141,19 +182,20 @@ def runner_config(job: Job, kind: str) -> Config:
         }
     ]
     if training.warmup_iterations:
-        warmup = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "end": training.warmup_iterations}
+        end = training.warmup_iterations * parts
+        warmup = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "end": end}
         schedule.insert(0, warmup)
     return Config(
         {
             "default_scope": "mmdet",
             "custom_imports": custom_imports(architecture),
-            "model": model,
+            "model": _model(job),
             "train_dataloader": loader_config(
                 dataset.train,
                 dataset.classes,
                 [load, annotate, resize, flip, {"type": "PackDetInputs"}],
                 learn=True,
-                batch_size=training.batch_size // job.device.gpus_per_trial,
+                batch_size=training.batch_size // job.device.gpus_per_trial // parts,
                 workers=training.loader_workers,
             ),
             "test_dataloader": loader_config(
@@ -177,6 +219,7 @@ def runner_config(job: Job, kind: str) -> Config:
                     "weight_decay": training.weight_decay,
                 },
                 "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
+                "accumulative_counts": parts,
             },
             "param_scheduler": schedule,
             "default_hooks": {

@@ -10,13 +10,14 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.claim import ClaimLock
-from smnas_optuna.objective import DUPLICATE, EvaluationFailed
+from smnas_optuna.objective import DUPLICATE, EvaluationFailed, is_too_large
 from smnas_optuna.study import counts, evaluated_trials, requeue_dead, sign
 
-_COUNTED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
-# So many trials in a row that fail, or that propose what is known, mean that going on is of no use.
+_LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
+# So many trials in a row that fail, or that propose what is known or too large, mean that going on is of no use.
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
+_MOST_TOO_LARGE = 200
 # How often a worker that waits for the others' last trials looks at them, in seconds.
 _LOOK_EVERY = 1.0
 
@@ -38,10 +39,11 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Standing:
-    """Trials of a study that count, and these together with those under way."""
+    """Trials of a study that count, these together with those under way, and those that were too large for memory."""
 
     done: int
     claimed: int
+    too_large: int
 
 
 class Listener(Protocol):
@@ -63,7 +65,7 @@ class Run:
         storage: That database.
         objective: What a trial does.
         total: Trials that the study shall reach, over all workers.
-        size: Architectures that there are; the study ends with so many at the latest.
+        size: Architectures that there are; the study ends with those of them that fit into memory at the latest.
         problem: Why it cannot reach them, once it is given up.
     """
 
@@ -76,6 +78,7 @@ class Run:
     _exhausted: bool = False
     _failures: int = 0
     _duplicates: int = 0
+    _too_large: int = 0
     _number: int = -1
     _lock: ClaimLock = field(init=False)
 
@@ -85,11 +88,11 @@ class Run:
 
     def look(self) -> Standing:
         """Read how far the study is."""
-        return _standing(self.study.get_trials(deepcopy=False, states=_COUNTED))
+        return _standing(self.study.get_trials(deepcopy=False, states=_LOOKED_AT))
 
     def is_over(self, standing: Standing) -> bool:
         """Tell whether this worker has nothing more to do here, now or later."""
-        return self.problem is not None or self._exhausted or standing.done >= self.total
+        return self.problem is not None or self._exhausted or standing.done >= self._goal(standing)
 
     def advance(self, listener: "Listener") -> bool:
         """Run a trial, if one is left that no worker has begun, and tell whether there was one."""
@@ -99,7 +102,8 @@ class Run:
             dead = requeue_dead(self.study, self.storage, trials)
             for number in dead:
                 listener.requeued(self, number)
-            if (self.look() if dead else _standing(trials)).claimed >= self.total:
+            standing = self.look() if dead else _standing(trials)
+            if standing.claimed >= self._goal(standing):
                 return False
             self.study.optimize(self._evaluate, n_trials=1, catch=(EvaluationFailed, Surplus))
         finally:
@@ -125,16 +129,24 @@ class Run:
             return
         # The server has restarted meanwhile, and another worker may have had its turn too.
         with self._lock:
-            if self.look().claimed > self.total:
+            standing = self.look()
+            if standing.claimed > self._goal(standing):
                 raise Surplus(f"trial {trial.number} was not needed any more")
 
+    def _goal(self, standing: Standing) -> int:
+        """Return how many trials the study can reach."""
+        return min(self.total, self.size - standing.too_large)
+
     def _judge(self, trial: FrozenTrial) -> None:
-        """Count failures and duplicates in a row, and give up where going on makes no sense."""
+        """Count failures and proposals that come to nothing in a row, and give up where going on makes no sense."""
         self._duplicates = self._duplicates + 1 if _is_duplicate(trial) else 0
         if not _is_duplicate(trial):
             self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
+            self._too_large = self._too_large + 1 if is_too_large(trial) else 0
         if self._duplicates == _MOST_DUPLICATES:
             self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.look().done} trials done"
+        elif self._too_large == _MOST_TOO_LARGE:
+            self.problem = f"{_MOST_TOO_LARGE} proposals in a row did not fit, the last {trial.user_attrs['reason']}"
         elif self._failures == _MOST_FAILURES:
             self.problem = f"{_MOST_FAILURES} trials in a row failed, the last with {trial.user_attrs.get('reason')}"
 
@@ -156,10 +168,8 @@ def search_all(runs: Sequence[Run], listener: Listener) -> None:
         if not any(run.advance(listener) for run in furthest_behind_first):
             time.sleep(_LOOK_EVERY)
     for run in runs:
-        evaluated = evaluated_trials(run.study)
-        if run.problem is None and not any(trial.state == TrialState.COMPLETE for trial in evaluated):
-            reason = evaluated[-1].user_attrs["reason"] if evaluated else "nothing was proposed"
-            run.problem = f"no trial could be completed, the last failed with {reason}"
+        if run.problem is None:
+            run.problem = _barrenness(run.study)
     problems = [
         f"{run.study.study_name}: {run.problem}" if len(runs) > 1 else run.problem for run in runs if run.problem
     ]
@@ -167,9 +177,23 @@ def search_all(runs: Sequence[Run], listener: Listener) -> None:
         raise SearchStopped("; ".join(problems))
 
 
+def _barrenness(study: optuna.Study) -> str | None:
+    """Say why no trial of a study that has come to its end is completed; None if one is."""
+    evaluated = evaluated_trials(study)
+    if any(trial.state == TrialState.COMPLETE for trial in evaluated):
+        return None
+    if evaluated:
+        return f"no trial could be completed, the last failed with {evaluated[-1].user_attrs['reason']}"
+    too_large = [trial for trial in study.get_trials(deepcopy=False) if is_too_large(trial)]
+    if too_large:
+        return f"no architecture fits into memory, trial {too_large[-1].number} {too_large[-1].user_attrs['reason']}"
+    return "no trial could be completed, nothing was proposed"
+
+
 def _standing(trials: Sequence[FrozenTrial]) -> Standing:
     done = sum(map(counts, trials))
-    return Standing(done, done + sum(trial.state == TrialState.RUNNING for trial in trials))
+    running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    return Standing(done, done + running, sum(map(is_too_large, trials)))
 
 
 def _is_duplicate(trial: FrozenTrial) -> bool:

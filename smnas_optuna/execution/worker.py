@@ -109,6 +109,7 @@ class SearchOrder:
         sampler: Instead of the recipe's.
         seed: For the sampler; each worker makes its own of it.
         gpus: Indices of the GPUs that this worker uses; None for those that it sees.
+        sharing: Workers that use them at the same time, this one among them; each gets as much of the memory.
         mixed_devices: Take times of devices that differ.
     """
 
@@ -121,6 +122,7 @@ class SearchOrder:
     sampler: str | None = None
     seed: int | None = None
     gpus: tuple[int, ...] | None = None
+    sharing: int = 1
     mixed_devices: bool = False
 
     def __repr__(self) -> str:
@@ -144,6 +146,7 @@ class SearchOrder:
                 search,
                 dataset,
                 device,
+                target.memory // self.sharing,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),
                 partial(describe_trial, artifacts=self.folder / "artifacts"),

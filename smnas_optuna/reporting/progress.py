@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from smnas_optuna.evaluation.job import Costs, Progress, Resumed
+from smnas_optuna.evaluation.job import Costs, Memory, Progress, Resumed
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
 from smnas_optuna.reporting.sparkline import sparkline
 
@@ -119,6 +119,8 @@ class SearchProgress:
             self._lanes[message.worker] = _Lane(name, message.architecture)
             costs = f"{event.flops / 1e9:.3g} GFLOPs, {event.params / 1e6:.3g} M parameters"
             self._tell(f"{name}: {message.architecture} ({costs})")
+        elif isinstance(event, Memory) and event.parts > 1:
+            self._tell(f"{name}: each batch in {event.parts} parts, to fit into memory")
         elif isinstance(event, Resumed):
             lane.epoch = event.epochs
             self._tell(f"{name}: goes on after epoch {event.epochs}, where it was interrupted")

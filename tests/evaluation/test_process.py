@@ -26,6 +26,7 @@ from smnas_optuna.evaluation.job import (
     Event,
     Failure,
     Job,
+    Memory,
     Progress,
     Resumed,
     Scores,
@@ -76,8 +77,11 @@ def wait_until_gone(before: set[int]) -> None:
 
 def test_an_evaluation_tells_costs_then_each_epoch_then_scores(job: Job) -> None:
     events = list(evaluate(job))
-    costs, untrained, first, second, scores = events
+    costs, memory, untrained, first, second, scores = events
     assert isinstance(costs, Costs)
+    assert isinstance(memory, Memory)
+    assert memory.parts == 1
+    assert memory.bytes > 0
     assert isinstance(untrained, UntrainedLatency)
     assert untrained.milliseconds > 0
     assert costs == count(Candidates((ARCHITECTURE,), 2, job.detector), job.folder / "count.log")[0]
@@ -171,7 +175,7 @@ def test_an_interrupted_training_goes_on_after_its_last_epoch(job: Job) -> None:
     interrupted = evaluate(job)
     _first_epoch(interrupted)
     interrupted.close()
-    costs, resumed, *epochs, scores = evaluate(job)
+    costs, _, resumed, *epochs, scores = evaluate(job)
     assert isinstance(costs, Costs)
     assert isinstance(scores, Scores)
     # Until the process had ended it may have trained on.
@@ -184,7 +188,7 @@ def test_an_interrupted_training_goes_on_after_its_last_epoch(job: Job) -> None:
     rates = re.findall(r"lr: (\S+)", (job.folder / "output.log").read_text(encoding="utf-8"))
     assert float(rates[-1]) < float(rates[0])
     # Once it is over a training starts anew.
-    assert [type(event) for event in evaluate(job)][1] is UntrainedLatency
+    assert [type(event) for event in evaluate(job)][2] is UntrainedLatency
 
 
 def test_a_spoiled_checkpoint_fails_no_trial(job: Job) -> None:
@@ -215,7 +219,7 @@ def test_an_exception_is_told_in_one_line_and_kept_in_the_log(job: Job) -> None:
 def test_several_processes_train_one_architecture_together(job: Job) -> None:
     together = replace(job, device=job.device.model_copy(update={"gpus_per_trial": 2}))
     events = list(evaluate(together))
-    assert [type(event) for event in events] == [Costs, UntrainedLatency, Progress, Progress, Scores]
+    assert [type(event) for event in events] == [Costs, Memory, UntrainedLatency, Progress, Progress, Scores]
     log = (job.folder / "output.log").read_text(encoding="utf-8")
     assert "Distributed training: True" in log
     assert "GPU number: 2" in log

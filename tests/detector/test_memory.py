@@ -1,0 +1,72 @@
+"""Estimated training memory beside the peaks of real training steps."""
+
+import pytest
+
+from smnas_optuna.architecture import Architecture, InputSize
+from smnas_optuna.detector.config import model_config
+from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.detector.memory import training_memory
+from smnas_optuna.recipe import Detector
+from tests.detector.training_step import measured_memory
+
+CLASSES, BOXES = 4, 5
+TEXT = "128x96 ResNet18(w=16) FPN(P1-P4,c=32) RPN 2FC"
+BN = Detector(roi_samples=64, fc_channels=128, proposals=100, retina_convs=2)
+GN = BN.model_copy(update={"norm": "GN", "weight_standardization": True})
+
+
+def estimate(text: str, images: int, detector: Detector = BN, *, device: str = "cpu", **step: bool) -> int:
+    architecture = Architecture.parse(text)
+    config = model_config(architecture, classes=CLASSES, detector=detector)
+    return training_memory(config, architecture.input_size, images, boxes=BOXES, device=device, **step)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("detector", [BN, GN], ids=["BN", "GN"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        "128x96 ResNet18(w=16) FPN(P2-P4,c=32) RetinaNet",
+        "128x96 MobileNetV2(w=16) FPN(P1-P4,c=32) RPN Cascade(n=2)",
+        "128x96 ResNet18(w=16) FPN(P1-P3,c=32) GA-RPN 2FC",
+        "128x96 ResNet18(w=16) GA-RPN Cascade(n=2)",
+    ],
+)
+def test_the_estimate_is_within_a_tenth_of_what_training_takes(text: str, detector: Detector, images: int) -> None:
+    architecture = Architecture.parse(text)
+    config = model_config(architecture, classes=CLASSES, detector=detector)
+    measured = measured_memory(config, architecture.input_size, images, BOXES, "cpu")
+    assert estimate(text, images, detector) == pytest.approx(measured, rel=0.1)
+
+
+def test_gradients_that_are_kept_for_later_images_are_counted() -> None:
+    architecture = Architecture.parse(TEXT)
+    config = model_config(architecture, classes=CLASSES, detector=GN)
+    measured = measured_memory(config, architecture.input_size, 4, BOXES, "cpu", parts=2)
+    assert estimate(TEXT, 2, GN, accumulating=True) == pytest.approx(measured, rel=0.1)
+    assert estimate(TEXT, 2, GN) < estimate(TEXT, 2, GN, accumulating=True) < estimate(TEXT, 4, GN)
+
+
+def test_more_images_and_larger_ones_take_more() -> None:
+    batches = [estimate(TEXT, images) for images in (1, 2, 4, 8)]
+    sizes = [estimate(TEXT.replace("128x96", size), 8) for size in ("64x48", "128x96", "256x192")]
+    assert batches == sorted(set(batches))
+    assert sizes == sorted(set(sizes))
+
+
+def test_mixed_precision_takes_less_and_several_processes_more() -> None:
+    text = "512x384 ResNet18 FPN(P2-P5,c=64) RPN 2FC"
+    alone = estimate(text, 4, device="cuda")
+    assert estimate(text, 4, device="cuda", amp=True) < alone
+    detector = build_on_meta(model_config(Architecture.parse(text), classes=CLASSES, detector=BN))
+    gradients = 4 * sum(parameter.numel() for parameter in detector.parameters())
+    assert estimate(text, 4, device="cuda", distributed=True) == alone + gradients
+
+
+def test_a_head_without_anchors_is_refused() -> None:
+    architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RetinaNet")
+    config = model_config(architecture, classes=CLASSES, detector=BN)
+    config["bbox_head"] = {"type": "YOLOXHead", "num_classes": CLASSES, "in_channels": 32, "strides": [8, 16, 32]}
+    with pytest.raises(ValueError, match="YOLOXHead: memory is estimated of anchor-based heads only"):
+        training_memory(config, InputSize(128, 96), 1)

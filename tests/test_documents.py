@@ -1,0 +1,209 @@
+"""Every command, script and file of the documents is tried, one after another, as a reader would.
+
+What differs from a reader's machine: ``tests/stand_ins.py`` says which programs stand in for what, ``PLACEHOLDERS``
+what is put where a document has a name of the reader's own, and the fixture ``world`` which data there are.
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from smnas_optuna.evaluation.digits import make_digits
+from tests import stand_ins
+from tests.documents import Step, steps_of
+from tests.labelled_digits import make_labelled_digits
+from tests.published_formats import Thing, write_voc
+from tests.servers import PostgreSQL
+from tests.stand_ins import ROOT
+
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part in ("build", "dist") for part in path.relative_to(ROOT).parts)
+    and steps_of(path)
+)
+# Before these, their reader has searched.
+AFTER_A_SEARCH = ("reading_results.md", "training_the_winner.md")
+SEARCH = Step("before", "shell", "python -m smnas_optuna.run_study coco --stage all --quiet")
+SECONDS = 300
+# A text of the package with fewer letters of its own is no message.
+LEAST_LETTERS = 12
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few images in the layouts of the data sets that the documents name."""
+    folder = tmp_path_factory.mktemp("world")
+    digits = make_digits(2, 8, 4, width=64, height=48)
+    coco, mine = folder / "data" / "coco", folder / "mine"
+    (coco / "annotations").mkdir(parents=True)
+    (mine / "images").mkdir(parents=True)
+    for name in ("train", "val"):
+        shutil.copytree(digits / name, coco / f"{name}2017")
+        shutil.copy(digits / f"{name}.json", coco / "annotations" / f"instances_{name}2017.json")
+        content = json.loads((digits / f"{name}.json").read_text(encoding="utf-8"))
+        for image in content["images"]:
+            own = f"{name}_{image['file_name']}"
+            shutil.copy(digits / name / image["file_name"], mine / "images" / own)
+            image["file_name"] = own
+        (mine / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    things = [Thing("car", (5, 5, 30, 30)), Thing("person", (20, 10, 60, 45))]
+    for image_set in ("VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"):
+        write_voc(folder / "data" / "VOCdevkit", image_set, {f"{number:06}": things for number in range(4)})
+    make_labelled_digits(folder / "data" / "imagenet")
+    Image.open(next((digits / "val").iterdir())).convert("RGB").save(folder / "image.jpg")
+    stand_ins.install(folder / "programs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    started = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """Where a Ray cluster runs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+class Reader:
+    """Follows a document in a folder, which is the home as well; what a step exports is there for the next.
+
+    Args:
+        folder: With the programs that stand in for others.
+        placeholders: What to put for the names in a document that are a reader's own.
+    """
+
+    def __init__(self, folder: Path, placeholders: dict[str, str]) -> None:
+        self._folder = folder
+        self._placeholders = placeholders
+        self._state = folder / ".reader"
+        # In the folder for temporary files is the device's lock, for which trials of other tests would be waited.
+        temporary = folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        exports = f'export HOME="{folder}" TMPDIR="{temporary}" PATH="{folder}/programs:$PATH" COLUMNS=120'
+        self._state.write_text(f'cd "{folder}"\n{exports}\nunset SMNAS_STORAGE\n', encoding="utf-8")
+
+    def follow(self, step: Step) -> str:
+        """Take a step, and return what it prints; fails unless it succeeds."""
+        text = step.text
+        for name, own in self._placeholders.items():
+            text = text.replace(name, own)
+        if step.kind == "file":
+            text = f"cat > {step.name} <<'END OF FILE'\n{text}END OF FILE"
+        if step.kind == "python":
+            (self._folder / "step.py").write_text(text, encoding="utf-8")
+            text = f'python "{self._folder}/step.py"'
+        remember = f'{{ export -p; echo "cd \\"$PWD\\""; }} > "{self._state}"'
+        ended = subprocess.run(
+            ["bash", "-c", f'source "{self._state}"\nset -e\n{text}\n{remember}'],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert ended.returncode == 0, f"{step.place}: {step.text}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def followed(
+    request: pytest.FixtureRequest,
+    world: Path,
+    server: PostgreSQL,
+    ray_address: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[Path, Future[None]]]:
+    """The documents under test, each being followed in a home of its own, as many at a time as there are cores."""
+    asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = {}
+        for document in [params["document"] for params in asked if "document" in params]:
+            home = shutil.copytree(world, tmp_path_factory.mktemp("home"), dirs_exist_ok=True)
+            for file in document.parent.glob("requirements.txt"):
+                shutil.copy(file, home)
+            url = server.create_database()
+            placeholders = {
+                "REPOSITORY": str(ROOT),
+                "COMMAND": "complexity R50",
+                "RECIPE": "coco",
+                "/path/to/data": f"{home}/mine",
+                "/shared/": f"{home}/shared/",
+                "postgresql+psycopg://smnas:PASSWORD@db.example.org/smnas": url,
+                "<secret smnas/storage>": url,
+                "--ray-address auto": f"--ray-address {ray_address}",
+                # It is not in OptunaHub's registry yet.
+                'load_module("samplers/': f'load_local_module(registry_root="{ROOT}", package="samplers/',
+            }
+            futures[document] = pool.submit(follow, document, Reader(home, placeholders))
+        yield futures
+        pool.shutdown(cancel_futures=True)
+
+
+def follow(document: Path, reader: Reader) -> None:
+    """Take all steps of a document; fails at the first that cannot be done, or prints something else than is shown."""
+    steps = steps_of(document)
+    for step in [SEARCH, *steps] if document.name in AFTER_A_SEARCH else steps:
+        printed = reader.follow(step)
+        if step.shown:
+            assert is_shown(printed, step.shown), f"{step.place}: {step.text}\n{printed}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_tells_to_do_can_be_done(document: Path, followed: dict[Path, Future[None]]) -> None:
+    followed[document].result()
+
+
+def is_shown(printed: str, shown: str) -> bool:
+    """Tell whether a document shows what was printed, with ``...`` for any text."""
+    lines = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+    pattern = ".*".join(re.escape(part) for part in shown.strip().split("..."))
+    return re.fullmatch(pattern, lines, re.DOTALL) is not None
+
+
+def test_only_what_was_printed_is_taken_for_shown() -> None:
+    assert is_shown("study a: 3 architectures\nmore\n", "study a: ... architectures\n...")
+    assert not is_shown("study a: 3 architectures\n", "study b: ... architectures")
+    assert not is_shown("one\ntwo\n", "one")
+
+
+def test_a_command_that_fails_is_no_step_that_can_be_done(world: Path, tmp_path: Path) -> None:
+    reader = Reader(shutil.copytree(world, tmp_path / "home"), {})
+    with pytest.raises(AssertionError, match="no such file, and the shipped recipes are"):
+        reader.follow(Step("here:1", "shell", "python -m smnas_optuna.check_data nothing"))
+
+
+def messages_of_the_package() -> list[re.Pattern[str]]:
+    """Return every text in the package's sources that says something, as a pattern of what may be put in."""
+    patterns = []
+    for source in (ROOT / "smnas_optuna").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            own = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
+            if sum(len(part or "") for part in own) >= LEAST_LETTERS:
+                patterns.append(re.compile(".*".join(re.escape(part) if part else "" for part in own)))
+    return patterns
+
+
+def test_every_error_that_the_faq_explains_is_one_that_the_package_tells() -> None:
+    faq = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^```text\n(.+)\n```$", faq, re.MULTILINE)
+    assert len(explained) > 20
+    told = messages_of_the_package()
+    assert not [message for message in explained if not any(text.search(message) for text in told)]
+    assert not [text for text in told if text.search("study ...: cannot be read in the dark")]

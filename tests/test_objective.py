@@ -1,0 +1,58 @@
+"""Searches in which not every architecture, or none, fits into memory."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.commands import run
+
+# Two architectures: with 2.5 MiB the two-stage one can be trained on one image at a time, RetinaNet cannot.
+_OVERRIDES = (
+    *("--set", "structural.space.backbones=[ResNet18]", "--set", "structural.space.necks=[none]"),
+    *("--set", "structural.space.heads=[RetinaNet, 2FC]", "--set", "structural.space.rpns=[none, RPN]"),
+    *("--set", "structural.seeds=[]"),
+)
+_SKIPPED = "would run out of memory: training on one image takes about 0.00254 GiB, and 0.00244 GiB are usable on "
+
+
+def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db").trials
+
+
+@pytest.mark.parametrize("sampler", ["random", "pop"])
+def test_what_does_not_fit_is_skipped_once_and_what_fits_in_parts_is_trained(
+    tiny_recipe: Path, tmp_path: Path, sampler: str
+) -> None:
+    limit = ("--set", "device.memory_gb=0.00244140625")
+    ended = run("run_study", tiny_recipe, *_OVERRIDES, *limit, "--sampler", sampler, folder=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "each batch in 4 parts, to fit into memory" in ended.stdout
+    trials = trials_of(tmp_path)
+    (trained,) = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert trained.user_attrs["gradient_accumulation"] == 4
+    assert 0.002 < trained.user_attrs["memory_gb"] <= 0.00244140625
+    (skipped,) = [trial for trial in trials if trial.user_attrs.get("reason", "").startswith(_SKIPPED)]
+    assert skipped.state == TrialState.PRUNED
+    assert skipped.user_attrs["architecture"] == "64x48 ResNet18(w=8) RetinaNet"
+    assert "train_seconds" not in skipped.user_attrs
+
+    # With as much memory as there is, the same study goes on: it has all that it can have.
+    again = run("run_study", tiny_recipe, *_OVERRIDES, "--sampler", sampler, folder=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(trials_of(tmp_path)) == len(trials)
+
+
+def test_a_search_in_which_nothing_fits_ends_and_says_so(tiny_recipe: Path, tmp_path: Path) -> None:
+    failed = run("run_study", tiny_recipe, *_OVERRIDES, "--set", "device.memory_gb=0.001", folder=tmp_path)
+    assert failed.returncode == 1
+    assert "stopped: no architecture fits into memory, trial " in failed.stdout
+    assert {trial.state for trial in trials_of(tmp_path)} == {TrialState.PRUNED}
+
+
+def test_more_memory_than_the_machine_has_is_the_users_error(tiny_recipe: Path, tmp_path: Path) -> None:
+    refused = run("run_study", tiny_recipe, "--set", "device.memory_gb=1000000", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "device.memory_gb: found 1e+06, but " in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
