@@ -62,7 +62,7 @@ def resume(config: Config, folder: Path) -> int:
 
 
 def _accumulative_counts(config: Config) -> int:
-    return int(config.optim_wrapper.accumulative_counts)
+    return int(config.optim_wrapper.get("accumulative_counts", 1))
 
 
 def load_trained(file: Path) -> dict[str, Any]:
