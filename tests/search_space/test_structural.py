@@ -226,6 +226,8 @@ def optuna_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[],
     optuna.logging.enable_propagation()
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="optuna"):
         warnings.simplefilter("error")
+        # From Python 3.13 on, of connections that SQLAlchemy's pool leaves to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
         yield lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     optuna.logging.disable_propagation()
     optuna.logging.set_verbosity(verbosity)
