@@ -93,8 +93,8 @@ def export_onnx(
     except torch.onnx.OnnxExporterError as error:
         told = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
-            f"--format onnx: torch {torch.__version__} cannot express {architecture} in ONNX, expected torch 2.14 or newer "
-            f"and no operation that ONNX lacks: {told}"
+            f"--format onnx: torch {torch.__version__} cannot express {architecture} in ONNX, expected torch 2.14 or "
+            f"newer and no operation that ONNX lacks: {told}"
         ) from None
     assert program is not None
     program.model.metadata_props.update({"architecture": str(architecture), "classes": json.dumps(list(classes))})
