@@ -12,10 +12,8 @@ A real PostgreSQL server, real worker processes, the default sampler, and an obj
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -121,24 +119,23 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     preload(training=False)
-    with tempfile.TemporaryDirectory() as folder:
-        server = PostgreSQL(Path(folder))
-        try:
-            for workers in arguments.workers:
-                took, share = efficiency(server.create_database(), workers, arguments.seconds, arguments.trials)
-                print(
-                    f"{workers:3} workers, {workers * arguments.trials:4} trials: {took:6.1f} s, {share:.3f}",
-                    flush=True,
-                )
-            for name, sent in {
-                "run_study with pop": our_statements(server.create_database(), "pop", 200, 50),
-                "run_study with nsga2": our_statements(server.create_database(), "nsga2", 200, 50),
-                "Optuna with NSGA-II": optunas_statements(server.create_database(), 200, 50),
-            }.items():
-                print(f"{name:22} {sent:6.1f} SQL statements per trial", flush=True)
-            print(f"first proposal in a study of 5,000 trials: {start(server.create_database(), 5000):.2f} s")
-        finally:
-            server.close()
+    server = PostgreSQL()
+    try:
+        for workers in arguments.workers:
+            took, share = efficiency(server.create_database(), workers, arguments.seconds, arguments.trials)
+            print(
+                f"{workers:3} workers, {workers * arguments.trials:4} trials: {took:6.1f} s, {share:.3f}",
+                flush=True,
+            )
+        for name, sent in {
+            "run_study with pop": our_statements(server.create_database(), "pop", 200, 50),
+            "run_study with nsga2": our_statements(server.create_database(), "nsga2", 200, 50),
+            "Optuna with NSGA-II": optunas_statements(server.create_database(), 200, 50),
+        }.items():
+            print(f"{name:22} {sent:6.1f} SQL statements per trial", flush=True)
+        print(f"first proposal in a study of 5,000 trials: {start(server.create_database(), 5000):.2f} s")
+    finally:
+        server.close()
 
 
 if __name__ == "__main__":

