@@ -1,7 +1,6 @@
 """Costs that need no measuring: multiply-adds and parameters of a whole detector."""
 
 import functools
-import math
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smnas_optuna.architecture import InputSize
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
+from smnas_optuna.detector.flops import pad
 
 
 def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
@@ -33,10 +33,9 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
         (multiply-adds, parameters)
     """
     model: Any = build_on_meta(model_config).eval()
-    multiple = model_config["data_preprocessor"]["pad_size_divisor"]
-    height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
+    size = pad(input_size, model_config["data_preprocessor"]["pad_size_divisor"])
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        features = model.extract_feat(torch.empty(1, 3, height, width))
+        features = model.extract_feat(torch.empty(1, 3, size.height, size.width))
         if "rpn_head" not in model_config:
             model.bbox_head(features)
         else:

@@ -15,9 +15,9 @@ _PAD = 32  # sides are padded to a multiple of the last stage's stride
 _MB_EXPANSION = 6
 
 
-def pad(input_size: InputSize) -> InputSize:
-    """Return the size of the tensor that a detector makes of an image of ``input_size``."""
-    return InputSize(*(math.ceil(side / _PAD) * _PAD for side in (input_size.width, input_size.height)))
+def pad(input_size: InputSize, multiple: int = _PAD) -> InputSize:
+    """Return the size of the tensor that a detector makes of an image of ``input_size``, sides being multiples."""
+    return InputSize(*(math.ceil(side / multiple) * multiple for side in (input_size.width, input_size.height)))
 
 
 class BackboneCosts(NamedTuple):

@@ -21,6 +21,7 @@ from torchvision.ops import roi_align
 from smnas_optuna.architecture import InputSize
 from smnas_optuna.detector import mmcv_ops
 from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.detector.flops import pad
 
 mmcv_ops.install()
 from mmdet.models.dense_heads import AnchorHead  # noqa: E402  # imports mmcv.ops
@@ -59,15 +60,14 @@ def training_memory(
         ValueError: The detector has a head of another kind.
     """
     model: Any = build_on_meta(model_config).train()
-    multiple = model_config["data_preprocessor"]["pad_size_divisor"]
-    height, width = (math.ceil(side / multiple) * multiple for side in (input_size.height, input_size.width))
+    size = pad(input_size, model_config["data_preprocessor"]["pad_size_divisor"])
     weights = [*model.parameters(), *model.buffers()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.device("meta"), _Allocations(weights) as allocations:
         if accumulating:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
-        batch = torch.empty(images, 3, height, width)
+        batch = torch.empty(images, 3, size.height, size.width)
         with _Autocast(enabled=amp):
             loss = _loss(model, model_config, batch, boxes, device)
         torch.autograd.backward(loss)

@@ -18,9 +18,11 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
-from smnas_optuna.architecture import Architecture
+from smnas_optuna.architecture import Architecture, InputSize
 from smnas_optuna.detector.config import model_config
+from smnas_optuna.detector.flops import pad
 from smnas_optuna.detector.inference_graph import InferenceGraph
+from smnas_optuna.detector.weights import check_shapes
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Detector
 
@@ -116,11 +118,8 @@ def export_onnx(
 def _trained(config: dict[str, Any], weights: dict[str, Tensor]) -> Any:
     with DefaultScope.overwrite_default_scope("mmdet"):
         model: Any = MODELS.build(ConfigDict(config))
-    wanted = model.state_dict()
-    for key in [*wanted, *weights]:
-        shapes = [tuple(state[key].shape) if key in state else None for state in (wanted, weights)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"--checkpoint does not fit: expected {key} of shape {shapes[0]}, found {shapes[1]}")
+    wanted, found = ({key: tensor.shape for key, tensor in state.items()} for state in (model.state_dict(), weights))
+    check_shapes("--checkpoint", wanted, found, [*wanted, *found])
     model.load_state_dict(weights)
     return model
 
@@ -130,11 +129,13 @@ def _images(architecture: Architecture, multiple: int, *, portrait: bool) -> lis
 
     No two places are alike: of equal scores, rounding decides which one counts.
     """
-    sides = architecture.input_size.height, architecture.input_size.width
-    height, width = reversed(sides) if portrait else sides
-    padded = [math.ceil(side / multiple) * multiple for side in (height, width)]
+    covered = architecture.input_size
+    if portrait:
+        covered = InputSize(covered.height, covered.width)
+    canvas = pad(covered, multiple)
+    padded = [canvas.height, canvas.width]
     generator = torch.Generator().manual_seed(0)
-    size = torch.tensor([height - 1, width - 1])
+    size = torch.tensor([covered.height - 1, covered.width - 1])
     images = []
     for cloud in _CLOUDS:
         coarse = torch.rand(1, 3, *(math.ceil(each / cloud) + 1 for each in padded), generator=generator)

@@ -1,5 +1,6 @@
 """Pre-trained weights of a backbone: whether they are that backbone's."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,12 +34,17 @@ def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwi
     given = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     # MMEngine takes the weights of a model that was saved in its wrapper for several GPUs.
     shapes = {str(key).removeprefix("module."): getattr(value, "shape", None) for key, value in given.items()}
-    for key, wanted in build_on_meta(backbone).state_dict().items():
-        if key.endswith("num_batches_tracked"):  # which old checkpoints lack, and nothing depends on
-            continue
-        found = shapes.get(key)
-        if found != wanted.shape:
-            raise UserError(
-                f"{place} does not fit: expected {key} of shape {tuple(wanted.shape)}, "
-                f"found {None if found is None else tuple(found)}"
-            )
+    wanted = {
+        key: tensor.shape
+        for key, tensor in build_on_meta(backbone).state_dict().items()
+        if not key.endswith("num_batches_tracked")  # which old checkpoints lack, and nothing depends on
+    }
+    check_shapes(place, wanted, shapes, wanted)
+
+
+def check_shapes(place: str, wanted: Mapping[str, Any], found: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise UserError, which begins with the place, at the first of some keys whose shapes differ or are not both."""
+    for key in keys:
+        shapes = [tuple(shape) if shape is not None else None for shape in (wanted.get(key), found.get(key))]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{place} does not fit: expected {key} of shape {shapes[0]}, found {shapes[1]}")

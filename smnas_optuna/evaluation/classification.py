@@ -29,6 +29,7 @@ from smnas_optuna.detector.config import NORMALIZATION, backbone_config
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, resume
 from smnas_optuna.evaluation.distributed import backend, is_first, is_launched, join, process_count
+from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.recipe import Detector
 
 register_all_modules()
@@ -155,20 +156,10 @@ def classification_config(pretraining: Pretraining, kind: str) -> Config:
                 },
             },
             "param_scheduler": schedule,
-            "default_hooks": {
-                "timer": {"type": "IterTimerHook"},
-                "logger": {"type": "LoggerHook", "interval": 50},
-                "param_scheduler": {"type": "ParamSchedulerHook"},
-                "sampler_seed": {"type": "DistSamplerSeedHook"},
-                "checkpoint": None,
-            },
+            "default_hooks": hooks_config(),
             # Processes have statistics of their own images each until their mean is taken.
             "custom_hooks": [{"type": "SyncBuffersHook"}, {"type": "CheckInvalidLossHook"}],
-            "env_cfg": {
-                "cudnn_benchmark": True,
-                "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-                "dist_cfg": {"backend": backend(kind)},
-            },
+            "env_cfg": environment_config(backend(kind), cudnn_benchmark=True),
             "randomness": {"seed": pretraining.seed},
             "work_dir": str(pretraining.folder),
             "experiment_name": str(pretraining),

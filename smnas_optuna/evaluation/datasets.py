@@ -33,6 +33,8 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "categories": {"id": _ID, "name": str},
 }
+# Fields of which no two records of a list may have the same value.
+UNIQUE_FIELDS = (("images", "id"), ("annotations", "id"), ("categories", "id"), ("categories", "name"))
 
 
 Scoring = Literal["coco", "voc_11points", "voc_area"]
@@ -157,7 +159,8 @@ def read_annotations(located: LocatedSplit) -> Any:
 def check_annotations(located: LocatedSplit, content: Any) -> tuple[str, ...]:
     """Return the classes of a split's annotations, seen to be such as can be trained on; raises UserError."""
     place = located.annotations
-    images, boxes, categories = (_records(place, content, part) for part in FIELDS)
+    records = {part: _records(place, content, part) for part in FIELDS}
+    images, boxes, categories = records.values()
     if not categories:
         raise UserError(f"{place}: has no categories; expected at least one class")
     if not boxes:
@@ -165,13 +168,8 @@ def check_annotations(located: LocatedSplit, content: Any) -> tuple[str, ...]:
     if any(box["id"] < 1 for box in boxes):
         # pycocotools notes by id which box a detection matches, and 0 there means none.
         raise UserError(f"{place}: an annotation has the id {min(box['id'] for box in boxes)}; expected ids from 1")
-    for part, records, field in (
-        ("images", images, "id"),
-        ("annotations", boxes, "id"),
-        ("categories", categories, "id"),
-        ("categories", categories, "name"),
-    ):
-        values = Counter(record[field] for record in records)
+    for part, field in UNIQUE_FIELDS:
+        values = Counter(record[field] for record in records[part])
         repeated = next((value for value, count in values.items() if count > 1), None)
         if repeated is not None:
             raise UserError(f"{place}: {values[repeated]} {part} have the {field} {repeated!r}; expected all different")

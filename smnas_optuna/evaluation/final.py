@@ -15,6 +15,7 @@ from smnas_optuna.detector.config import custom_imports, model_config
 from smnas_optuna.evaluation import checkpoint
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.loaders import loader_config
+from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import final_metric
 from smnas_optuna.recipe import Detector
 
@@ -116,26 +117,12 @@ def final_config(
                     "gamma": 0.1,
                 },
             ],
-            "default_hooks": {
-                "timer": {"type": "IterTimerHook"},
-                "logger": {"type": "LoggerHook", "interval": 50},
-                "param_scheduler": {"type": "ParamSchedulerHook"},
-                "checkpoint": {
-                    "type": "CheckpointHook",
-                    "interval": 1,
-                    "max_keep_ckpts": 2,
-                    "save_best": best,
-                    "rule": "greater",
-                },
-                "sampler_seed": {"type": "DistSamplerSeedHook"},
-            },
+            "default_hooks": hooks_config(
+                {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2, "save_best": best, "rule": "greater"}
+            ),
             # Which of a detector's losses there are depends on what it finds in the images.
             "find_unused_parameters": True,
-            "env_cfg": {
-                "cudnn_benchmark": False,
-                "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-                "dist_cfg": {"backend": "nccl"},
-            },
+            "env_cfg": environment_config("nccl", cudnn_benchmark=False),
             "log_level": "INFO",
             "load_from": None,
             "resume": False,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from smnas_optuna.architecture import InputSize
-from smnas_optuna.evaluation.datasets import FIELDS, fault_of
+from smnas_optuna.evaluation.datasets import FIELDS, UNIQUE_FIELDS, fault_of
 
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -211,7 +211,7 @@ def _records(place: str, content: Any) -> tuple[dict[str, list[Record]], list[Fa
         sound[part], faulty = _sort_out(records, part)
         faults += collect(place, f"records of {part} not in COCO's format", faulty, stops=True)
     images, annotations, categories = sound.values()
-    for part, field in (("images", "id"), ("annotations", "id"), ("categories", "id"), ("categories", "name")):
+    for part, field in UNIQUE_FIELDS:
         repeated = _repeated(sound[part], field)
         faults += collect(place, f"{field}s that several {part} have", repeated, stops=True)
     repeated = _repeated(images, "file_name")

@@ -45,6 +45,7 @@ from smnas_optuna.evaluation.job import (
 )
 from smnas_optuna.evaluation.latency import measure_latency
 from smnas_optuna.evaluation.loaders import loader_config
+from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import precisions, search_metrics
 
 # Done once in the server of training processes, so that a trial does not wait for it.
@@ -222,17 +223,8 @@ def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
                 "accumulative_counts": parts,
             },
             "param_scheduler": schedule,
-            "default_hooks": {
-                "timer": {"type": "IterTimerHook"},
-                "logger": {"type": "LoggerHook", "interval": 50},
-                "param_scheduler": {"type": "ParamSchedulerHook"},
-                "sampler_seed": {"type": "DistSamplerSeedHook"},
-                "checkpoint": None,
-            },
-            "env_cfg": {
-                "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-                "dist_cfg": {"backend": backend(kind)},
-            },
+            "default_hooks": hooks_config(),
+            "env_cfg": environment_config(backend(kind)),
             "find_unused_parameters": True,
             "randomness": {"seed": training.seed},
             "work_dir": str(job.folder),
