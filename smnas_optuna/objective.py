@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.job import (
@@ -25,9 +25,8 @@ from smnas_optuna.evaluation.job import (
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
-from smnas_optuna.study import counts, first_number, requeue
+from smnas_optuna.study import first_number, requeue
 
-DUPLICATE = "duplicate"
 # The partial-order sampler proposes nothing larger than what has run out of memory, and knows it by these words.
 _TOO_LARGE = "would run out of memory"
 
@@ -82,7 +81,7 @@ class DetectorObjective:
 
         Args:
             trial: Just begun.
-            claimed: Called once the trial's architecture is in the database.
+            claimed: Called once the trial's architecture is in the database; it may end the trial.
 
         Raises:
             optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
@@ -104,13 +103,6 @@ class DetectorObjective:
         settings = self._search.settings
         architecture = self._search.space.suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
-        for other in trial.study.get_trials(deepcopy=False):
-            same = other.user_attrs.get("architecture") == str(architecture) and other.number != trial.number
-            if same and (counts(other) or is_too_large(other) or other.state == TrialState.RUNNING):
-                does = "evaluates" if other.state == TrialState.RUNNING else "has evaluated"
-                reason = f"{DUPLICATE}: trial {other.number} {does} this architecture"
-                trial.set_user_attr("reason", reason)
-                raise optuna.TrialPruned(reason)
         claimed()
         for name, cost in known_costs(architecture).items():
             trial.set_user_attr(name, cost)

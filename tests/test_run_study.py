@@ -297,7 +297,7 @@ def _list_absent_image(tmp_path: Path) -> None:
         pytest.param(
             ["{recipe}", "--set", "structural.training.weights={ResNet18: no.pth, MobileNetV2: no.pth}"],
             None,
-            "structural.training.weights: no.pth for ResNet18 cannot be loaded",
+            "structural.training.weights: no.pth for ResNet18(w=8) cannot be loaded",
             id="absent weights",
         ),
     ],

@@ -10,10 +10,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.claim import ClaimLock
-from smnas_optuna.objective import DUPLICATE, EvaluationFailed, is_too_large
+from smnas_optuna.objective import EvaluationFailed, is_too_large
 from smnas_optuna.study import counts, evaluated_trials, requeue_dead, sign
 
 _LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
+# How the reason begins that a trial has of which another evaluates the architecture.
+_DUPLICATE = "duplicate"
 # So many trials in a row that fail, or that propose what is known or too large, mean that going on is of no use.
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
@@ -34,7 +36,13 @@ class Objective(Protocol):
     """What a trial does."""
 
     def __call__(self, trial: optuna.Trial, claimed: Callable[[], None], /) -> tuple[float, ...]:
-        """Evaluate; ``claimed`` is called once the trial's architecture is in the database."""
+        """Evaluate.
+
+        Args:
+            trial: Just begun.
+            claimed: Called once the trial's user attribute ``architecture`` is in the database; it raises where the
+                trial is to end there, since another has the architecture or it is not needed any more.
+        """
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ class Run:
 
     def _claimed(self, trial: optuna.Trial) -> None:
         """Let the next worker have its turn; the trial's architecture is known to it now."""
+        self._refuse_known(trial)
         if self._lock.release():
             return
         # The server has restarted meanwhile, and another worker may have had its turn too.
@@ -132,6 +141,21 @@ class Run:
             standing = self.look()
             if standing.claimed > self._goal(standing):
                 raise Surplus(f"trial {trial.number} was not needed any more")
+
+    def _refuse_known(self, trial: optuna.Trial) -> None:
+        """End a trial whose architecture another has.
+
+        A restart of the server ends the lock early, so two workers may propose at the same time. Each has written its
+        architecture before it looks, so at least one of them sees the other.
+        """
+        architecture = trial.user_attrs["architecture"]
+        for other in self.study.get_trials(deepcopy=False):
+            same = other.number != trial.number and other.user_attrs.get("architecture") == architecture
+            if same and (counts(other) or is_too_large(other) or other.state == TrialState.RUNNING):
+                does = "evaluates" if other.state == TrialState.RUNNING else "has evaluated"
+                reason = f"{_DUPLICATE}: trial {other.number} {does} this architecture"
+                trial.set_user_attr("reason", reason)
+                raise optuna.TrialPruned(reason)
 
     def _goal(self, standing: Standing) -> int:
         """Return how many trials the study can reach."""
@@ -197,4 +221,4 @@ def _standing(trials: Sequence[FrozenTrial]) -> Standing:
 
 
 def _is_duplicate(trial: FrozenTrial) -> bool:
-    return str(trial.user_attrs.get("reason", "")).startswith(DUPLICATE)
+    return str(trial.user_attrs.get("reason", "")).startswith(_DUPLICATE)
