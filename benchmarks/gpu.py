@@ -41,7 +41,7 @@ from smnas_optuna.detector.counting import count_costs, published_model
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.evaluation.device import device_name
 from smnas_optuna.evaluation.latency import measure_latency
-from smnas_optuna.recipe import Detector, Timing
+from smnas_optuna.settings import Detector, Timing
 
 REFERENCE = "Faster-RCNN-R50"
 # What the zoo has not: detectors of the paper's Table 1 with ResNet50.

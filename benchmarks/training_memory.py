@@ -22,7 +22,7 @@ from smnas_optuna.architecture import Architecture, InputSize
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import published_model
 from smnas_optuna.detector.memory import training_memory
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 from tests.detector.training_step import measured_memory
 
 DETECTORS = (

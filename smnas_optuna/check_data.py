@@ -24,10 +24,11 @@ from smnas_optuna.evaluation.datasets import (
 )
 from smnas_optuna.evaluation.inspection import Fault, Summary, collect, inspect_annotations
 from smnas_optuna.evaluation.pictures import Depth, inspect_pictures, shared_pictures
-from smnas_optuna.recipe import Dataset, Recipe
+from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.reporting.data_tables import show_faults, show_summaries
 from smnas_optuna.reporting.progress import console
+from smnas_optuna.settings import Dataset
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.flops import backbone_costs, pad
 from smnas_optuna.detector.zoo import DETECTORS, Published, find_backbone, find_detector
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 _COCO_CLASSES = 80
 _DEFAULT_INPUT = "224x224"

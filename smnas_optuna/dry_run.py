@@ -10,8 +10,9 @@ from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputS
 from smnas_optuna.evaluation import bdd
 from smnas_optuna.evaluation.job import Candidates
 from smnas_optuna.evaluation.process import count, preload
-from smnas_optuna.recipe import BddDataset, Dataset, DigitsDataset, Recipe, StageName, Structural, VocDataset
+from smnas_optuna.recipe import Recipe, StageName, Structural
 from smnas_optuna.search import Candidate, Search, known_costs
+from smnas_optuna.settings import BddDataset, Dataset, DigitsDataset, VocDataset
 
 _SHOWN_ARCHITECTURES = 5
 _COCO_CLASSES = 80

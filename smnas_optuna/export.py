@@ -12,9 +12,10 @@ from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit, open_dataset
-from smnas_optuna.recipe import BddDataset, CocoDataset, Detector, Recipe, VocDataset
+from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.search import Search
+from smnas_optuna.settings import BddDataset, CocoDataset, Detector, VocDataset
 from smnas_optuna.storage import DEFAULT_STORAGE
 from smnas_optuna.study import load_study, search_of
 

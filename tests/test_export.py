@@ -16,7 +16,7 @@ import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.zoo import DETECTORS
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 from tests.commands import run
 
 

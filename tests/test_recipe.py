@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe import CocoDataset, DigitsDataset, Recipe
+from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe, shipped_recipes
 from smnas_optuna.search_space.structural import StructuralSpace
+from smnas_optuna.settings import CocoDataset, DigitsDataset
 
 TEXT = """\
 name: cells

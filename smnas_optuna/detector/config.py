@@ -17,7 +17,7 @@ from smnas_optuna.architecture import (
     stride_of,
 )
 from smnas_optuna.detector.heads import retinanet, two_stage
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 Config = dict[str, Any]
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from smnas_optuna.architecture import RPN, RCNNHead, stride_of
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 Config = dict[str, Any]
 

@@ -24,7 +24,7 @@ from smnas_optuna.detector.flops import pad
 from smnas_optuna.detector.inference_graph import InferenceGraph
 from smnas_optuna.detector.weights import check_shapes
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 # How far boxes, in pixels, and scores may be apart and still be the same.
 _SAME = 1e-3

@@ -30,7 +30,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, resume
 from smnas_optuna.evaluation.distributed import backend, is_first, is_launched, join, process_count
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 register_all_modules()
 

@@ -13,7 +13,7 @@ from smnas_optuna.evaluation.annotations import read_json
 from smnas_optuna.evaluation.bdd import bdd_annotations
 from smnas_optuna.evaluation.cache import cache_folder
 from smnas_optuna.evaluation.voc import voc_annotations
-from smnas_optuna.recipe import BddDataset, Dataset, DigitsDataset, VocDataset
+from smnas_optuna.settings import BddDataset, Dataset, DigitsDataset, VocDataset
 
 SplitName = Literal["train", "val"]
 SPLITS: Final[tuple[SplitName, ...]] = ("train", "val")

@@ -17,7 +17,7 @@ from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.loaders import loader_config
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import final_metric
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 # Epochs, and after which of them the learning rate drops tenfold, as in MMDetection's schedules.
 SCHEDULES: Final = {"1x": (12, (8, 11)), "2x": (24, (16, 22)), "3x": (36, (27, 33))}

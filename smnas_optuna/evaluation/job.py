@@ -6,7 +6,8 @@ from pathlib import Path
 
 from smnas_optuna.architecture import Architecture, Backbone
 from smnas_optuna.evaluation.datasets import CheckedDataset
-from smnas_optuna.recipe import Detector, Device, Recipe, StageName, Training
+from smnas_optuna.recipe import Recipe, StageName
+from smnas_optuna.settings import Detector, Device, Training
 
 
 @dataclass(frozen=True)

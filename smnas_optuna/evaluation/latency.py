@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smnas_optuna.recipe import Timing
+from smnas_optuna.settings import Timing
 
 
 def measure_latency(

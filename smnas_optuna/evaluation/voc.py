@@ -34,7 +34,7 @@ def voc_annotations(place: str, root: Path, image_sets: Sequence[str], classes: 
     Args:
         place: Key that messages begin with.
         root: Folder that the image sets are below.
-        image_sets: See :class:`~smnas_optuna.recipe.VocDataset`.
+        image_sets: See :class:`~smnas_optuna.settings.VocDataset`.
         classes: Names in the order of their labels.
 
     Raises:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
-from smnas_optuna.recipe import Device
+from smnas_optuna.settings import Device
 
 try:
     import ray

@@ -33,8 +33,8 @@ from smnas_optuna.architecture import (
 )
 from smnas_optuna.detector.config import SINGLE_LEVEL, model_config, weights_of
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.recipe import Detector
 from smnas_optuna.search_space.structural import StructuralSpace
+from smnas_optuna.settings import Detector
 from tests.detector.test_backbone import backbone_codes
 
 # ------------------------------------------------------------------------------------ against MMDetection's own configs

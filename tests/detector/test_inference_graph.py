@@ -14,7 +14,7 @@ from smnas_optuna.architecture import Architecture
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.inference_graph import InferenceGraph
 from smnas_optuna.detector.onnx_model import distances
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 CLASSES = 3
 KINDS = {

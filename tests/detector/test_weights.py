@@ -15,7 +15,7 @@ from smnas_optuna.architecture import BACKBONE_LEVELS, ClassicBackbone
 from smnas_optuna.detector.config import backbone_config
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.bdd import CLASSES, bdd_annotations
 from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.recipe import BddDataset
+from smnas_optuna.settings import BddDataset
 from tests.published_formats import Thing, bdd_frames_of_2018, bdd_frames_of_2020, write_bdd
 
 TRAIN = {

@@ -22,7 +22,7 @@ from smnas_optuna.evaluation.classification import (
 )
 from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit
 from smnas_optuna.evaluation.final import final_config
-from smnas_optuna.recipe import Detector
+from smnas_optuna.settings import Detector
 from tests.labelled_digits import CLASSES, make_labelled_digits
 
 # One of each kind of block, and classic ones.

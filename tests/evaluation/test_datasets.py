@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.recipe import CocoDataset, DigitsDataset
+from smnas_optuna.settings import CocoDataset, DigitsDataset
 
 BCCD = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd_320"
 Content = dict[str, Any]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from smnas_optuna.evaluation.latency import measure_latency
-from smnas_optuna.recipe import Timing
+from smnas_optuna.settings import Timing
 
 
 class Sleeper(nn.Module):

@@ -18,8 +18,8 @@ from smnas_optuna.evaluation.job import Job, Scores
 from smnas_optuna.evaluation.loaders import loader_config
 from smnas_optuna.evaluation.process import evaluate, preload
 from smnas_optuna.evaluation.scoring import final_metric, precisions, search_metrics
-from smnas_optuna.recipe import VocDataset
 from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.settings import VocDataset
 from tests.published_formats import Thing, write_voc
 
 # A detection: the image, the class, left, top, right and bottom counted from 0, and the score.

@@ -19,7 +19,7 @@ import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, open_dataset
 from smnas_optuna.evaluation.voc import voc_annotations
-from smnas_optuna.recipe import VocDataset
+from smnas_optuna.settings import VocDataset
 from tests.published_formats import Corners, Thing, voc_xml, write_image, write_voc
 
 CLASSES = ("person", "dog", "tvmonitor")

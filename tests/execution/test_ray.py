@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.ray import connect, places, supervise_on_ray
 from smnas_optuna.execution.worker import Finished, Message
-from smnas_optuna.recipe import Device
+from smnas_optuna.settings import Device
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
