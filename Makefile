@@ -23,7 +23,7 @@ docs: .venv/installed-docs
 	@echo "build/docs/index.html"
 
 test: lint .venv/browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -6,12 +6,10 @@ what is put where a document has a name of the reader's own, and the fixture ``w
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,52 +119,44 @@ class Reader:
         return ended.stdout
 
 
-@pytest.fixture(scope="module")
-def followed(
-    request: pytest.FixtureRequest,
-    world: Path,
-    server: PostgreSQL,
-    ray_address: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[Path, Future[None]]]:
-    """The documents under test, each being followed in a home of its own, as many at a time as there are cores."""
-    asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {}
-        for document in [params["document"] for params in asked if "document" in params]:
-            home = shutil.copytree(world, tmp_path_factory.mktemp("home"), dirs_exist_ok=True)
-            for file in document.parent.glob("requirements.txt"):
-                shutil.copy(file, home)
-            url = server.create_database()
-            placeholders = {
-                "REPOSITORY": str(ROOT),
-                "COMMAND": "complexity R50",
-                "RECIPE": "coco",
-                "/path/to/data": f"{home}/mine",
-                "/shared/": f"{home}/shared/",
-                "postgresql+psycopg://smnas:PASSWORD@db.example.org/smnas": url,
-                "<secret smnas/storage>": url,
-                "--ray-address auto": f"--ray-address {ray_address}",
-                # It is not in OptunaHub's registry yet.
-                'load_module("samplers/': f'load_local_module(registry_root="{ROOT}", package="samplers/',
-            }
-            futures[document] = pool.submit(follow, document, Reader(home, placeholders))
-        yield futures
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture
+def reader(document: Path, world: Path, server: PostgreSQL, request: pytest.FixtureRequest, tmp_path: Path) -> Reader:
+    """Follows a document in a home of its own."""
+    home = shutil.copytree(world, tmp_path / "home")
+    for file in document.parent.glob("requirements.txt"):
+        shutil.copy(file, home)
+    url = server.create_database()
+    placeholders = {
+        "REPOSITORY": str(ROOT),
+        "COMMAND": "complexity R50",
+        "RECIPE": "coco",
+        "/path/to/data": f"{home}/mine",
+        "/shared/": f"{home}/shared/",
+        "postgresql+psycopg://smnas:PASSWORD@db.example.org/smnas": url,
+        "<secret smnas/storage>": url,
+        # It is not in OptunaHub's registry yet.
+        'load_module("samplers/': f'load_local_module(registry_root="{ROOT}", package="samplers/',
+    }
+    if "--ray-address auto" in document.read_text(encoding="utf-8"):
+        placeholders["--ray-address auto"] = f"--ray-address {request.getfixturevalue('ray_address')}"
+    return Reader(home, placeholders)
 
 
-def follow(document: Path, reader: Reader) -> None:
-    """Take all steps of a document; fails at the first that cannot be done, or prints something else than is shown."""
+@pytest.mark.takes_minutes
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(document, id=name, marks=pytest.mark.xdist_group(name))
+        for document in DOCUMENTS
+        for name in [str(document.relative_to(ROOT))]
+    ],
+)
+def test_what_a_document_tells_to_do_can_be_done(document: Path, reader: Reader) -> None:
     steps = steps_of(document)
     for step in [SEARCH, *steps] if document.name in AFTER_A_SEARCH else steps:
         printed = reader.follow(step)
         if step.shown:
             assert is_shown(printed, step.shown), f"{step.place}: {step.text}\n{printed}"
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_document_tells_to_do_can_be_done(document: Path, followed: dict[Path, Future[None]]) -> None:
-    followed[document].result()
 
 
 def is_shown(printed: str, shown: str) -> bool:

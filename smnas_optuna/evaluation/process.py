@@ -109,6 +109,9 @@ def evaluate(job: Job) -> Generator[Event, None, None]:
                 raise event
             assert isinstance(event, Event)
             yield event
+            if isinstance(event, Failure):
+                # Other processes of the same training may fail for want of the one that did.
+                return
 
 
 def _run(function: str, argument: object, output: Path, time_limit: float | None) -> Generator[object, None, None]:
@@ -184,13 +187,18 @@ def _serve(function: str, argument: object, output: Path, sender: Connection) ->
         sender.send(error)
     except BaseException as error:
         traceback.print_exc()
-        sender.send(Failure(_reason(error), is_environments=_is_environments(error)))
+        sender.send(failure_of(error))
     sender.send(None)
     sender.close()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not by way of the interpreter's end, which can hang in libraries' threads and would take a second.
     os._exit(0)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Say why an architecture could not be evaluated."""
+    return Failure(_reason(error), is_environments=_is_environments(error))
 
 
 def _is_environments(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -34,6 +35,7 @@ from smnas_optuna.evaluation.job import (
     Costs,
     Demand,
     Event,
+    Failure,
     Job,
     Memory,
     Progress,
@@ -45,6 +47,7 @@ from smnas_optuna.evaluation.job import (
 )
 from smnas_optuna.evaluation.latency import measure_latency
 from smnas_optuna.evaluation.loaders import loader_config
+from smnas_optuna.evaluation.process import failure_of
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import precisions, search_metrics
 
@@ -52,6 +55,8 @@ from smnas_optuna.evaluation.scoring import precisions, search_metrics
 register_all_modules()
 
 _LOSS_CHECK_INTERVAL = 20
+# Seconds; the launcher looks at its processes ten times in one.
+_UNTIL_CRASHES_ARE_SEEN = 1.0
 
 
 def probe(demand: Demand, report: Callable[[Target], None]) -> None:
@@ -123,10 +128,9 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
     try:
         elastic_launch(launch, _train_distributed)(job, config, kind, report)
     except ChildFailedError as error:
+        # One that could still say what went wrong has done so before, and what comes second is not heard.
         _, failure = error.get_first_failure()
-        message: Any = failure.message  # a mapping where the process could still say what went wrong
-        told = message["message"] if isinstance(message, dict) else message
-        raise RuntimeError(f"process {failure.local_rank} of {processes}: {told}") from error
+        report(Failure(f"crashed: process {failure.local_rank} of {processes}: {failure.message}"))
 
 
 def _model(job: Job) -> dict[str, Any]:
@@ -235,8 +239,16 @@ def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
 
 def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
     """Train as one of several processes under torch's launcher, which has set the environment."""
-    join(config, kind)
-    _train(job, config, kind, report)
+    try:
+        join(config, kind)
+        _train(job, config, kind, report)
+    except SignalException:
+        raise  # from the launcher, which ends this process since another has failed
+    except Exception as error:
+        # Where this is only for want of another that has crashed, the launcher ends this process meanwhile.
+        time.sleep(_UNTIL_CRASHES_ARE_SEEN)
+        report(failure_of(error))
+        raise
     torch.distributed.destroy_process_group()
 
 

@@ -230,8 +230,33 @@ def test_a_failure_in_one_of_several_processes_is_told_as_its_own(job: Job) -> N
     device = job.device.model_copy(update={"gpus_per_trial": 2})
     failure = list(evaluate(replace(job, training=training, device=device)))[-1]
     assert isinstance(failure, Failure)
+    assert failure.reason.startswith("loss became nan in epoch")
+    assert not failure.is_environments
+
+
+def test_a_disk_that_is_full_for_one_of_several_processes_is_not_the_architectures_fault(job: Job) -> None:
+    device = job.device.model_copy(update={"gpus_per_trial": 2})
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.py").symlink_to("/dev/full")
+    failure = list(evaluate(replace(job, device=device)))[-1]
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("OSError: [Errno 28]")
+    assert failure.is_environments
+
+
+def test_a_crash_of_one_of_several_processes_is_told(job: Job) -> None:
+    device = job.device.model_copy(update={"gpus_per_trial": 2})
+    training = job.training.model_copy(update={"epochs": 10_000})
+    before = children_of_server()
+    events = evaluate(replace(job, training=training, device=device))
+    _first_epoch(events)
+    youngest = max(children_of_server() - before)
+    os.kill(youngest, signal.SIGSEGV)
+    failure = list(events)[-1]
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("crashed: process ")
     assert "of 2: " in failure.reason
-    assert "loss became nan in epoch" in failure.reason
+    assert "SIGSEGV" in failure.reason
 
 
 def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_workers_share_a_study_and_reach_its_total_exactly(
     assert len(check(url, 30).trials) == 30
 
 
+@pytest.mark.takes_minutes
 def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
     create_cheap_study(url)

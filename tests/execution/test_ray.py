@@ -29,9 +29,14 @@ def cluster() -> Iterator[Any]:
 
 def workers() -> list[psutil.Process]:
     """The processes in which Ray runs this test's workers."""
-    return [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith("ray::_work")]
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("ray::_work")
+    ]
 
 
+@pytest.mark.takes_minutes
 def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL) -> None:
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     url = postgresql.create_database()
