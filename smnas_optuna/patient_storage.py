@@ -23,6 +23,13 @@ _FIRST_WAIT = 0.2
 _LONGEST_WAIT = 5.0
 # A wait that lasts longer is told.
 _SILENT_SECONDS = 10.0
+_OF_THE_MOMENT = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+    # Optuna asks for trials a second time in the session in which the connection was lost.
+    sqlalchemy.exc.PendingRollbackError,
+)
 # What RDBStorage does in the database; every one is a transaction that either happened or did not.
 _TRANSACTIONS = (
     "create_new_study",
@@ -123,6 +130,6 @@ def _is_of_the_moment(error: BaseException) -> bool:
         return True
     if isinstance(getattr(cause, "orig", None), sqlite3.Error):
         return "locked" in str(cause)
-    return isinstance(
-        cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError
-    ) or (isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated)
+    return isinstance(cause, _OF_THE_MOMENT) or (
+        isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated
+    )

@@ -132,30 +132,37 @@ class Run:
         return self.objective(trial, lambda: self._claimed(trial))
 
     def _claimed(self, trial: optuna.Trial) -> None:
-        """Let the next worker have its turn; the trial's architecture is known to it now."""
-        self._refuse_known(trial)
-        if self._lock.release():
-            return
-        # The server has restarted meanwhile, and another worker may have had its turn too.
-        with self._lock:
-            standing = self.look()
-            if standing.claimed > self._goal(standing):
-                raise Surplus(f"trial {trial.number} was not needed any more")
+        """Let the next worker have its turn; the trial's architecture is known to it now.
 
-    def _refuse_known(self, trial: optuna.Trial) -> None:
-        """End a trial whose architecture another has.
-
-        A restart of the server ends the lock early, so two workers may propose at the same time. Each has written its
-        architecture before it looks, so at least one of them sees the other.
+        Raises:
+            optuna.TrialPruned: Another trial has the architecture.
+            Surplus: The trial is not needed.
         """
+        is_new = self._twin(trial) is None
+        if self._lock.release() and is_new:
+            return
+        # A restart of the server ends the lock early, and another worker may have had its turn too. With the lock taken
+        # anew, and kept until a trial that ends here has ended, the two decide one after the other who yields.
+        self._lock.acquire()
+        twin = self._twin(trial)
+        if twin is not None:
+            does = "evaluates" if twin.state == TrialState.RUNNING else "has evaluated"
+            reason = f"{_DUPLICATE}: trial {twin.number} {does} this architecture"
+            trial.set_user_attr("reason", reason)
+            raise optuna.TrialPruned(reason)
+        standing = self.look()
+        if standing.claimed > self._goal(standing):
+            raise Surplus(f"trial {trial.number} was not needed any more")
+        self._lock.release()
+
+    def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """Return another trial that evaluates, or has evaluated, a trial's architecture."""
         architecture = trial.user_attrs["architecture"]
         for other in self.study.get_trials(deepcopy=False):
             same = other.number != trial.number and other.user_attrs.get("architecture") == architecture
             if same and (counts(other) or is_too_large(other) or other.state == TrialState.RUNNING):
-                does = "evaluates" if other.state == TrialState.RUNNING else "has evaluated"
-                reason = f"{_DUPLICATE}: trial {other.number} {does} this architecture"
-                trial.set_user_attr("reason", reason)
-                raise optuna.TrialPruned(reason)
+                return other
+        return None
 
     def _goal(self, standing: Standing) -> int:
         """Return how many trials the study can reach."""

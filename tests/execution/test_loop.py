@@ -1,0 +1,84 @@
+"""Two workers that propose the same architecture, since a restart of the server has ended the lock of one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+
+from smnas_optuna.execution.loop import Run
+from smnas_optuna.storage import open_storage
+from tests.servers import PostgreSQL
+
+
+class Silent:
+    """Is told what happens, and does nothing."""
+
+    def finished(self, run: Run, trial: Any) -> None: ...
+
+    def requeued(self, run: Run, number: int) -> None: ...
+
+
+def open_run(url: str, objective: Callable[[optuna.Trial, Callable[[], None]], tuple[float, ...]]) -> Run:
+    storage = open_storage(url, heartbeat=1)
+    study = optuna.create_study(storage=storage, study_name="pair", load_if_exists=True)
+    study.sampler = optuna.samplers.RandomSampler()
+    return Run(study, storage, objective, total=2, size=9)
+
+
+def propose(trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+    trial.set_user_attr("architecture", str(trial.suggest_int("depth", 1, 9)))
+    claimed()
+    return (0.0,)
+
+
+def lose_lock(run: Run, url: str) -> None:
+    """End the connection that holds a run's lock, as a restart of the server does."""
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        held = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        assert connection.execute(sqlalchemy.text(held)).scalar_one() == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["after", "before"])
+def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_written: bool) -> None:
+    url = postgresql.create_database()
+
+    def interrupted(trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+        depth = trial.suggest_int("depth", 1, 9)
+        if is_written:
+            trial.set_user_attr("architecture", str(depth))
+        lose_lock(first, url)
+        second.study.enqueue_trial({"depth": 5})
+        assert second.advance(Silent())
+        trial.set_user_attr("architecture", str(depth))
+        claimed()
+        return (1.0,)
+
+    first, second = open_run(url, interrupted), open_run(url, propose)
+    first.study.enqueue_trial({"depth": 5})
+    assert first.advance(Silent())
+    trials = first.study.get_trials()
+    states = [trial.state for trial in trials]
+    goes_on, yields = (0, 1) if is_written else (1, 0)
+    assert states[goes_on] == TrialState.COMPLETE
+    assert states[yields] == TrialState.PRUNED
+    assert trials[yields].user_attrs["reason"].startswith(f"duplicate: trial {goes_on} ")
+    # Nobody holds the lock any more, and the study goes on.
+    assert second.advance(Silent())
+    assert first.look().done == 2
+
+
+def test_what_nobody_else_has_goes_on_although_the_lock_was_lost(postgresql: PostgreSQL) -> None:
+    url = postgresql.create_database()
+
+    def interrupted(trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+        lose_lock(run, url)
+        return propose(trial, claimed)
+
+    run = open_run(url, interrupted)
+    assert run.advance(Silent())
+    assert run.look().done == 1
