@@ -20,7 +20,7 @@ import yaml
 
 from smnas_optuna.architecture import Architecture, InputSize
 from smnas_optuna.detector.config import model_config
-from smnas_optuna.detector.counting import published_model
+from smnas_optuna.detector.counting import build_on_meta, published_model
 from smnas_optuna.detector.memory import training_memory
 from smnas_optuna.settings import Detector
 from tests.detector.training_step import measured_memory
@@ -63,8 +63,9 @@ def main() -> None:
             continue
         box = InputSize.parse(size)
         config = model_config(Architecture.parse(f"{size} {text}"), classes=CLASSES, detector=detector)
+        model = build_on_meta(config)
         for batch in BATCHES:
-            estimate = training_memory(config, box, batch, boxes=BOXES, device=device)
+            estimate = training_memory(model, box, batch, boxes=BOXES, device=device)
             measured = measured_memory(config, box, batch, BOXES, device)
             ratios.append(estimate / measured)
             mebibytes = f"{estimate / 2**20:9.1f} {measured / 2**20:9.1f}"
@@ -75,7 +76,7 @@ def main() -> None:
     print(f"\n{'published by MMDetection, two images of 1333x800':72} {'estimate':>9} {'GiB':>6} {'ratio':>6}")
     for config_path, gibibytes in _published():
         if only in config_path:
-            model = published_model(PurePosixPath(config_path))
+            model = build_on_meta(published_model(PurePosixPath(config_path)))
             estimated = training_memory(model, InputSize(1333, 800), PUBLISHED_BATCH) / 2**30
             print(f"{config_path:72} {estimated:9.2f} {gibibytes:6.2f} {estimated / gibibytes:6.3f}", flush=True)
 

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.job import (
@@ -25,17 +24,9 @@ from smnas_optuna.evaluation.job import (
 from smnas_optuna.evaluation.process import evaluate
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
-from smnas_optuna.study import first_number, requeue
-
-# The partial-order sampler proposes nothing larger than what has run out of memory, and knows it by these words.
-_TOO_LARGE = "would run out of memory"
+from smnas_optuna.study import TOO_LARGE, first_number, requeue
 
 _logger = logging.getLogger(__name__)
-
-
-def is_too_large(trial: FrozenTrial) -> bool:
-    """Tell whether a trial was skipped, since training its architecture does not fit into memory."""
-    return str(trial.user_attrs.get("reason", "")).startswith(_TOO_LARGE)
 
 
 class EvaluationFailed(Exception):
@@ -176,9 +167,10 @@ class DetectorObjective:
         """End a trial before its training, which does not fit into memory."""
         images = "one image" if found.images == 1 else f"{found.images} images at once"
         reason = (
-            f"{_TOO_LARGE}: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
+            f"{TOO_LARGE}: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
             f"{found.usable / 2**30:.3g} GiB are usable on {self._device}"
         )
+        trial.set_user_attr("memory_gb", found.needed / 2**30)
         trial.set_user_attr("reason", reason)
         raise optuna.TrialPruned(reason)
 

@@ -111,7 +111,7 @@ def run_study(
     url = storage_url(storage)
     if url.password and any(url.password in argument for argument in sys.argv):
         out.print("the password in --storage shows in lists of processes; in SMNAS_STORAGE or @FILE it does not")
-    launch, gpus = _launcher(launcher, ray_address, workers, search, folder)
+    launch, gpus, sharing = _launcher(launcher, ray_address, workers, search, folder)
     if len(gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
         raise UserError(
             f"--storage {mask(url)}: lies on a network file system ({kind}), where SQLite cannot be shared by several "
@@ -137,8 +137,7 @@ def run_study(
                 sampler,
                 seed,
                 gpus=own,
-                # Ray gives each its own.
-                sharing=1 if launcher == "ray" else gpus.count(own),
+                sharing=sharing or gpus.count(own),
                 mixed_devices=mixed_devices,
             )
             for worker, own in enumerate(gpus)
@@ -148,8 +147,11 @@ def run_study(
 
 def _launcher(
     name: str, address: str | None, workers: str, recipe: Recipe, folder: Path
-) -> tuple[Launch, list[tuple[int, ...] | None]]:
-    """Return what starts the workers, and for each of them its GPUs, or None for those that it sees."""
+) -> tuple[Launch, list[tuple[int, ...] | None], int | None]:
+    """Return what starts the workers, for each its GPUs or None for those that it sees, and how many share memory.
+
+    That is None where those do which have the same GPUs.
+    """
     count = None if workers == "auto" else int(workers) if workers.isascii() and workers.isdigit() else 0
     if count == 0:
         raise UserError(f"--workers {workers}: expected a number from 1, or auto")
@@ -158,18 +160,18 @@ def _launcher(
         from smnas_optuna.execution import ray  # needs the extra of this name
 
         ray.connect(address)
-        return partial(ray.supervise_on_ray, recipe.device), [None] * (count or ray.places(recipe.device))
+        count = count or ray.places(recipe.device)
+        return partial(ray.supervise_on_ray, recipe.device), [None] * count, ray.sharing(recipe.device, count)
     if count == 1 or recipe.device.kind == "cpu":
         preload(training=False)
-        return supervise, [None] * (count or 1)
+        return supervise, [None] * (count or 1), None
     preload()
     gpus = count_gpus(folder / "output.log")
     places = max(1, gpus // each)
     if gpus < each:
-        return supervise, [None] * (count or 1)
-    return supervise, [
-        tuple(range(place % places * each, place % places * each + each)) for place in range(count or places)
-    ]
+        return supervise, [None] * (count or 1), None
+    chosen = [place % places * each for place in range(count or places)]
+    return supervise, [tuple(range(first, first + each)) for first in chosen], None
 
 
 def _run_stage(

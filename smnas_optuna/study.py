@@ -1,6 +1,7 @@
 """Studies: create or resume one, which descends from which, and take up what an ended process left behind."""
 
 import copy
+import math
 import re
 import socket
 import warnings
@@ -28,6 +29,8 @@ from smnas_optuna.storage import MOST_RETRIES, database_errors, open_storage
 # Whose versions a study keeps.
 _PACKAGES = ("smnas_optuna", "optuna", "torch", "torchvision", "mmdet", "mmengine")
 INTERRUPTED = "interrupted: the process that evaluated it ended"
+# The partial-order sampler proposes nothing larger than what has run out of memory, and knows it by these words.
+TOO_LARGE = "would run out of memory"
 
 _MAXIMISED = ("map", "map_50", "map_75")
 # Trials before the sampler's model takes over, or a quarter of a short search.
@@ -312,6 +315,20 @@ def requeue(trial: optuna.Trial) -> None:
     trial.set_user_attr("reason", INTERRUPTED)
 
 
+def retry_too_large(study: optuna.Study, storage: RDBStorage, memory: int) -> None:
+    """Put back into the queue what was skipped for want of memory and fits into ``memory`` bytes."""
+    # So that of several workers that begin at the same time one does.
+    with ClaimLock(storage, study.study_name):
+        trials = study.get_trials(deepcopy=False)
+        going = (TrialState.RUNNING, TrialState.WAITING)
+        taken = {trial.user_attrs.get("architecture") for trial in trials if counts(trial) or trial.state in going}
+        for trial in trials:
+            architecture = trial.user_attrs.get("architecture")
+            if is_too_large(trial) and not is_too_large(trial, memory) and architecture not in taken:
+                taken.add(architecture)
+                study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
+
+
 def first_number(trial: optuna.Trial | FrozenTrial) -> int:
     """Return the number under which a trial was evaluated first, before interruptions: its folder's."""
     frozen = _frozen(trial) if isinstance(trial, optuna.Trial) else trial
@@ -368,3 +385,9 @@ def counts(trial: FrozenTrial) -> bool:
     if trial.state == TrialState.FAIL:
         return bool(trial.user_attrs.get("reason", INTERRUPTED) != INTERRUPTED)
     return trial.state == TrialState.COMPLETE
+
+
+def is_too_large(trial: FrozenTrial, memory: float = 0) -> bool:
+    """Tell whether a trial was skipped, since training its architecture takes more than ``memory`` bytes."""
+    was_skipped = str(trial.user_attrs.get("reason", "")).startswith(TOO_LARGE)
+    return was_skipped and trial.user_attrs.get("memory_gb", math.inf) * 2**30 > memory

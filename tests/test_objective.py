@@ -38,10 +38,16 @@ def test_what_does_not_fit_is_skipped_once_and_what_fits_in_parts_is_trained(
     assert skipped.user_attrs["architecture"] == "64x48 ResNet18(w=8) RetinaNet"
     assert "train_seconds" not in skipped.user_attrs
 
-    # With as much memory as there is, the same study goes on: it has all that it can have.
-    again = run("run_study", tiny_recipe, *_OVERRIDES, "--sampler", sampler, folder=tmp_path)
+    # The same study goes on with as much: it has all that it can have.
+    again = run("run_study", tiny_recipe, *_OVERRIDES, *limit, "--sampler", sampler, folder=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(trials_of(tmp_path)) == len(trials)
+
+    # And with more: what was skipped fits now.
+    more = run("run_study", tiny_recipe, *_OVERRIDES, "--sampler", sampler, folder=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
+    (added,) = [trial for trial in trials_of(tmp_path)[len(trials) :] if trial.state == TrialState.COMPLETE]
+    assert added.user_attrs["architecture"] == skipped.user_attrs["architecture"]
 
 
 def test_a_search_in_which_nothing_fits_ends_and_says_so(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -145,6 +145,9 @@ class Archive:
             self._front = _extended(self._front, self.losses, row)
         if candidate is not None and candidate.vector:
             self._add_to_group(row, candidate, np.asarray(losses, dtype=float))
+            # What is no larger fits too, though it ran out of memory before, with less of that or beside others.
+            too_large = self._too_large[candidate.group, len(candidate.vector)]
+            too_large[:] = [vector for vector in too_large if not _precedes(vector, candidate.vector)]
 
     def _add_to_group(self, row: int, candidate: Candidate, losses: Floats) -> None:
         key = candidate.group, len(candidate.vector)
@@ -166,9 +169,11 @@ class Archive:
         group.rows.append(row)
 
     def add_too_large(self, candidate: Candidate) -> None:
-        """Note that an architecture ran out of memory: nothing larger will fit either."""
-        if candidate.vector:
-            self._too_large[candidate.group, len(candidate.vector)].append(candidate.vector)
+        """Note that an architecture ran out of memory: nothing larger will fit, unless that has been trained."""
+        key = candidate.group, len(candidate.vector)
+        trained = self._groups[key].vectors.array if key in self._groups else ()
+        if candidate.vector and not any(_precedes(candidate.vector, vector) for vector in trained):
+            self._too_large[key].append(candidate.vector)
 
     def is_too_large(self, candidate: Candidate) -> bool:
         """Say whether a candidate is at least as large as one that ran out of memory."""
@@ -232,6 +237,10 @@ class Archive:
             if not known[objective]:
                 beats &= front != bounds.witness[:, objective][:, None]
         return np.where(np.any(beats, axis=1), front[np.argmax(beats, axis=1)], -1)
+
+
+def _precedes(vector: Sequence[float], other: Sequence[float] | Floats) -> bool:
+    return bool(np.all(np.asarray(vector) <= other))
 
 
 def _extended(front: list[int], losses: Floats, row: int) -> list[int]:

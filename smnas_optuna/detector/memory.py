@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from smnas_optuna.architecture import InputSize
 from smnas_optuna.detector import mmcv_ops
-from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.flops import pad
 
 mmcv_ops.install()
@@ -34,7 +34,7 @@ _BOXES = 100
 
 
 def training_memory(
-    model_config: dict[str, Any],
+    model: Any,
     input_size: InputSize,
     images: int,
     *,
@@ -47,7 +47,8 @@ def training_memory(
     """Estimate the most bytes that tensors take at one time while a detector is trained with SGD on a device.
 
     Args:
-        model_config: The ``model`` of an MMDetection config, with an anchor-based head or an RPN with RCNN heads.
+        model: A detector on the meta device (:func:`~smnas_optuna.detector.counting.build_on_meta`), with an
+            anchor-based head or an RPN with RCNN heads.
         input_size: Box that images are scaled to; its sides are padded as the detector pads them.
         images: That go through the detector at once.
         boxes: Of the image that has most.
@@ -59,8 +60,8 @@ def training_memory(
     Raises:
         ValueError: The detector has a head of another kind.
     """
-    model: Any = build_on_meta(model_config).train()
-    size = pad(input_size, model_config["data_preprocessor"]["pad_size_divisor"])
+    model.train().zero_grad()
+    size = pad(input_size, model.data_preprocessor.pad_size_divisor)
     weights = [*model.parameters(), *model.buffers()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.device("meta"), _Allocations(weights) as allocations:
@@ -69,7 +70,7 @@ def training_memory(
                 parameter.grad = torch.empty_like(parameter)
         batch = torch.empty(images, 3, size.height, size.width)
         with _Autocast(enabled=amp):
-            loss = _loss(model, model_config, batch, boxes, device)
+            loss = _loss(model, batch, boxes, device)
         torch.autograd.backward(loss)
         del loss
         # With weight decay the step works on copies of the gradients, on CUDA of all at once, on a CPU in turn.
@@ -81,6 +82,11 @@ def training_memory(
     buckets = _bytes(trained) if distributed else 0
     workspace = _CUDA_WORKSPACE if device == "cuda" else 0
     return _bytes(weights) + momentum + buckets + peak + workspace
+
+
+def learns_statistics(model: nn.Module) -> bool:
+    """Tell whether a detector's training has batch normalisation learn from the images that go through it together."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -203,13 +209,13 @@ class _Autocast(TorchFunctionMode):
         return self._weights.setdefault(id(value), value.to(to))
 
 
-def _loss(model: Any, model_config: dict[str, Any], batch: Tensor, boxes: int, device: str) -> Tensor:
+def _loss(model: Any, batch: Tensor, boxes: int, device: str) -> Tensor:
     """Go through a detector's forward pass in training, and return a loss that every part of it has its share in."""
     features = model.extract_feat(batch)
-    if "rpn_head" not in model_config:
+    if not hasattr(model, "roi_head"):
         return _dense_loss(model.bbox_head, features, boxes, device)
     loss = _dense_loss(_with_own_deformation(model.rpn_head), features, boxes, device)
-    return loss + _region_loss(model.roi_head, model_config["train_cfg"]["rcnn"], features)
+    return loss + _region_loss(model.roi_head, model.train_cfg.rcnn, features)
 
 
 def _dense_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) -> Tensor:

@@ -1,7 +1,7 @@
 """Data sets, checked before anything is trained."""
 
-import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +59,7 @@ class CheckedDataset:
         scoring: Whose average precision is ``map_50``: COCO's, or Pascal VOC's at 11 recalls (VOC 2007) or as the area
             below the curve (since VOC 2010).
         source: What it was opened from, with an absolute root.
+        has_both_orientations: Of the training images some are higher than wide and some are not.
     """
 
     train: DatasetSplit
@@ -66,6 +67,7 @@ class CheckedDataset:
     classes: tuple[str, ...]
     scoring: Scoring = "coco"
     source: Dataset | None = None
+    has_both_orientations: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,20 @@ def open_dataset(dataset: Dataset) -> CheckedDataset:
             same order.
     """
     found = {name: locate_split(dataset, name) for name in SPLITS}
-    classes = {}
+    classes, orientations = {}, {}
     for name, located in found.items():
         content = read_annotations(located)
         classes[name] = check_annotations(located, content)
         check_images(located, [image["file_name"] for image in content["images"]])
+        orientations[name] = {image["height"] > image["width"] for image in content["images"]}
     check_classes(found, classes)
     train, val = (
         DatasetSplit(found[name].split.annotations.resolve(), found[name].split.images.resolve()) for name in SPLITS
     )
     if not isinstance(dataset, DigitsDataset):
-        dataset = dataset.model_copy(update={"root": dataset.root.resolve()})
-    return CheckedDataset(train, val, classes["train"], _scoring(dataset), dataset)
+        # Absolute, but by the names that were given: of Pascal VOC's folders they tell the year.
+        dataset = dataset.model_copy(update={"root": Path(os.path.abspath(dataset.root))})
+    return CheckedDataset(train, val, classes["train"], _scoring(dataset), dataset, len(orientations["train"]) > 1)
 
 
 def find_again(dataset: CheckedDataset) -> CheckedDataset:
@@ -231,7 +235,8 @@ def check_classes(found: Mapping[SplitName, LocatedSplit], classes: Mapping[Spli
 def _scoring(dataset: Dataset) -> Scoring:
     if not isinstance(dataset, VocDataset):
         return "coco"
-    return "voc_11points" if all(name.startswith("VOC2007/") for name in dataset.val) else "voc_area"
+    folders = [Path(os.path.abspath(dataset.root / name)).parts for name in dataset.val]
+    return "voc_11points" if all("VOC2007" in parts for parts in folders) else "voc_area"
 
 
 def _records(place: str, content: Any, part: str) -> list[dict[str, Any]]:
@@ -251,14 +256,15 @@ def fault_of(record: Mapping[str, Any], part: str) -> str | None:
         if field not in record:
             return f"no {field!r}"
         value = record[field]
-        if not (_is_box(value) if field == "bbox" else isinstance(value, kind)):
+        if field == "bbox":
+            is_right = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+        else:
+            is_right = _is_number(value) if kind == _NUMBER else isinstance(value, kind)
+        if not is_right:
             return f"the {field} {value!r}"
     return None
 
 
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(number, _NUMBER) and abs(number) < math.inf for number in value)
-    )
+def _is_number(value: Any) -> bool:
+    """Tell whether a value can be taken for a finite float; Python's integers can be larger."""
+    return isinstance(value, _NUMBER) and abs(value) <= sys.float_info.max

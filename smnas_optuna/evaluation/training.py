@@ -18,11 +18,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from smnas_optuna.architecture import BACKBONE_LEVELS
+from smnas_optuna.architecture import BACKBONE_LEVELS, InputSize
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
-from smnas_optuna.detector.counting import count_costs
-from smnas_optuna.detector.memory import training_memory
+from smnas_optuna.detector.counting import build_on_meta, count_costs
+from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, forget_checkpoint, resume
@@ -140,24 +140,31 @@ def _model(job: Job) -> dict[str, Any]:
 
 def _fit(job: Job, kind: str) -> Memory | TooLarge:
     """Choose in how many parts each GPU's batch is trained on."""
-    model, training, processes = _model(job), job.training, job.device.gpus_per_trial
+    training, processes = job.training, job.device.gpus_per_trial
     batch = training.batch_size // processes
+    size = job.architecture.input_size
+    longest = max(size.width, size.height)
+    model = build_on_meta(_model(job))
 
     def needed(parts: int) -> int:
+        images = batch // parts
+        # What is left over at an epoch's end goes together whatever its orientation, and is padded to a square.
+        padded = InputSize(longest, longest) if job.dataset.has_both_orientations and images > 1 else size
         return training_memory(
             model,
-            job.architecture.input_size,
-            batch // parts,
+            padded,
+            images,
             device=kind,
             amp=training.amp and kind == "cuda",
             accumulating=parts > 1,
             distributed=processes > 1,
         )
 
+    # Each process has a GPU of its own, but all of them share the machine's memory.
+    usable = job.memory if kind == "cuda" else job.memory // processes
     # Batch normalisation in training learns from the images that go through it together: in parts it would be another
-    # training. With pre-trained weights its statistics stay as they are.
-    divisible = job.detector.norm == "GN" or job.weights is not None
-    return fit_batch(batch, job.memory, needed, divisible=divisible)
+    # training. With pre-trained weights the backbone's statistics stay as they are.
+    return fit_batch(batch, usable, needed, divisible=not learns_statistics(model))
 
 
 def runner_config(job: Job, kind: str, parts: int = 1) -> Config:

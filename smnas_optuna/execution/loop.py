@@ -10,8 +10,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.claim import ClaimLock
-from smnas_optuna.objective import EvaluationFailed, is_too_large
-from smnas_optuna.study import counts, evaluated_trials, requeue_dead, sign
+from smnas_optuna.objective import EvaluationFailed
+from smnas_optuna.study import counts, evaluated_trials, is_too_large, requeue_dead, sign
 
 _LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
 # How the reason begins that a trial has of which another evaluates the architecture.
@@ -47,7 +47,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Standing:
-    """Trials of a study that count, these together with those under way, and those that were too large for memory."""
+    """Trials of a study that count, these together with those under way, and architectures too large for memory."""
 
     done: int
     claimed: int
@@ -74,6 +74,7 @@ class Run:
         objective: What a trial does.
         total: Trials that the study shall reach, over all workers.
         size: Architectures that there are; the study ends with those of them that fit into memory at the latest.
+        memory: Bytes that training may take here; what took more elsewhere, or in an earlier run, may fit now.
         problem: Why it cannot reach them, once it is given up.
     """
 
@@ -82,6 +83,7 @@ class Run:
     objective: Objective
     total: int
     size: int
+    memory: int = 0
     problem: str | None = None
     _exhausted: bool = False
     _failures: int = 0
@@ -96,7 +98,7 @@ class Run:
 
     def look(self) -> Standing:
         """Read how far the study is."""
-        return _standing(self.study.get_trials(deepcopy=False, states=_LOOKED_AT))
+        return self._standing(self.study.get_trials(deepcopy=False, states=_LOOKED_AT))
 
     def is_over(self, standing: Standing) -> bool:
         """Tell whether this worker has nothing more to do here, now or later."""
@@ -110,7 +112,7 @@ class Run:
             dead = requeue_dead(self.study, self.storage, trials)
             for number in dead:
                 listener.requeued(self, number)
-            standing = self.look() if dead else _standing(trials)
+            standing = self.look() if dead else self._standing(trials)
             if standing.claimed >= self._goal(standing):
                 return False
             self.study.optimize(self._evaluate, n_trials=1, catch=(EvaluationFailed, Surplus))
@@ -160,9 +162,15 @@ class Run:
         architecture = trial.user_attrs["architecture"]
         for other in self.study.get_trials(deepcopy=False):
             same = other.number != trial.number and other.user_attrs.get("architecture") == architecture
-            if same and (counts(other) or is_too_large(other) or other.state == TrialState.RUNNING):
+            if same and (counts(other) or is_too_large(other, self.memory) or other.state == TrialState.RUNNING):
                 return other
         return None
+
+    def _standing(self, trials: Sequence[FrozenTrial]) -> Standing:
+        done = sum(map(counts, trials))
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        too_large = {trial.user_attrs["architecture"] for trial in trials if is_too_large(trial, self.memory)}
+        return Standing(done, done + running, len(too_large))
 
     def _goal(self, standing: Standing) -> int:
         """Return how many trials the study can reach."""
@@ -219,12 +227,6 @@ def _barrenness(study: optuna.Study) -> str | None:
     if too_large:
         return f"no architecture fits into memory, trial {too_large[-1].number} {too_large[-1].user_attrs['reason']}"
     return "no trial could be completed, nothing was proposed"
-
-
-def _standing(trials: Sequence[FrozenTrial]) -> Standing:
-    done = sum(map(counts, trials))
-    running = sum(trial.state == TrialState.RUNNING for trial in trials)
-    return Standing(done, done + running, sum(map(is_too_large, trials)))
 
 
 def _is_duplicate(trial: FrozenTrial) -> bool:

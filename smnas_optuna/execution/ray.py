@@ -68,6 +68,15 @@ def places(device: Device) -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def sharing(device: Device, workers: int) -> int:
+    """Return how many of some workers may find themselves on one node without a GPU of their own."""
+    wanted = needs(device)
+    if wanted["num_gpus"]:
+        return 1
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return max(1, min(workers, int(max(nodes, default=0.0) // wanted["num_cpus"])))
+
+
 def supervise_on_ray(
     device: Device, orders: Sequence[Order], hear: Callable[[Message], None], say: Callable[[str], None]
 ) -> None:

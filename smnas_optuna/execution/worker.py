@@ -21,7 +21,7 @@ from smnas_optuna.reporting.dashboard import describe_trial
 from smnas_optuna.reporting.pareto import hypervolume
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import agree_on_device, open_study
+from smnas_optuna.study import agree_on_device, open_study, retry_too_large
 
 
 @dataclass(frozen=True)
@@ -136,24 +136,26 @@ class SearchOrder:
         first = self.searches[0]
         demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus)
         target = probe(demand, self.folder / "output.log")
+        memory = target.memory // self.sharing
         dataset = find_again(self.dataset)
         runs = {}
         for search in self.searches:
             seed = None if self.seed is None else self.seed + self.worker
             study = open_study(storage, search, sampler=self.sampler, seed=seed)
+            retry_too_large(study, storage, memory)
             device = agree_on_device(study, storage, target.identity, mixed=self.mixed_devices)
             objective = DetectorObjective(
                 search,
                 dataset,
                 device,
-                target.memory // self.sharing,
+                memory,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),
                 partial(describe_trial, artifacts=self.folder / "artifacts"),
                 gpus=self.gpus,
             )
             total = self.n_trials or search.trials
-            runs[search.path] = Run(study, storage, objective, total, search.space.size)
+            runs[search.path] = Run(study, storage, objective, total, search.space.size, memory)
         tell(Ready(self.worker, target))
         return runs
 

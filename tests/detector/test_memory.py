@@ -5,7 +5,7 @@ import pytest
 from smnas_optuna.architecture import Architecture, InputSize
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.detector.memory import training_memory
+from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.settings import Detector
 from tests.detector.training_step import measured_memory
 
@@ -18,7 +18,8 @@ GN = BN.model_copy(update={"norm": "GN", "weight_standardization": True})
 def estimate(text: str, images: int, detector: Detector = BN, *, device: str = "cpu", **step: bool) -> int:
     architecture = Architecture.parse(text)
     config = model_config(architecture, classes=CLASSES, detector=detector)
-    return training_memory(config, architecture.input_size, images, boxes=BOXES, device=device, **step)
+    model = build_on_meta(config)
+    return training_memory(model, architecture.input_size, images, boxes=BOXES, device=device, **step)
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -64,9 +65,41 @@ def test_mixed_precision_takes_less_and_several_processes_more() -> None:
     assert estimate(text, 4, device="cuda", distributed=True) == alone + gradients
 
 
+def test_a_model_can_be_estimated_again() -> None:
+    architecture = Architecture.parse("128x96 ResNet18(w=16) GA-RPN 2FC")
+    model = build_on_meta(model_config(architecture, classes=CLASSES, detector=GN))
+
+    def estimates() -> list[int]:
+        size = architecture.input_size
+        return [training_memory(model, size, 2, accumulating=accumulating) for accumulating in (False, True)]
+
+    assert estimates() == estimates()
+
+
+def test_only_batch_normalization_that_is_trained_learns_statistics() -> None:
+    text = "128x96 ResNet18 FPN(P2-P4,c=32) RPN 2FC"
+    searched = "128x96 basicblock_8_1-1-1-1 FPN(P2-P4,c=32) RPN 2FC"
+
+    def learns(text: str, detector: Detector, weights: str | None = None) -> bool:
+        config = model_config(Architecture.parse(text), classes=CLASSES, detector=detector, weights=weights)
+        return learns_statistics(build_on_meta(config))
+
+    assert learns(text, BN)
+    assert learns(searched, BN)
+    assert not learns(text, GN)
+    assert not learns(text, BN, "torchvision://resnet18")
+    assert not learns(searched, BN, "searched.pth")
+
+
+def test_a_neck_of_ones_own_may_learn_statistics() -> None:
+    config = model_config(Architecture.parse("128x96 ResNet18 FPN(P2-P4,c=32) RPN 2FC"), classes=CLASSES, detector=GN)
+    config["neck"]["norm_cfg"] = {"type": "BN"}
+    assert learns_statistics(build_on_meta(config))
+
+
 def test_a_head_without_anchors_is_refused() -> None:
     architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RetinaNet")
     config = model_config(architecture, classes=CLASSES, detector=BN)
     config["bbox_head"] = {"type": "YOLOXHead", "num_classes": CLASSES, "in_channels": 32, "strides": [8, 16, 32]}
     with pytest.raises(ValueError, match="YOLOXHead: memory is estimated of anchor-based heads only"):
-        training_memory(config, InputSize(128, 96), 1)
+        training_memory(build_on_meta(config), InputSize(128, 96), 1)

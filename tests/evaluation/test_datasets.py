@@ -2,6 +2,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def with_value(part: str, number: int, field: str, value: object) -> Callable[[C
         (with_value("images", 0, "file_name", 7), "images[0] has the file_name 7, so not COCO annotations"),
         (with_value("annotations", 0, "bbox", [1, 2, 3]), "annotations[0] has the bbox [1, 2, 3], so not COCO"),
         (with_value("annotations", 0, "bbox", [1, 2, 3, None]), "annotations[0] has the bbox [1, 2, 3, None], so not"),
+        (with_value("annotations", 0, "bbox", [1, 2, 3, 10**400]), "annotations[0] has the bbox [1, 2, 3, 1000"),
+        (with_value("annotations", 1, "area", 10**400), "annotations[1] has the area 1000"),
+        (with_value("images", 0, "width", math.nan), "images[0] has the width nan, so not COCO"),
         (with_value("annotations", 0, "bbox", "1 2 3 4"), "annotations[0] has the bbox '1 2 3 4', so not COCO"),
         (with_value("annotations", 0, "image_id", {}), "annotations[0] has the image_id {}, so not COCO annotations"),
         (with_value("annotations", 0, "area", None), "annotations[0] has the area None, so not COCO annotations"),

@@ -72,6 +72,20 @@ def test_trainval_of_2007_and_2012_is_read_as_it_was_written(devkit: Path) -> No
     assert content["categories"] == [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
 
 
+@pytest.mark.parametrize(
+    ("below", "sets", "scoring"),
+    [
+        ("", ["VOC2007/test", "VOC2007/trainval"], "voc_11points"),
+        ("", ["VOC2007/test", "VOC2012/trainval"], "voc_area"),
+        ("VOC2007", ["test"], "voc_11points"),
+        ("VOC2012", ["trainval"], "voc_area"),
+    ],
+)
+def test_images_of_2007_are_scored_as_in_that_year(devkit: Path, below: str, sets: list[str], scoring: str) -> None:
+    dataset = VocDataset(kind="voc", root=devkit / below, train=tuple(sets), val=tuple(sets), classes=CLASSES)
+    assert open_dataset(dataset).scoring == scoring
+
+
 def test_the_data_set_of_a_recipe_is_07_and_12_trainval_and_07_test_with_20_classes(devkit: Path) -> None:
     checked = open_dataset(voc(devkit))
     assert len(checked.classes) == 20

@@ -9,7 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.execution.ray import connect, places, supervise_on_ray
+from smnas_optuna.execution.ray import connect, places, sharing, supervise_on_ray
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.settings import Device
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
@@ -43,6 +43,7 @@ def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreS
     create_cheap_study(url)
     connect(cluster.address)
     assert places(DEVICE) == 3
+    assert [sharing(DEVICE, workers) for workers in (1, 2, 8)] == [1, 2, 3]
     finished = 0
     said: list[str] = []
 

@@ -90,6 +90,22 @@ def test_nothing_as_large_as_what_ran_out_of_memory_fits() -> None:
     assert too_large == {(0, 1, 1), (0, 1, 2), (0, 2, 1), (0, 2, 2)}
 
 
+def test_what_has_been_trained_shows_that_what_is_no_larger_fits() -> None:
+    grid = Grid.additive(0, (2, 3, 3))
+    small, large = candidate(grid, (0, 1, 1)), candidate(grid, (0, 2, 2))
+    archive = Archive(RISES, np.zeros(2))
+    archive.add_too_large(small)
+    assert archive.is_too_large(large)
+    archive.add(0, candidate(grid, (0, 1, 2)), [0.0, 0.0], 0.0)
+    assert not archive.is_too_large(small)
+    assert not archive.is_too_large(large)
+    # Whichever of the two is seen first.
+    archive.add_too_large(small)
+    assert not archive.is_too_large(small)
+    archive.add_too_large(large)
+    assert archive.is_too_large(large)
+
+
 @given(problems)
 def test_the_front_is_what_no_other_dominates(grid: Grid) -> None:
     archive = archive_of(grid, grid.keys)
