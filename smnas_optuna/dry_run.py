@@ -1,7 +1,9 @@
-"""What ``run_study --dry-run`` tells: the exact size of a space, some of its architectures, and what a run would do."""
+"""What ``run_study --dry-run`` tells: the size of a space, some of its architectures, and what a run would do."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from rich.console import Console
@@ -10,7 +12,7 @@ from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputS
 from smnas_optuna.evaluation import bdd
 from smnas_optuna.evaluation.job import Candidates
 from smnas_optuna.evaluation.process import count, preload
-from smnas_optuna.recipe import Recipe, StageName, Structural
+from smnas_optuna.recipe import Modular, Recipe, Structural, Transfer
 from smnas_optuna.search import Candidate, Search, known_costs
 from smnas_optuna.settings import BddDataset, Dataset, DigitsDataset, VocDataset
 
@@ -18,8 +20,10 @@ _SHOWN_ARCHITECTURES = 5
 _COCO_CLASSES = 80
 
 
-def describe(recipe: Recipe, stage: StageName, n_trials: int | None, sampler: str | None, out: Console) -> None:
-    """Print what a run of a stage would do; it reads no data and writes nothing.
+def describe(
+    recipe: Recipe, stage: Literal["structural", "modular"], n_trials: int | None, sampler: str | None, out: Console
+) -> None:
+    """Print what a run of a stage of the search would do; it reads no data and writes nothing.
 
     Args:
         recipe: The search.
@@ -33,7 +37,7 @@ def describe(recipe: Recipe, stage: StageName, n_trials: int | None, sampler: st
     if isinstance(settings, Structural):
         space = settings.space
         out.print(f"study {recipe.name}/structural: {space.size:,} architectures")
-        _show_some(recipe, Search(recipe), out)
+        _show_some(Search(recipe), out)
         first = f"{len(settings.seeds)} given seeds first"
         goal = f"a run would evaluate {n_trials or settings.trials} of them"
     else:
@@ -43,32 +47,55 @@ def describe(recipe: Recipe, stage: StageName, n_trials: int | None, sampler: st
         for search in searches:
             assert search.candidate is not None
             out.print(f"  {search.space.size:,} architectures for {search.candidate.architecture}")
-        _show_some(recipe, searches[0], out)
+        _show_some(searches[0], out)
         first = "the candidate's own backbone and the paper's of its kind first"
         goal = f"a run would evaluate {n_trials or settings.trials} for each candidate"
+    _show_training(recipe, settings, f"{goal}, {first} and the others proposed by {sampler or settings.sampler}", out)
+
+
+def describe_transfer(search: Search, out: Console) -> None:
+    """Print what a run of the stage ``transfer`` would train."""
+    assert search.transferred is not None
+    out.print(f"study {search.study_name}: {len(search.transferred)} detectors")
+    notes = [f"{each.source}, begun with {search.start(each.architecture.backbone)}" for each in search.transferred]
+    _show_costs(search, search.starts, notes, out)
+    _show_training(search.recipe, search.settings, "a run would evaluate all of them", out)
+
+
+def _show_training(recipe: Recipe, settings: Structural | Modular | Transfer, goal: str, out: Console) -> None:
     training = settings.training
     out.print(
-        f"{goal}, {first} and the others proposed by {sampler or settings.sampler}: train each for {training.epochs} "
-        f"epochs at batch size {training.batch_size} with weights from {training.weights}, then measure "
-        f"{', '.join(settings.objectives)} on {recipe.device.kind}",
+        f"{goal}: train each for {training.epochs} epochs at batch size {training.batch_size} with weights from "
+        f"{training.weights}, then measure {', '.join(settings.objectives)} on {recipe.device.kind}",
         soft_wrap=True,
     )
 
 
-def _show_some(recipe: Recipe, search: Search, out: Console) -> None:
+def _show_some(search: Search, out: Console) -> None:
     """Sample architectures, count their costs and print both."""
-    preload()
-    known = _classes(recipe.dataset)
-    classes = known or _COCO_CLASSES
     sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    architectures = tuple(search.space.suggest(sampled.ask()) for _ in range(_SHOWN_ARCHITECTURES))
+    architectures = [search.space.suggest(sampled.ask()) for _ in range(_SHOWN_ARCHITECTURES)]
+    _show_costs(search, architectures, [""] * len(architectures), out)
+
+
+def _show_costs(search: Search, architectures: Sequence[Architecture], notes: Sequence[str], out: Console) -> None:
+    """Count the costs of architectures, and print each with a note on it."""
+    preload()
+    known = _classes(search.recipe.dataset)
+    classes = known or _COCO_CLASSES
     with tempfile.TemporaryDirectory() as scratch:
-        costs = count(Candidates(architectures, classes, search.settings.detector), Path(scratch) / "output.log")
-    out.print(f"some of them, as detectors of {classes} classes{'' if known else ' (as COCO has)'}:")
-    for architecture, cost in zip(architectures, costs, strict=True):
+        wanted = Candidates(tuple(architectures), classes, search.settings.detector)
+        costs = count(wanted, Path(scratch) / "output.log")
+    which = "all" if search.transferred is not None else "some"
+    out.print(f"{which} of them, as detectors of {classes} classes{'' if known else ' (as COCO has)'}:")
+    for architecture, cost, note in zip(architectures, costs, notes, strict=True):
         backbone = known_costs(architecture).get("backbone_flops")
         own = f"({backbone / 1e9:.2f} the backbone) " if backbone else ""
-        out.print(f"  {cost.flops / 1e9:8.2f} GFLOPs {own}{cost.params / 1e6:7.2f} M parameters  {architecture}")
+        told = f"  ({note})" if note else ""
+        out.print(
+            f"  {cost.flops / 1e9:8.2f} GFLOPs {own}{cost.params / 1e6:7.2f} M parameters  {architecture}{told}",
+            soft_wrap=True,
+        )
 
 
 def _classes(dataset: Dataset) -> int | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
+from smnas_optuna.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead, parse_backbone
 from smnas_optuna.search_space.modular import ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace
 from smnas_optuna.settings import Dataset, Detector, Device, PositiveInt, Section, Training
@@ -119,6 +119,13 @@ class Modular(Stage):
         return self
 
 
+def _by_backbone(files: dict[str, Path]) -> dict[str, Path]:
+    named = {str(parse_backbone(text)): file for text, file in files.items()}
+    if len(named) < len(files):
+        raise ValueError("a backbone is listed more than once")
+    return named
+
+
 class Transfer(Section):
     """Training of architectures that were found elsewhere on this recipe's data set, beside baselines.
 
@@ -136,7 +143,7 @@ class Transfer(Section):
         "latency_ms",
     )
     baselines: tuple[str, ...] = ()
-    pretrained: dict[str, Path] = Field(default={})
+    pretrained: Annotated[dict[str, Path], AfterValidator(_by_backbone)] = Field(default={})
     detector: Detector = Detector()
     training: Training
 

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 import optuna
 import typer
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from rich.console import Console
 
 from smnas_optuna.candidates import modular_searches
 from smnas_optuna.command_line import run_command, writable_folder
-from smnas_optuna.dry_run import describe
+from smnas_optuna.dry_run import describe, describe_transfer
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.process import count_gpus, preload
@@ -100,10 +100,13 @@ def run_study(
         raise UserError(f"--from {sources[0]}: is for --stage transfer")
     if dry_run:
         for name in stages:
-            describe(search, name, n_trials, sampler, out)
+            if name == "transfer":
+                describe_transfer(transfer_search(_to_read(storage), search, sources or ()), out)
+            else:
+                describe(search, name, n_trials, sampler, out)
         return
     if status:
-        show_status(storage, search, out)
+        show_status(storage, search, n_trials, out)
         return
     folder = writable_folder(output or Path("work_dirs") / search.name)
     database = open_storage(storage)
@@ -143,6 +146,14 @@ def run_study(
             for worker, own in enumerate(gpus)
         ]
         _run_stage(orders, launch, database, out, quiet=quiet)
+
+
+def _to_read(storage: str) -> BaseStorage:
+    """Open a database without writing; where there is no such file, one with no study in it."""
+    url = storage_url(storage)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return InMemoryStorage()
+    return open_storage(storage, create=False)
 
 
 def _launcher(

@@ -157,6 +157,11 @@ class Search:
         found = self._pretrained(backbone)
         return found.weights if found else None
 
+    def start(self, backbone: Backbone) -> str:
+        """Say what a backbone begins with: ``scratch``, ``imagenet`` or a file."""
+        weights = self.weights(backbone)
+        return "scratch" if weights is None else "imagenet" if "://" in weights else weights
+
     @property
     def pretrained(self) -> tuple[Pretrained, ...]:
         """The weights that the backbones of this search begin with."""

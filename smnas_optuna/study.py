@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
@@ -32,6 +32,7 @@ INTERRUPTED = "interrupted: the process that evaluated it ended"
 # The partial-order sampler proposes nothing larger than what has run out of memory, and knows it by these words.
 TOO_LARGE = "would run out of memory"
 
+_PRETRAINED = "transfer.pretrained."
 _MAXIMISED = ("map", "map_50", "map_75")
 # Trials before the sampler's model takes over, or a quarter of a short search.
 _STARTUP_TRIALS = 10
@@ -48,7 +49,7 @@ def load_study(url: str, name: str) -> optuna.Study:
     return find_study(open_storage(url, create=False), name, "--study")
 
 
-def find_study(storage: RDBStorage, name: str, option: str) -> optuna.Study:
+def find_study(storage: BaseStorage, name: str, option: str) -> optuna.Study:
     """Return a study that an option of the command line names; raises UserError, which lists those that there are."""
     try:
         return optuna.load_study(study_name=name, storage=storage)
@@ -125,6 +126,7 @@ def _list_transferred(study: optuna.Study, search: Search) -> None:
     if wanted[: len(recorded)] != recorded:
         raise UserError(f"study {study.study_name!r}: another run has added architectures meanwhile; run this again")
     if wanted != recorded:
+        study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
         entries = [{"architecture": str(each.architecture), "source": each.source} for each in wanted]
         study.set_user_attr("transferred", entries)
 
@@ -137,7 +139,7 @@ def transferred_of(study: optuna.Study) -> list[Transferred]:
     ]
 
 
-def transferred_in(storage: RDBStorage, recipe: Recipe) -> list[Transferred]:
+def transferred_in(storage: BaseStorage, recipe: Recipe) -> list[Transferred]:
     """Return what a recipe's study of the stage ``transfer`` trains; nothing where there is no such study."""
     name = Search(recipe, transferred=()).study_name
     if name not in optuna.get_all_study_names(storage):
@@ -225,7 +227,13 @@ def refuse_other_search(storage: RDBStorage, search: Search) -> None:
         if storage.get_n_trials(study_id) > 0:
             raise UserError(f"study {name!r}: not made by run_study; choose another name with --set name=")
         return
-    different = search.recipe.differing_keys(recorded, search.stage)
+    listed = {str(Architecture.parse(entry["architecture"]).backbone) for entry in attributes.get("transferred", ())}
+    different = [
+        key
+        for key in search.recipe.differing_keys(recorded, search.stage)
+        # Of a backbone that comes in only now its weights may come in, too.
+        if not key.startswith(_PRETRAINED) or key.removeprefix(_PRETRAINED) in listed
+    ]
     if different:
         raise UserError(
             f"study {name!r}: made from a recipe that differs in {', '.join(different)}; give those their former "

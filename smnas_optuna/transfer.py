@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -17,7 +17,7 @@ from smnas_optuna.study import find_study, transferred_in
 _FORMS = "STUDY:TRIAL, STUDY:best, STUDY:front, or a zoo detector such as E2"
 
 
-def transfer_search(storage: RDBStorage, recipe: Recipe, sources: Sequence[str]) -> Search:
+def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]) -> Search:
     """Return the search that trains what its study lists already, the recipe's baselines, and what sources name.
 
     Args:
@@ -27,7 +27,8 @@ def transfer_search(storage: RDBStorage, recipe: Recipe, sources: Sequence[str])
             detector, such as ``E2``.
 
     Raises:
-        UserError: There is no such study, trial or detector, or nothing to train at all.
+        UserError: There is no such study, trial or detector, nothing to train at all, or the recipe has pre-trained
+            weights of a backbone that no detector has.
     """
     assert recipe.transfer is not None
     listed = transferred_in(storage, recipe)
@@ -39,10 +40,14 @@ def transfer_search(storage: RDBStorage, recipe: Recipe, sources: Sequence[str])
     transferred = tuple(distinct[architecture] for architecture in dict.fromkeys(each.architecture for each in listed))
     if not transferred:
         raise UserError(f"--stage transfer: nothing to train; expected --from with {_FORMS}, or transfer.baselines")
+    backbones = dict.fromkeys(str(each.architecture.backbone) for each in transferred)
+    for text in recipe.transfer.pretrained:
+        if text not in backbones:
+            raise UserError(f"transfer.pretrained.{text}: nothing has this backbone; expected {', '.join(backbones)}")
     return Search(recipe, transferred=transferred)
 
 
-def _resolve(storage: RDBStorage, source: str) -> list[Transferred]:
+def _resolve(storage: BaseStorage, source: str) -> list[Transferred]:
     name, separator, which = source.rpartition(":")
     if not separator:
         return [Transferred(_published(source), source)]

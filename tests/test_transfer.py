@@ -146,6 +146,69 @@ def test_a_searched_backbone_begins_with_the_weights_that_the_recipe_gives_it(st
     assert keys == ["transfer.training.weights", "transfer.pretrained"]
 
 
+def with_weights(content: dict[str, Any], *names: str) -> Recipe:
+    """Return the recipe with pre-trained weights for the backbones of zoo detectors."""
+    backbones = [architecture.backbone for name in names if (architecture := DETECTORS[name].architecture)]
+    content["transfer"]["pretrained"] = {str(backbone): f"{backbone}.pth" for backbone in backbones}
+    return Recipe.model_validate(content)
+
+
+def test_what_comes_in_later_brings_its_weights_along(storage: RDBStorage) -> None:
+    content = other_recipe()
+    for recipe, source in (
+        (with_weights(content, "E2"), "E2"),
+        (with_weights(content, "E2", "E3"), "E3"),
+        (with_weights(content, "E2", "E3"), "E3"),
+    ):
+        search = transfer_search(storage, recipe, [source])
+        study = open_study(storage, search)
+    recorded = search_of(study)
+    assert recorded is not None
+    assert recorded.recipe == recipe
+    # But of what is there the weights stay what they were.
+    changed = transfer_search(storage, with_weights(content, "E3"), [])
+    with pytest.raises(UserError, match=r"made from a recipe that differs in transfer\.pretrained\.basicblock_56_"):
+        open_study(storage, changed)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "message"),
+    [
+        ("{E2: a.pth}", "transfer.pretrained: backbone 'E2': "),
+        ("{ResNet34: a.pth}", "transfer.pretrained.ResNet34: nothing has this backbone; expected MobileNetV2(w=8)"),
+        ("{ResNet34: a.pth, 'ResNet34(w=64)': b.pth}", "transfer.pretrained: a backbone is listed more than once"),
+    ],
+)
+def test_weights_of_a_backbone_that_nothing_has_are_one_line(folder: Path, pretrained: str, message: str) -> None:
+    given = f"transfer.pretrained={pretrained}"
+    ended = run("run_study", "other.yaml", "--stage", "transfer", "--set", given, folder=folder)
+    assert ended.returncode == 2, ended.stdout
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_lists_what_would_be_trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db").trials[0]
+    sources = ("--from", "tiny/structural:0", "--from", "E0")
+    dry = run("run_study", "other.yaml", "--stage", "transfer", *sources, "--dry-run", folder=folder)
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert "study other/transfer: 3 detectors\nall of them, as detectors of 3 classes:\n" in dry.stdout
+    assert f"{BASELINE}  (baseline, begun with scratch)" in dry.stdout
+    assert f"{found.user_attrs['architecture']}  (tiny/structural trial 0, begun with scratch)" in dry.stdout
+    assert "a run would evaluate all of them: train each for 1 epochs" in dry.stdout
+    assert optuna.get_all_study_names(f"sqlite:///{folder}/smnas.db") == ["tiny/structural"]
+    # Without a database there are the zoo's.
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(folder / "other.yaml", elsewhere)
+    dry = run("run_study", "other.yaml", "--stage", "transfer", "--from", "E0", "--dry-run", folder=elsewhere)
+    assert "study other/transfer: 2 detectors" in dry.stdout
+    none = run("run_study", "other.yaml", "--stage", "transfer", *sources, "--dry-run", folder=elsewhere)
+    assert none.stderr == (
+        "error: --from tiny/structural:0: 'tiny/structural': no such study; the database has no study at all\n"
+    )
+    assert not (elsewhere / "smnas.db").exists()
+
+
 def test_what_cannot_be_transferred_is_one_line(folder: Path) -> None:
     for arguments, message in (
         (["other.yaml", "--from", "E2"], "--from E2: is for --stage transfer"),

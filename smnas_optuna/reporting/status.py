@@ -17,8 +17,14 @@ from smnas_optuna.storage import open_storage
 from smnas_optuna.study import candidates_of, evaluated_trials, transferred_in
 
 
-def show_status(url: str, recipe: Recipe, out: Console) -> None:
+def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) -> None:
     """Print for each of a recipe's studies its workers, trials, rate, expected end and front; writes nothing.
+
+    Args:
+        url: Of the database.
+        recipe: Of the studies.
+        n_trials: Trials that each shall reach, instead of the recipe's.
+        out: Where to print.
 
     Raises:
         UserError: There is no such database, or none of the recipe's studies in it.
@@ -35,7 +41,7 @@ def show_status(url: str, recipe: Recipe, out: Console) -> None:
         raise UserError(f"study {searches[0].study_name!r}: not in the database, so there is no status to tell")
     for search in present:
         study = optuna.load_study(study_name=search.study_name, storage=storage)
-        for line in _lines(study, storage, search.trials):
+        for line in _lines(study, storage, n_trials or search.trials):
             out.print(line, soft_wrap=True)
         if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
             out.print(front_table(study))

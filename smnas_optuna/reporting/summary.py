@@ -84,9 +84,11 @@ def transfer_table(search: Search, study: optuna.Study) -> Table:
     table = Table(title=f"Detectors of {study.study_name}")
     for heading in ("trial", *(_HEADINGS.get(name, name) for name in metrics)):
         table.add_column(heading, justify="right")
-    for heading in ("architecture", "from"):
+    for heading in ("architecture", "from", "begun with"):
         table.add_column(heading)
-    sources = {str(each.architecture): each.source for each in search.transferred}
+    origins = {
+        str(each.architecture): (each.source, search.start(each.architecture.backbone)) for each in search.transferred
+    }
     references = [str(architecture) for architecture in search.references]
     baseline = frame[frame["architecture"].isin(references[:1])]
     for row in frame.sort_values(accuracy, ascending=False).to_dict("records"):
@@ -97,5 +99,5 @@ def transfer_table(search: Search, study: optuna.Study) -> Table:
         if not baseline.empty and row["architecture"] not in references[:1]:
             values[accuracy] += f" ({row[accuracy] - baseline[accuracy].iloc[0]:+.3f})"
             values["latency_ms"] += f" ({row['latency_ms'] / baseline['latency_ms'].iloc[0]:.2f} x)"
-        table.add_row(str(row["number"]), *values.values(), row["architecture"], sources[row["architecture"]])
+        table.add_row(str(row["number"]), *values.values(), row["architecture"], *origins[row["architecture"]])
     return table
