@@ -2,8 +2,9 @@
 
     python example.py
 
-As a package of OptunaHub it is loaded with
-``optunahub.load_module("samplers/partial_order_pruning").PartialOrderPruningSampler``.
+Here the sampler is loaded from the file's own folder. With optunahub, in a checkout, it is
+``optunahub.load_local_module("samplers/partial_order_pruning", registry_root=".").PartialOrderPruningSampler``, and
+``optunahub.load_module("samplers/partial_order_pruning")`` once OptunaHub's registry has it.
 """
 
 import importlib.util
