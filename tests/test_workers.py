@@ -81,9 +81,9 @@ def test_the_status_is_told_from_the_database_alone_and_nothing_is_written(tiny_
         study.add_trial(optuna.trial.create_trial(values=[0.5, 4.0], user_attrs=attributes))
     storage.remove_session()
     before = dump(tmp_path)
-    status = run("run_study", tiny_recipe, "--status", folder=tmp_path)
+    status = run("run_study", tiny_recipe, "--status", "--n-trials", 9, folder=tmp_path)
     assert status.returncode == 0, status.stderr
-    assert "tiny/structural: 2 of 4 trials done" in status.stdout
+    assert "tiny/structural: 2 of 9 trials done" in status.stdout
     assert "trials: 2 complete, 1 running" in status.stdout
     assert re.search(rf"worker {os.getpid()} on \S+, heard \d+ s ago: trial 0, 64x48 ResNet18", status.stdout)
     assert "Pareto front of tiny/structural" in status.stdout
