@@ -215,7 +215,7 @@ def computing(network: Any, mode: Mode, device: torch.device) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _named_parts(network: nn.Module, device: torch.device) -> Iterator[dict[str, list[float]]]:
-    """Note the seconds that calls of a detector's parts take, until the device has done them."""
+    """Note, within the context, the seconds that calls of a detector's parts take until the device has done them."""
     spent: dict[str, list[float]] = {}
 
     def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,13 +229,15 @@ def _named_parts(network: nn.Module, device: torch.device) -> Iterator[dict[str,
 
         return measure
 
-    for part in _PARTS:
-        module = getattr(network, part, None)
-        if module is not None:
-            # Heads are entered by predict, everything else by its call.
-            name = "predict" if hasattr(module, "predict") else "forward"
-            setattr(module, name, timed(part, getattr(module, name)))
-    yield spent
+    with contextlib.ExitStack() as patched:
+        for part in _PARTS:
+            module = getattr(network, part, None)
+            if module is not None:
+                # Heads are entered by predict, everything else by its call.
+                name = "predict" if hasattr(module, "predict") else "forward"
+                setattr(module, name, timed(part, getattr(module, name)))
+                patched.callback(delattr, module, name)
+        yield spent
 
 
 def _in_turn(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -21,13 +21,14 @@ from smnas_optuna.study import load_study, search_of
 
 _DEFAULT_DATA = "coco"
 _COCO_ANNOTATIONS = "instances_train2017.json"
+_EXPORTABLE = [name for name, published in DETECTORS.items() if published.architecture is not None]
 
 
 def export(
     output: Annotated[Path, typer.Option(help="File to write.")],
     study: Annotated[str | None, typer.Option(help="Name of the study, such as coco/modular/C0.")] = None,
     trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial of it.")] = None,
-    zoo: Annotated[str | None, typer.Option(help=f"Instead a published detector: {', '.join(DETECTORS)}.")] = None,
+    zoo: Annotated[str | None, typer.Option(help=f"Instead a published detector: {', '.join(_EXPORTABLE)}.")] = None,
     storage: Annotated[
         str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
     ] = DEFAULT_STORAGE,
@@ -60,6 +61,8 @@ def export(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if (study is None) == (zoo is None) or (study is None) != (trial is None):
         raise UserError("expected --study NAME --trial N, or --zoo NAME")
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; expected a file's name")
     if zoo is not None:
         architecture, detector, search = _published(zoo), Detector(), None
     else:
@@ -95,8 +98,9 @@ def export(
         weights = weights_of(backbone)
     elif file is not None:
         weights = str(file.resolve())
-    flip = recipe.structural.training.flip
-    config = final_config(architecture, dataset, detector, schedule=schedule, flip=flip, weights=weights)
+    # As the trial was trained, in whichever stage; on another recipe's data, as its search begins.
+    training = search.settings.training if search is not None and data is None else recipe.structural.training
+    config = final_config(architecture, dataset, detector, schedule=schedule, flip=training.flip, weights=weights)
     if file is not None:
         check_weights(f"--weights {file}", str(file), config.model.backbone.to_dict(), otherwise="a URL, or imagenet")
     try:

@@ -1,15 +1,22 @@
 """``python -m smnas_optuna.train``: train an exported config, on a GPU or without one."""
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from smnas_optuna.command_line import run_command
+from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.distributed import is_first, is_launched, join, told_once
 from smnas_optuna.evaluation.scoring import FINAL_PRECISIONS
+
+# What MMEngine's Runner cannot train without.
+_NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
+# Those that training reads; the test's data may be elsewhere.
+_LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def train(
@@ -28,10 +35,13 @@ def train(
         if not config.is_file():
             raise UserError(f"CONFIG {config}: no such file; expected one that smnas_optuna.export has written")
         loaded = _read(config)
+        _check(config, loaded)
         from smnas_optuna.evaluation.device import kind_of_device  # loads torch, for which no mistake has to wait
 
         kind = kind_of_device(amp=amp)
-    loaded.work_dir = str(output or Path("work_dirs") / config.stem)
+        folder = output or Path("work_dirs") / config.stem
+        writable_folder(folder)
+    loaded.work_dir = str(folder)
     loaded.resume = resume
     if amp:
         loaded.optim_wrapper.type = "AmpOptimWrapper"
@@ -63,6 +73,54 @@ def _read(config: Path) -> Any:
         return Config.fromfile(str(config))
     except Exception as error:  # a config is a program, which may raise anything
         raise UserError(f"CONFIG {config}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _check(config: Path, loaded: Any) -> None:
+    """Raise UserError where a config has nothing to train, or names data that are not there."""
+    for key in _NEEDED:
+        if not isinstance(loaded.get(key), dict):
+            raise UserError(f"CONFIG {config}: has no {key}; expected a training config, such as export writes")
+    for place, path, kind in _named_data(config, loaded):
+        is_there = os.path.isdir(path) if kind == "folder" else os.path.isfile(path)
+        if not is_there and "://" not in path:
+            raise UserError(
+                f"CONFIG {config}: {place} {path}: no such {kind}; expected the data set there, or a config that "
+                "export has written with --data RECIPE --set dataset.root=FOLDER"
+            )
+
+
+def _named_data(config: Path, loaded: Any) -> Iterator[tuple[str, str, Literal["file", "folder"]]]:
+    """Yield the data that training reads: where they are named, their path as MMEngine joins it, and what it is of.
+
+    Those that a backend of MMEngine's fetches from elsewhere are not among them.
+    """
+    for name in _LOADERS:
+        if loaded.get(name) is None:  # a training may do without validation
+            continue
+        for place, dataset in _datasets(config, f"{name}.dataset", loaded[name].get("dataset")):
+            if dataset.get("backend_args"):
+                continue
+            root = str(dataset.get("data_root") or "")
+            annotations, images = dataset.get("ann_file"), (dataset.get("data_prefix") or {}).get("img")
+            if annotations:
+                yield f"{place}.ann_file", os.path.join(root, str(annotations)), "file"
+            if root or images:
+                yield f"{place}.data_prefix.img", os.path.join(root, str(images or "")), "folder"
+    metrics = loaded.get("val_evaluator") or ()
+    for metric in [metrics] if isinstance(metrics, dict) else metrics:
+        if metric.get("ann_file") and not metric.get("backend_args"):
+            yield "val_evaluator.ann_file", str(metric["ann_file"]), "file"
+
+
+def _datasets(config: Path, place: str, dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where a config has a data set, and what it says of it; and of those in one that repeats or joins others."""
+    if not isinstance(dataset, dict):
+        raise UserError(f"CONFIG {config}: has no {place}; expected a training config, such as export writes")
+    yield place, dataset
+    if "dataset" in dataset:
+        yield from _datasets(config, f"{place}.dataset", dataset["dataset"])
+    for number, part in enumerate(dataset.get("datasets", ())):
+        yield from _datasets(config, f"{place}.datasets[{number}]", part)
 
 
 if __name__ == "__main__":

@@ -1,76 +1,177 @@
+import copy
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import mmdet
 import onnxruntime
+import optuna
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from smnas_optuna.detector.config import model_config
-from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.detector.counting import build_on_meta, published_model
 from smnas_optuna.detector.zoo import DETECTORS
+from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit
+from smnas_optuna.evaluation.final import final_config
+from smnas_optuna.export import export
+from smnas_optuna.recipe import Recipe
+from smnas_optuna.search import Candidate, Search, Transferred
 from smnas_optuna.settings import Detector
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import open_study
 from tests.commands import run
+from tests.conftest import TINY
 
 
-def parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+class Pyramid(NamedTuple):
+    """Of a detector of the paper's Table 2: the backbone, the channels of what its FPN takes, and the FPN's own."""
+
+    code: str
+    inputs: list[int]
+    channels: int
 
 
-@pytest.mark.parametrize("name", ["E0", "E1", "E2", "E3", "E4", "E5"])
-def test_a_published_detector_is_exported_as_it_was_searched_but_for_its_normalisation(
+TABLE_2 = {
+    "E0": Pyramid("basicblock_64_1-21-21-12", [128, 256, 512], 128),
+    "E1": Pyramid("basicblock_72_111-2111-2-111112", [144, 288, 576], 256),
+    "E2": Pyramid("basicblock_56_12-11111-211-1112", [112, 112, 224, 448], 128),
+    "E3": Pyramid("bottleneck_56_211-111111111-2111111-11112111", [448, 448, 896, 1792], 128),
+    "E4": Pyramid("Xbottleneck_56_21-21-111111111111111-2111111", [448, 896, 896, 1792], 256),
+    "E5": Pyramid("Xbottleneck_56_21-21-11111111111111-21111111", [448, 896, 896, 1792], 256),
+}
+
+
+def from_mmdetections_configs(name: str) -> dict[str, Any]:
+    """Return E0 to E5 as configs that MMDetection ships, with what the paper has changed of them."""
+    cascade, guided = name in ("E2", "E3", "E4", "E5"), name in ("E4", "E5")
+    shipped = (
+        "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py" if cascade else "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+    )
+    model = published_model(PurePosixPath(shipped))
+    if guided:
+        anchoring = published_model(PurePosixPath("guided_anchoring/ga-faster-rcnn_r50_fpn_1x_coco.py"))
+        model["rpn_head"] = anchoring["rpn_head"]
+        for part in ("train_cfg", "test_cfg"):
+            model[part]["rpn"] = anchoring[part]["rpn"]
+    pyramid = TABLE_2[name]
+    stages = [0, 1, 2, 3][-len(pyramid.inputs) :]
+    model["backbone"] = {"type": "SearchedBackbone", "code": pyramid.code, "out_indices": stages}
+    model["neck"] |= {
+        "in_channels": pyramid.inputs,
+        "out_channels": pyramid.channels,
+        "num_outs": len(pyramid.inputs) + 1,
+    }
+    strides = [4 * 2**stage for stage in [*stages, 4]]
+    model["rpn_head"] |= {"in_channels": pyramid.channels, "feat_channels": pyramid.channels}
+    for generator in ("anchor_generator", "approx_anchor_generator", "square_anchor_generator"):
+        if generator in model["rpn_head"]:
+            model["rpn_head"][generator]["strides"] = strides
+    model["roi_head"]["bbox_roi_extractor"] |= {"out_channels": pyramid.channels, "featmap_strides": strides[:-1]}
+    heads = model["roi_head"]["bbox_head"]
+    for head in heads if cascade else [heads]:
+        head["in_channels"] = pyramid.channels
+    return model
+
+
+def build(config: Any) -> Any:
+    init_default_scope("mmdet")
+    return MODELS.build(ConfigDict(config)).eval()
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_a_published_detector_computes_what_one_of_mmdetections_parts_does_with_the_same_weights(
     name: str, tmp_path: Path
 ) -> None:
-    result = run("export", "--zoo", name, "--output", "out/config.py", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
+    export(output=tmp_path / "out" / "config.py", zoo=name)
     config = Config.fromfile(str(tmp_path / "out" / "config.py"))
-    architecture = DETECTORS[name].architecture
-    assert architecture is not None
-    exported = build_on_meta(config.model.to_dict())
-    searched = build_on_meta(model_config(architecture, classes=80, detector=Detector()))
-    assert parameters(exported) == parameters(searched)
+    torch.manual_seed(0)
+    exported, expected = build(config.model), build(from_mmdetections_configs(name))
+    expected.load_state_dict(exported.state_dict())
+    sample = DetDataSample(metainfo={"img_shape": (64, 96), "ori_shape": (64, 96), "scale_factor": (1.0, 1.0)})
+    data = {"inputs": [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)], "data_samples": [sample]}
+    with torch.no_grad():
+        (found,), (wanted,) = (
+            network(**network.data_preprocessor(data), mode="tensor") for network in (exported, expected)
+        )
+    # Of each proposal the classes' scores, a cascade's mean of its stages, and the box, which its last stage gives.
+    for one, other in zip(found, wanted, strict=True):
+        output, right = torch.vstack(tuple(one)), torch.vstack(tuple(other))
+        assert len(output) > 10
+        assert output.std() > 0
+        assert torch.equal(output, right)
+
     assert not [module for module in exported.modules() if type(module).__name__ in ("GroupNorm", "ConvWS2d")]
-    # With the same weights they are the same network.
-    assert list(exported.state_dict()) == list(searched.state_dict())
     assert config.train_cfg.max_epochs == 24
     assert config.param_scheduler[1].milestones == [16, 22]
     assert config.optim_wrapper.optimizer.lr == 0.04
     assert config.auto_scale_lr.base_batch_size == 32
 
 
-def test_an_exported_detector_detects_the_same_with_the_same_weights(tmp_path: Path) -> None:
-    result = run("export", "--zoo", "E0", "--output", "config.py", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    architecture = DETECTORS["E0"].architecture
+@pytest.mark.parametrize("name", TABLE_2)
+def test_the_number_of_classes_changes_the_last_layers_alone(name: str) -> None:
+    architecture = DETECTORS[name].architecture
     assert architecture is not None
-    init_default_scope("mmdet")
-    exported = MODELS.build(Config.fromfile(str(tmp_path / "config.py")).model).eval()
-    searched = MODELS.build(ConfigDict(model_config(architecture, classes=80, detector=Detector()))).eval()
-    exported.load_state_dict(searched.state_dict())
-    images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        for one, other in zip(exported.extract_feat(images), searched.extract_feat(images), strict=True):
-            assert torch.equal(one, other)
+    split = DatasetSplit(Path("annotations.json"), Path("images"))
+    of_20, of_80 = (
+        build_on_meta(
+            final_config(
+                architecture, CheckedDataset(split, split, tuple(map(str, range(classes)))), Detector()
+            ).model.to_dict()
+        ).state_dict()
+        for classes in (20, 80)
+    )
+    assert list(of_20) == list(of_80)
+    changed = {
+        key: (tuple(of_20[key].shape), tuple(of_80[key].shape)) for key in of_80 if of_20[key].shape != of_80[key].shape
+    }
+    if name in ("E0", "E1"):  # Faster R-CNN: a box for each class
+        assert changed == {
+            "roi_head.bbox_head.fc_cls.weight": ((21, 1024), (81, 1024)),
+            "roi_head.bbox_head.fc_cls.bias": ((21,), (81,)),
+            "roi_head.bbox_head.fc_reg.weight": ((80, 1024), (320, 1024)),
+            "roi_head.bbox_head.fc_reg.bias": ((80,), (320,)),
+        }
+    else:  # Cascade R-CNN: one for all
+        assert changed == {
+            f"roi_head.bbox_head.{stage}.fc_cls.{kind}": ((21, *inputs), (81, *inputs))
+            for stage in range(3)
+            for kind, inputs in (("weight", (1024,)), ("bias", ()))
+        }
 
 
-def test_a_found_detector_trains_with_our_command_and_with_mmdetections(searched: Path) -> None:
+def scalars(folder: Path) -> list[dict[str, float]]:
+    """Return what MMEngine has logged of each training step in a work folder."""
+    [file] = folder.glob("*/vis_data/scalars.json")
+    logged = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [record for record in logged if "loss" in record]
+
+
+def test_a_found_detector_trains_with_our_command_as_with_mmdetections(searched: Path) -> None:
     arguments = ["--study", "tiny/structural", "--trial", 0, "--output", "found.py", "--schedule", "1x"]
     result = run("export", *arguments, folder=searched)
     assert result.returncode == 0, result.stderr
     assert "python -m smnas_optuna.train found.py" in result.stdout
-    # An epoch is enough to see that it runs.
-    short = (searched / "found.py").read_text(encoding="utf-8").replace("max_epochs=12", "max_epochs=1")
-    (searched / "found.py").write_text(short, encoding="utf-8")
+    # Few epochs, of 2 steps each, with the whole schedule in them.
+    config = Config.fromfile(str(searched / "found.py"))
+    config.train_cfg.max_epochs = 4
+    config.param_scheduler[0].end = 3
+    config.param_scheduler[1].milestones = [3]
+    config.default_hooks.logger.interval = 1
+    config.dump(str(searched / "found.py"))
     ours = run("train", "found.py", "--output", "ours", folder=searched)
     assert ours.returncode == 0, ours.stderr
-    precision = re.search(r"mAP (\d\.\d{3}) after 1 epochs; checkpoints are in ours", ours.stdout)
+    precision = re.search(r"mAP (\d\.\d{3}) after 4 epochs; checkpoints are in ours", ours.stdout)
     assert precision
     script = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
     theirs = subprocess.run(
@@ -82,8 +183,19 @@ def test_a_found_detector_trains_with_our_command_and_with_mmdetections(searched
         check=False,
     )
     assert theirs.returncode == 0, theirs.stderr
-    [told] = re.findall(r"coco/bbox_mAP: (\d\.\d+)", theirs.stdout + theirs.stderr)
-    assert float(told) == pytest.approx(float(precision[1]), abs=1e-3)
+    told = re.findall(r"coco/bbox_mAP: (\d\.\d+)", theirs.stdout + theirs.stderr)
+    assert float(told[-1]) == pytest.approx(float(precision[1]), abs=1e-3)
+
+    steps, their_steps = scalars(searched / "ours"), scalars(searched / "theirs")
+    # 0.04 is for 32 images a step, and 4 are a step's.
+    highest = 0.04 * 4 / 32
+    rates = [highest * share for share in (0.001, 0.5005, 1, 1, 1, 1, 0.1, 0.1)]
+    assert [step["lr"] for step in steps] == pytest.approx(rates)
+    assert [step["lr"] for step in their_steps] == pytest.approx(rates)
+    losses = [step["loss"] for step in steps]
+    assert losses == pytest.approx([step["loss"] for step in their_steps], rel=1e-4)
+    learnt = [step["loss_cls"] for step in steps]  # which begins at the logarithm of 3 classes, one of them background
+    assert learnt[-1] < 0.95 * learnt[0]
 
 
 @pytest.mark.parametrize(
@@ -151,23 +263,50 @@ def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
     assert nothing.stderr.startswith("error: --checkpoint backbone.pth: is no trained detector; expected a trial's")
 
 
-def test_images_are_mirrored_as_the_recipe_has_it(searched: Path) -> None:
-    for arguments, flip in (
-        (["--study", "tiny/structural", "--trial", 0], 0.5),
-        (["--zoo", "E0", "--data", "digits"], 0),
+def mirrored(file: Path) -> list[float]:
+    pipeline = Config.fromfile(str(file)).train_dataloader.dataset.pipeline
+    return [step.prob for step in pipeline if step.type == "RandomFlip"]
+
+
+def test_images_are_mirrored_as_the_trial_was_trained_or_as_the_recipe_of_other_data_has_it(tmp_path: Path) -> None:
+    content = copy.deepcopy(TINY)
+    for stage, flip in (("structural", 0.1), ("modular", 0.2), ("transfer", 0.3)):
+        content[stage]["training"] = TINY[stage]["training"] | {"flip": flip}
+    recipe = Recipe.model_validate(content)
+    seed = Architecture.parse(recipe.structural.seeds[0])
+    url = f"sqlite:///{tmp_path}/smnas.db"
+    storage = open_storage(url)
+    for search, flip in (
+        (Search(recipe), 0.1),
+        (Search(recipe, candidate=Candidate(0, "tiny/structural", 0, seed)), 0.2),
+        (Search(recipe, transferred=(Transferred(seed, Transferred.BASELINE),)), 0.3),
     ):
-        result = run("export", *arguments, "--output", "flip.py", folder=searched)
-        assert result.returncode == 0, result.stderr
-        pipeline = Config.fromfile(str(searched / "flip.py")).train_dataloader.dataset.pipeline
-        assert [step.prob for step in pipeline if step.type == "RandomFlip"] == [flip]
+        study = open_study(storage, search)
+        architecture = {"architecture": str(search.starts[0])}
+        study.add_trial(optuna.create_trial(values=[0.1, 1.0], user_attrs=architecture))
+        of_trial = partial(export, study=study.study_name, trial=len(study.trials) - 1, storage=url)
+        of_trial(output=tmp_path / "own.py")
+        assert mirrored(tmp_path / "own.py") == [flip]
+        of_trial(output=tmp_path / "other.py", data="digits")
+        assert mirrored(tmp_path / "other.py") == [0]  # a digit's mirror image is none
+    export(output=tmp_path / "published.py", zoo="E0", data="digits")
+    assert mirrored(tmp_path / "published.py") == [0]
 
 
-def test_a_config_that_is_none_is_the_users_error(tmp_path: Path) -> None:
-    assert "CONFIG missing.py: no such file" in run("train", "missing.py", folder=tmp_path).stderr
-    (tmp_path / "wrong.py").write_text("model = (", encoding="utf-8")
-    wrong = run("train", "wrong.py", folder=tmp_path)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: CONFIG wrong.py: cannot be read: SyntaxError")
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "weights.pth").touch()
+    as_onnx = partial(export, kind="onnx", checkpoint=tmp_path / "weights.pth")
+    for command in (export, as_onnx):
+        with pytest.raises(UserError, match=r"^--output .*/models: is a folder; expected a file's name$"):
+            command(output=tmp_path / "models", zoo="E0")
+
+
+def test_the_help_names_what_can_be_exported(tmp_path: Path) -> None:
+    told = re.sub(r"-\s+", "-", run("export", "--help", folder=tmp_path).stdout)  # lines end at hyphens
+    named = {name for name in DETECTORS if re.search(rf"\b(?<!-){name}\b(?!-)", told)}
+    assert named == {name for name, published in DETECTORS.items() if published.architecture}
+    assert "Mask-RCNN" in DETECTORS.keys() - named
 
 
 def test_the_studys_own_database_is_needed(tmp_path: Path) -> None:

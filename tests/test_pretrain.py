@@ -153,7 +153,18 @@ def test_an_image_that_cannot_be_read_is_named_also_by_a_process_that_loads(data
     assert "Traceback" not in ended.stderr
 
 
-def test_a_mistake_under_torchs_launcher_is_told_once(tmp_path: Path) -> None:
-    ended = torchrun(2, "pretrain", CODE, "--data", "nowhere", folder=tmp_path)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere"], "error: --data nowhere: no such folder"),
+        (["--batch-size", 402], "error: --batch-size 402: expected no more than the 400 training images"),
+        (["--resume"], "/checkpoint.pth is of another training: found another_20260101, expected ResNet18(w=8) on "),
+    ],
+)
+def test_a_mistake_under_torchs_launcher_is_told_once(
+    options: list[object], message: str, data: Path, tmp_path: Path
+) -> None:
+    torch.save({"meta": {"epoch": 1, "experiment_name": "another_20260101"}}, tmp_path / "checkpoint.pth")
+    ended = torchrun(2, "pretrain", CODE, "--data", data, *QUICK, "--output", tmp_path, *options, folder=tmp_path)
     assert ended.returncode != 0
-    assert ended.stderr.count("error: --data nowhere: no such folder") == 1
+    assert ended.stderr.count("error: --") == ended.stderr.count(message) == 1

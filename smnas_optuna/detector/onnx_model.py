@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,18 +101,21 @@ def export_onnx(
         ) from None
     assert program is not None
     program.model.metadata_props.update({"architecture": str(architecture), "classes": json.dumps(list(classes))})
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(str(partial))
+        # Beside it, to be renamed into place; whatever ends this, nothing unfinished stays.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="unfinished-") as unfinished:
+            file = Path(unfinished) / path.name
+            program.save(str(file))
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            agreement = agree(torch.cat([_compare(graph, session, *image) for image in images]))
+            if agreement.others > _OTHERS * agreement.boxes:
+                raise RuntimeError(
+                    f"onnxruntime finds {agreement.others} of {agreement.boxes} boxes elsewhere than torch does"
+                )
+            os.replace(file, path)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
-    session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
-    agreement = agree(torch.cat([_compare(graph, session, *image) for image in images]))
-    if agreement.others > _OTHERS * agreement.boxes:
-        partial.unlink()
-        raise RuntimeError(f"onnxruntime finds {agreement.others} of {agreement.boxes} boxes elsewhere than torch does")
-    os.replace(partial, path)
     return agreement
 
 

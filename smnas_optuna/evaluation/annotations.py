@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +34,11 @@ def read_json(place: str, path: Path, expected: str) -> Any:
         raise UserError(f"{place}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{place}: not JSON, so not {expected}: {error}") from None
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a JSON file can be taken for a finite float; Python's integers can be larger."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def convert(reader: str, arguments: Iterable[str], sources: Iterable[Path], read: Callable[[], Content]) -> Path:

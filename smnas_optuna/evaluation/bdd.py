@@ -4,12 +4,11 @@ Labels without a box, which are lanes and drivable areas, are passed over. As in
 be told apart (a crowd, ``other person``, ``other vehicle``, ``trailer``) is a region in which nothing counts.
 """
 
-import math
 from pathlib import Path
 from typing import Any, Final
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.annotations import Content, convert, read_json
+from smnas_optuna.evaluation.annotations import Content, convert, is_number, read_json
 
 CLASSES: Final = (
     *("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
@@ -80,7 +79,7 @@ def _read(place: str, frames: Any) -> Content:
 
 
 def _corners(place: str, frame: str, box: Any) -> list[float]:
-    corners = [box.get(corner) if isinstance(box, dict) else None for corner in _CORNERS]
-    if not all(isinstance(corner, int | float) and math.isfinite(corner) for corner in corners):
+    corners: list[Any] = [box.get(corner) if isinstance(box, dict) else None for corner in _CORNERS]
+    if not all(map(is_number, corners)):
         raise UserError(f"{place}: {frame}: has the box {box!r}; expected numbers x1, y1, x2 and y2")
-    return [float(corner) for corner in corners if corner is not None]
+    return [float(corner) for corner in corners]

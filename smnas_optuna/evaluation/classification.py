@@ -28,7 +28,7 @@ from smnas_optuna.detector import layers  # noqa: F401  # registers our layers a
 from smnas_optuna.detector.config import NORMALIZATION, backbone_config
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, resume
-from smnas_optuna.evaluation.distributed import backend, is_first, is_launched, join, process_count
+from smnas_optuna.evaluation.distributed import backend, is_first, is_launched, join, process_count, told_once
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.settings import Detector
 
@@ -104,11 +104,13 @@ def pretrain(pretraining: Pretraining, kind: str, *, go_on: bool) -> Pretrained:
         go_on: After the last epoch whose checkpoint is in the folder, if there is one.
 
     Raises:
-        UserError: An image cannot be read, or the checkpoint is that of another training.
+        UserError: A batch has more images than there are, an image cannot be read, or the checkpoint is that of
+            another training.
     """
-    config = classification_config(pretraining, kind)
-    if go_on and resume(config, pretraining.folder):
-        _check_checkpoint(config.load_from, pretraining)
+    with told_once():
+        config = classification_config(pretraining, kind)
+        if go_on and resume(config, pretraining.folder):
+            _check_checkpoint(config.load_from, pretraining)
     if is_launched():
         join(config, kind)
     runner = Runner.from_cfg(config)

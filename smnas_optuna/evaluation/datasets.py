@@ -1,7 +1,6 @@
 """Data sets, checked before anything is trained."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.annotations import read_json
+from smnas_optuna.evaluation.annotations import is_number, read_json
 from smnas_optuna.evaluation.bdd import bdd_annotations
 from smnas_optuna.evaluation.cache import cache_folder
 from smnas_optuna.evaluation.voc import voc_annotations
@@ -257,14 +256,9 @@ def fault_of(record: Mapping[str, Any], part: str) -> str | None:
             return f"no {field!r}"
         value = record[field]
         if field == "bbox":
-            is_right = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+            is_right = isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
         else:
-            is_right = _is_number(value) if kind == _NUMBER else isinstance(value, kind)
+            is_right = is_number(value) if kind == _NUMBER else isinstance(value, kind)
         if not is_right:
             return f"the {field} {value!r}"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    """Tell whether a value can be taken for a finite float; Python's integers can be larger."""
-    return isinstance(value, _NUMBER) and abs(value) <= sys.float_info.max

@@ -192,6 +192,7 @@ def frame(**label: Any) -> list[dict[str, Any]]:
             frame(box2d={"x1": 1, "y1": float("nan"), "x2": 3, "y2": 4}),
             "a.jpg: has the box {'x1': 1, 'y1': nan, 'x2': 3, 'y2': 4}; expected numbers x1, y1, x2 and y2",
         ),
+        (frame(box2d={"x1": 1, "y1": 2, "x2": 10**400, "y2": 4}), "a.jpg: has the box {'x1': 1, 'y1': 2, 'x2': 1000"),
     ],
 )
 def test_labels_that_cannot_be_read_are_one_line(tmp_path: Path, frames: Any, message: str) -> None:
