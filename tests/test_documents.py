@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,16 +85,15 @@ class Reader:
 
     Args:
         folder: With the programs that stand in for others.
+        temporary: Folder for temporary files. In it is the device's lock, for which trials of other tests would be
+            waited; its name is short, as those of sockets have to be.
         placeholders: What to put for the names in a document that are a reader's own.
     """
 
-    def __init__(self, folder: Path, placeholders: dict[str, str]) -> None:
+    def __init__(self, folder: Path, temporary: str, placeholders: dict[str, str]) -> None:
         self._folder = folder
         self._placeholders = placeholders
         self._state = folder / ".reader"
-        # In the folder for temporary files is the device's lock, for which trials of other tests would be waited.
-        temporary = folder / "tmp"
-        temporary.mkdir(exist_ok=True)
         exports = f'export HOME="{folder}" TMPDIR="{temporary}" PATH="{folder}/programs:$PATH" COLUMNS=120'
         self._state.write_text(f'cd "{folder}"\n{exports}\nunset SMNAS_STORAGE\n', encoding="utf-8")
 
@@ -120,7 +120,9 @@ class Reader:
 
 
 @pytest.fixture
-def reader(document: Path, world: Path, server: PostgreSQL, request: pytest.FixtureRequest, tmp_path: Path) -> Reader:
+def reader(
+    document: Path, world: Path, server: PostgreSQL, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Reader]:
     """Follows a document in a home of its own."""
     home = shutil.copytree(world, tmp_path / "home")
     for file in document.parent.glob("requirements.txt"):
@@ -139,7 +141,8 @@ def reader(document: Path, world: Path, server: PostgreSQL, request: pytest.Fixt
     }
     if "--ray-address auto" in document.read_text(encoding="utf-8"):
         placeholders["--ray-address auto"] = f"--ray-address {request.getfixturevalue('ray_address')}"
-    return Reader(home, placeholders)
+    with tempfile.TemporaryDirectory(prefix="reader-") as temporary:
+        yield Reader(home, temporary, placeholders)
 
 
 @pytest.mark.takes_minutes
@@ -173,7 +176,7 @@ def test_only_what_was_printed_is_taken_for_shown() -> None:
 
 
 def test_a_command_that_fails_is_no_step_that_can_be_done(world: Path, tmp_path: Path) -> None:
-    reader = Reader(shutil.copytree(world, tmp_path / "home"), {})
+    reader = Reader(shutil.copytree(world, tmp_path / "home"), tempfile.gettempdir(), {})
     with pytest.raises(AssertionError, match="no such file, and the shipped recipes are"):
         reader.follow(Step("here:1", "shell", "python -m smnas_optuna.check_data nothing"))
 

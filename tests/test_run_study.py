@@ -319,6 +319,19 @@ def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2_and_nothing_is_writ
         assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/smnas.db") == []
 
 
+def test_a_folder_for_temporary_files_in_which_sockets_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / ("long" * 25)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    ended = run("run_study", "digits", "--dry-run", folder=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"error: TMPDIR {temporary}: AF_UNIX path too long; expected a folder with a shorter name\n"
+    )
+
+
 def test_a_study_of_another_recipe_is_refused_and_left_as_it_is(tiny_recipe: Path, tmp_path: Path) -> None:
     assert run("run_study", tiny_recipe, "--n-trials", 1, folder=tmp_path).returncode == 0
     before = [(trial.number, trial.state, trial.values) for trial in load(tmp_path).trials]

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -45,6 +46,10 @@ def preload(*, training: bool = True) -> None:
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        if "path too long" not in str(error):
+            raise
+        raise UserError(f"TMPDIR {tempfile.gettempdir()}: {error}; expected a folder with a shorter name") from None
     finally:
         signal.signal(signal.SIGINT, handler)
 
