@@ -83,14 +83,17 @@ def _check(config: Path, loaded: Any) -> None:
     for place, path, kind in _named_data(config, loaded):
         is_there = os.path.isdir(path) if kind == "folder" else os.path.isfile(path)
         if not is_there and "://" not in path:
-            raise UserError(
-                f"CONFIG {config}: {place} {path}: no such {kind}; expected the data set there, or a config that "
-                "export has written with --data RECIPE --set dataset.root=FOLDER"
-            )
+            raise UserError(f"CONFIG {config}: {place} {path}: no such {kind}; expected {_expected(place)}")
+
+
+def _expected(place: str) -> str:
+    if place.startswith("model"):
+        return "the weights there, or a config that export has written with --weights FILE"
+    return "the data set there, or a config that export has written with --data RECIPE --set dataset.root=FOLDER"
 
 
 def _named_data(config: Path, loaded: Any) -> Iterator[tuple[str, str, Literal["file", "folder"]]]:
-    """Yield the data that training reads: where they are named, their path as MMEngine joins it, and what it is of.
+    """Yield the data and weights that training reads: where they are named, their path as MMEngine joins it, its kind.
 
     Those that a backend of MMEngine's fetches from elsewhere are not among them.
     """
@@ -106,6 +109,9 @@ def _named_data(config: Path, loaded: Any) -> Iterator[tuple[str, str, Literal["
                 yield f"{place}.ann_file", os.path.join(root, str(annotations)), "file"
             if root or images:
                 yield f"{place}.data_prefix.img", os.path.join(root, str(images or "")), "folder"
+    weights = (loaded.model.get("backbone") or {}).get("init_cfg") or {}
+    if isinstance(weights, dict) and weights.get("checkpoint"):
+        yield "model.backbone.init_cfg.checkpoint", str(weights["checkpoint"]), "file"
     metrics = loaded.get("val_evaluator") or ()
     for metric in [metrics] if isinstance(metrics, dict) else metrics:
         if metric.get("ann_file") and not metric.get("backend_args"):

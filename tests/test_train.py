@@ -133,6 +133,11 @@ def several(config: Any) -> None:
         ),
         (with_value("val_evaluator.ann_file", "val.json"), "val_evaluator.ann_file val.json: no such file"),
         (
+            with_value("model.backbone.init_cfg", {"type": "Pretrained", "checkpoint": "E2.pth"}),
+            "model.backbone.init_cfg.checkpoint E2.pth: no such file; expected the weights there, or a config that "
+            "export has written with --weights FILE",
+        ),
+        (
             joined_elsewhere,
             "train_dataloader.dataset.dataset.ann_file elsewhere/train.json: no such file; expected the data set there",
         ),

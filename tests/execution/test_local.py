@@ -50,6 +50,7 @@ def test_workers_share_a_study_and_reach_its_total_exactly(
 
 
 @pytest.mark.takes_minutes
+@pytest.mark.xdist_group("wreckers")  # not both at a time, for each has eight workers
 def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
     create_cheap_study(url)

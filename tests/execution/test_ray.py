@@ -37,6 +37,7 @@ def workers() -> list[psutil.Process]:
 
 
 @pytest.mark.takes_minutes
+@pytest.mark.xdist_group("wreckers")  # not both at a time, for each has eight workers
 def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL) -> None:
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     url = postgresql.create_database()

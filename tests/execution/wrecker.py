@@ -3,6 +3,7 @@
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -11,6 +12,8 @@ import psutil
 from tests.servers import PostgreSQL
 
 _EVERY = 3.0
+# Seconds that a worker is left alone after its start, or where the machine is slow none would ever get to work.
+_GRACE = 10.0
 _KILLS_BETWEEN_RESTARTS = 4
 
 
@@ -18,7 +21,7 @@ class Wrecker:
     """While it is entered, kills a worker every three seconds, and restarts the database server now and then.
 
     Args:
-        workers: Finds the processes of those that live.
+        workers: Finds the processes of those that live; the younger ones are left alone.
         server: Of the database.
         away: For each restart, the seconds that the server is away.
     """
@@ -50,7 +53,9 @@ class Wrecker:
             if self.restarts < len(self._away) and self.kills >= _KILLS_BETWEEN_RESTARTS * (self.restarts + 1):
                 self._server.restart(self._away[self.restarts])
                 self.restarts += 1
-            elif alive := self._workers():
+            else:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    choice.choice(alive).kill()
-                self.kills += 1
+                    born = time.time() - _GRACE
+                    if alive := [process for process in self._workers() if process.create_time() < born]:
+                        choice.choice(alive).kill()
+                        self.kills += 1
