@@ -54,9 +54,15 @@ def test_workers_share_a_study_and_reach_its_total_exactly(
 def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
     create_cheap_study(url)
+    finished = 0
     said: list[str] = []
-    with Wrecker(workers, postgresql, away=[30.0, 0.5]) as wrecker:
-        supervise([CheapOrder(worker, url, 300, 1.0) for worker in range(8)], lambda message: None, said.append)
+
+    def hear(message: Message) -> None:
+        nonlocal finished
+        finished += isinstance(message, Finished)
+
+    with Wrecker(workers, lambda: finished, postgresql, away=[30.0, 0.5]) as wrecker:
+        supervise([CheapOrder(worker, url, 300, 1.0) for worker in range(8)], hear, said.append)
     assert wrecker.restarts == 2
     assert wrecker.kills >= 8
     check(url, 300)

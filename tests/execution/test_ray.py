@@ -55,7 +55,7 @@ def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreS
             cluster.remove_node(nodes[1], allow_graceful=False)
             finished += 1
 
-    with Wrecker(workers, postgresql, away=[0.5, 0.5]) as wrecker:
+    with Wrecker(workers, lambda: finished, postgresql, away=[0.5, 0.5]) as wrecker:
         supervise_on_ray(DEVICE, [CheapOrder(worker, url, 300, 1.0) for worker in range(8)], hear, said.append)
     assert finished > 100
     assert wrecker.restarts == 2

@@ -3,7 +3,6 @@
 import contextlib
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -12,8 +11,8 @@ import psutil
 from tests.servers import PostgreSQL
 
 _EVERY = 3.0
-# Seconds that a worker is left alone after its start, or where the machine is slow none would ever get to work.
-_GRACE = 10.0
+# Trials that have to finish between two kills, or where the machine is slow the workers would only ever start.
+_TRIALS_BETWEEN_KILLS = 5
 _KILLS_BETWEEN_RESTARTS = 4
 
 
@@ -21,17 +20,23 @@ class Wrecker:
     """While it is entered, kills a worker every three seconds, and restarts the database server now and then.
 
     Args:
-        workers: Finds the processes of those that live; the younger ones are left alone.
+        workers: Finds the processes of those that live.
+        finished: Tells how many trials have finished.
         server: Of the database.
         away: For each restart, the seconds that the server is away.
     """
 
     def __init__(
-        self, workers: Callable[[], Sequence[psutil.Process]], server: PostgreSQL, away: Sequence[float]
+        self,
+        workers: Callable[[], Sequence[psutil.Process]],
+        finished: Callable[[], int],
+        server: PostgreSQL,
+        away: Sequence[float],
     ) -> None:
         self.kills = 0
         self.restarts = 0
         self._workers = workers
+        self._finished = finished
         self._server = server
         self._away = away
         self._over = threading.Event()
@@ -49,13 +54,13 @@ class Wrecker:
 
     def _wreck(self) -> None:
         choice = random.Random(0)
+        seen = 0
         while not self._over.wait(_EVERY):
             if self.restarts < len(self._away) and self.kills >= _KILLS_BETWEEN_RESTARTS * (self.restarts + 1):
                 self._server.restart(self._away[self.restarts])
                 self.restarts += 1
-            else:
+            elif self._finished() >= seen + _TRIALS_BETWEEN_KILLS and (alive := self._workers()):
+                seen = self._finished()
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    born = time.time() - _GRACE
-                    if alive := [process for process in self._workers() if process.create_time() < born]:
-                        choice.choice(alive).kill()
-                        self.kills += 1
+                    choice.choice(alive).kill()
+                self.kills += 1
