@@ -5,7 +5,7 @@ import math
 import re
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -133,9 +133,13 @@ def _list_transferred(study: optuna.Study, search: Search) -> None:
 
 def transferred_of(study: optuna.Study) -> list[Transferred]:
     """Return what a study of the stage ``transfer`` trains, in the order of its list."""
+    return _transferred(study.user_attrs)
+
+
+def _transferred(attributes: Mapping[str, Any]) -> list[Transferred]:
     return [
         Transferred(Architecture.parse(entry["architecture"]), entry["source"])
-        for entry in study.user_attrs.get("transferred", ())
+        for entry in attributes.get("transferred", ())
     ]
 
 
@@ -227,7 +231,7 @@ def refuse_other_search(storage: RDBStorage, search: Search) -> None:
         if storage.get_n_trials(study_id) > 0:
             raise UserError(f"study {name!r}: not made by run_study; choose another name with --set name=")
         return
-    listed = {str(Architecture.parse(entry["architecture"]).backbone) for entry in attributes.get("transferred", ())}
+    listed = {str(each.architecture.backbone) for each in _transferred(attributes)}
     different = [
         key
         for key in search.recipe.differing_keys(recorded, search.stage)

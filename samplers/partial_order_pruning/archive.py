@@ -147,7 +147,7 @@ class Archive:
             self._add_to_group(row, candidate, np.asarray(losses, dtype=float))
             # What is no larger fits too, though it ran out of memory before, with less of that or beside others.
             too_large = self._too_large[candidate.group, len(candidate.vector)]
-            too_large[:] = [vector for vector in too_large if not _precedes(vector, candidate.vector)]
+            too_large[:] = [vector for vector in too_large if np.any(np.array(vector) > candidate.vector)]
 
     def _add_to_group(self, row: int, candidate: Candidate, losses: Floats) -> None:
         key = candidate.group, len(candidate.vector)
@@ -171,8 +171,9 @@ class Archive:
     def add_too_large(self, candidate: Candidate) -> None:
         """Note that an architecture ran out of memory: nothing larger will fit, unless that has been trained."""
         key = candidate.group, len(candidate.vector)
-        trained = self._groups[key].vectors.array if key in self._groups else ()
-        if candidate.vector and not any(_precedes(candidate.vector, vector) for vector in trained):
+        if key in self._groups and np.any(np.all(self._groups[key].vectors.array >= candidate.vector, axis=1)):
+            return
+        if candidate.vector:
             self._too_large[key].append(candidate.vector)
 
     def is_too_large(self, candidate: Candidate) -> bool:
@@ -237,10 +238,6 @@ class Archive:
             if not known[objective]:
                 beats &= front != bounds.witness[:, objective][:, None]
         return np.where(np.any(beats, axis=1), front[np.argmax(beats, axis=1)], -1)
-
-
-def _precedes(vector: Sequence[float], other: Sequence[float] | Floats) -> bool:
-    return bool(np.all(np.asarray(vector) <= other))
 
 
 def _extended(front: list[int], losses: Floats, row: int) -> list[int]:
