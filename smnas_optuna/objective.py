@@ -22,6 +22,7 @@ from smnas_optuna.evaluation.job import (
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.process import evaluate
+from smnas_optuna.outcome import Outcome
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
 from smnas_optuna.study import TOO_LARGE, first_number, requeue
@@ -132,7 +133,7 @@ class DetectorObjective:
                 elif isinstance(event, Progress):
                     losses.append(event.loss)
                 elif isinstance(event, Failure):
-                    if event.is_environments:
+                    if event.outcome is Outcome.INTERRUPTED:
                         raise RuntimeError(event.reason)
                     trial.set_user_attr("reason", event.reason)
                     self._describe_safely(trial, losses, job.folder)

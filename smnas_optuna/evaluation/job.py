@@ -6,6 +6,7 @@ from pathlib import Path
 
 from smnas_optuna.architecture import Architecture, Backbone
 from smnas_optuna.evaluation.datasets import CheckedDataset
+from smnas_optuna.outcome import Outcome
 from smnas_optuna.recipe import Recipe, StageName
 from smnas_optuna.settings import Detector, Device, Training
 
@@ -193,12 +194,13 @@ class Failure:
     """The architecture could not be evaluated; the reason is one line.
 
     Args:
-        reason: Why.
-        is_environments: It is not the architecture's doing, such as a full disk: another one would fail as well.
+        reason: Why, for people.
+        outcome: What it means for the trial; ``INTERRUPTED`` where any other architecture would have failed as well,
+            as on a full disk.
     """
 
     reason: str
-    is_environments: bool = False
+    outcome: Outcome = Outcome.CRASHED
 
 
 Event = Costs | Memory | TooLarge | UntrainedLatency | Resumed | Progress | Scores | Failure

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.job import Candidates, Comparison, Costs, Demand, Event, Failure, Job, Target
+from smnas_optuna.outcome import Outcome
 
 _TRAINING = "smnas_optuna.evaluation.training"
 context = multiprocessing.get_context("forkserver")
@@ -131,7 +132,7 @@ def _run(function: str, argument: object, output: Path, time_limit: float | None
         while True:
             remaining = None if time_limit is None else max(0.0, started + time_limit - time.monotonic())
             if not receiver.poll(remaining):
-                yield Failure(f"time limit: over {time_limit:.0f} s")
+                yield Failure(f"time limit: over {time_limit:.0f} s", Outcome.TIMED_OUT)
                 return
             try:
                 answer = receiver.recv()
@@ -141,18 +142,18 @@ def _run(function: str, argument: object, output: Path, time_limit: float | None
                 return
             yield answer
         process.join()
-        yield Failure(_death(process.exitcode, _memory_kills() > kills))
+        yield _death(process.exitcode, _memory_kills() > kills)
     finally:
         _end(process)
         receiver.close()
 
 
-def _death(exit_code: int | None, out_of_memory: bool) -> str:
+def _death(exit_code: int | None, out_of_memory: bool) -> Failure:
     if exit_code == -signal.SIGKILL and out_of_memory:
-        return "out of memory: the system killed the training process"
+        return Failure("out of memory: the system killed the training process", Outcome.OUT_OF_MEMORY)
     if exit_code is not None and exit_code < 0:
-        return f"crashed: the training process got {signal.Signals(-exit_code).name}"
-    return f"crashed: the training process ended with exit code {exit_code}"
+        return Failure(f"crashed: the training process got {signal.Signals(-exit_code).name}")
+    return Failure(f"crashed: the training process ended with exit code {exit_code}")
 
 
 def _memory_kills() -> int:
@@ -203,22 +204,18 @@ def _serve(function: str, argument: object, output: Path, sender: Connection) ->
 
 def failure_of(error: BaseException) -> Failure:
     """Say why an architecture could not be evaluated."""
-    return Failure(_reason(error), is_environments=_is_environments(error))
+    text = " ".join(str(error).split())
+    if isinstance(error, FloatingPointError):
+        return Failure(text, Outcome.DIVERGED)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return Failure(f"out of memory: {text}", Outcome.OUT_OF_MEMORY)
+    outcome = Outcome.INTERRUPTED if _is_environment_error(error) else Outcome.CRASHED
+    return Failure(f"{type(error).__name__}: {text}", outcome)
 
 
-def _is_environments(error: BaseException) -> bool:
+def _is_environment_error(error: BaseException) -> bool:
     """Tell whether any other architecture would have failed as well: a disk is full, a file system gone."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text
-    if memory:
-        return f"out of memory: {text}"
-    if isinstance(error, FloatingPointError):
-        return text
-    return f"{type(error).__name__}: {text}"
 
 
 def follow_parent() -> None:

@@ -33,6 +33,7 @@ from smnas_optuna.evaluation.job import (
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.process import count, evaluate, preload, probe
+from smnas_optuna.outcome import Outcome
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.search import Search
@@ -150,7 +151,7 @@ def test_a_training_over_its_time_limit_fails_and_is_ended(job: Job) -> None:
     training = job.training.model_copy(update={"epochs": 10_000, "time_limit_minutes": 0.05})
     started = time.monotonic()
     failure = list(evaluate(replace(job, training=training)))[-1]
-    assert failure == Failure("time limit: over 3 s")
+    assert failure == Failure("time limit: over 3 s", Outcome.TIMED_OUT)
     assert time.monotonic() - started < 30
     wait_until_gone(before)
 
@@ -231,7 +232,7 @@ def test_a_failure_in_one_of_several_processes_is_told_as_its_own(job: Job) -> N
     failure = list(evaluate(replace(job, training=training, device=device)))[-1]
     assert isinstance(failure, Failure)
     assert failure.reason.startswith("loss became nan in epoch")
-    assert not failure.is_environments
+    assert failure.outcome is not Outcome.INTERRUPTED
 
 
 def test_a_disk_that_is_full_for_one_of_several_processes_is_not_the_architectures_fault(job: Job) -> None:
@@ -241,7 +242,7 @@ def test_a_disk_that_is_full_for_one_of_several_processes_is_not_the_architectur
     failure = list(evaluate(replace(job, device=device)))[-1]
     assert isinstance(failure, Failure)
     assert failure.reason.startswith("OSError: [Errno 28]")
-    assert failure.is_environments
+    assert failure.outcome is Outcome.INTERRUPTED
 
 
 def test_a_crash_of_one_of_several_processes_is_told(job: Job) -> None:
