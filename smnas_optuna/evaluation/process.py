@@ -14,11 +14,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Protocol
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.job import Candidates, Comparison, Costs, Demand, Event, Failure, Job, Target
@@ -26,6 +27,16 @@ from smnas_optuna.outcome import Outcome
 
 _TRAINING = "smnas_optuna.evaluation.training"
 context = multiprocessing.get_context("forkserver")
+
+# How long a process that has said its last may take to end by itself, in seconds.
+_ENDING_SECONDS = 0.5
+
+
+class Waitable(Protocol):
+    """A file, socket or connection that can be waited for until it is readable."""
+
+    def fileno(self) -> int:
+        """Return its file descriptor."""
 
 
 def preload(*, training: bool = True) -> None:
@@ -102,14 +113,20 @@ def _call(function: str, argument: object, output: Path) -> list[object]:
     return answers
 
 
-def evaluate(job: Job) -> Generator[Event, None, None]:
+def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None, None]:
     """Train, evaluate and time an architecture, and yield what happens, last a Scores, a TooLarge or a Failure.
 
     Closing the iterator ends the process.
+
+    Args:
+        job: What to train, and where.
+        until: When one of these becomes readable, the training process and those that it started are killed at once,
+            and the iterator ends without a last event.
     """
     limit = job.training.time_limit_minutes
     job.folder.mkdir(parents=True, exist_ok=True)
-    with closing(_run("evaluate", job, job.folder / "output.log", time_limit=limit and limit * 60)) as events:
+    output = job.folder / "output.log"
+    with closing(_run("evaluate", job, output, time_limit=limit and limit * 60, until=until)) as events:
         for event in events:
             if isinstance(event, UserError):
                 raise event
@@ -120,7 +137,9 @@ def evaluate(job: Job) -> Generator[Event, None, None]:
                 return
 
 
-def _run(function: str, argument: object, output: Path, time_limit: float | None) -> Generator[object, None, None]:
+def _run(
+    function: str, argument: object, output: Path, time_limit: float | None, until: Sequence[Waitable] = ()
+) -> Generator[object, None, None]:
     """Call a function of the training module in a process of its own and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(function, argument, output, sender))
@@ -128,10 +147,15 @@ def _run(function: str, argument: object, output: Path, time_limit: float | None
     kills = _memory_kills()
     process.start()
     sender.close()
+    patience = _ENDING_SECONDS
     try:
         while True:
             remaining = None if time_limit is None else max(0.0, started + time_limit - time.monotonic())
-            if not receiver.poll(remaining):
+            ready = wait([receiver, *(each.fileno() for each in until)], remaining)
+            if any(each is not receiver for each in ready):
+                patience = 0.0
+                return
+            if not ready:
                 yield Failure(f"time limit: over {time_limit:.0f} s", Outcome.TIMED_OUT)
                 return
             try:
@@ -144,7 +168,7 @@ def _run(function: str, argument: object, output: Path, time_limit: float | None
         process.join()
         yield _death(process.exitcode, _memory_kills() > kills)
     finally:
-        _end(process)
+        _end(process, patience)
         receiver.close()
 
 
@@ -165,9 +189,14 @@ def _memory_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _end(process: multiprocessing.process.BaseProcess) -> None:
-    """End a process together with those it started: it leads a process group."""
-    process.join(0.5)
+def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
+    """End a process together with those it started: it leads a process group.
+
+    Args:
+        process: A training process.
+        patience: How long it may take to end by itself, in seconds.
+    """
+    process.join(patience)
     assert process.pid is not None
     try:
         os.killpg(process.pid, signal.SIGKILL)

@@ -208,6 +208,20 @@ def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: 
     wait_until_gone(before)
 
 
+def test_an_evaluation_ends_at_once_and_without_a_last_event_when_what_it_watches_becomes_readable(job: Job) -> None:
+    before = children_of_server()
+    training = job.training.model_copy(update={"epochs": 10_000, "loader_workers": 1})
+    read, write = os.pipe()
+    with open(read, "rb") as stop, open(write, "wb") as signal_to_stop:
+        events = evaluate(replace(job, training=training), until=[stop])
+        _first_epoch(events)
+        signal_to_stop.write(b"!")
+        signal_to_stop.flush()
+        assert not list(events)
+        # Not only told to end: all are gone when the iterator is.
+        assert not children_of_server() - before
+
+
 def test_an_exception_is_told_in_one_line_and_kept_in_the_log(job: Job) -> None:
     broken = replace(job.dataset, train=replace(job.dataset.train, annotations=Path("/absent.json")))
     failure = list(evaluate(replace(job, dataset=broken)))[-1]
