@@ -13,7 +13,8 @@ import time
 
 import optuna
 
-from smnas_optuna.study import evaluated_trials, load_study
+from smnas_optuna.study import load_study
+from smnas_optuna.trial_outcome import evaluated_trials
 
 
 def main() -> None:

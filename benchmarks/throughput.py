@@ -22,9 +22,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from smnas_optuna.evaluation.process import preload
+from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import Run
-from smnas_optuna.storage import HEARTBEAT_SECONDS
+from smnas_optuna.objective import Turn
+from smnas_optuna.storage import LEASE_SECONDS
 from tests.execution.cheap import CheapObjective, CheapOrder, create_cheap_study, suggest
 from tests.servers import PostgreSQL
 
@@ -38,12 +40,15 @@ class Nobody:
     def requeued(self, run: Run, number: int) -> None:
         """Do nothing."""
 
+    def lost(self, run: Run, number: int) -> None:
+        """Do nothing."""
+
 
 def efficiency(url: str, workers: int, seconds: float, trials: int) -> tuple[float, float]:
     """Return the seconds that the workers took and their parallel efficiency."""
     create_cheap_study(url)
     total = workers * trials
-    orders = [CheapOrder(n, url, total, seconds, heartbeat=HEARTBEAT_SECONDS) for n in range(workers)]
+    orders = [CheapOrder(n, url, total, seconds, lease_seconds=LEASE_SECONDS) for n in range(workers)]
     supervise(orders, lambda message: None, print)
     done = optuna.load_study(study_name="cheap", storage=url).get_trials(states=[TrialState.COMPLETE])
     first = min(trial.datetime_start for trial in done if trial.datetime_start)
@@ -71,22 +76,23 @@ def count(engine: sqlalchemy.Engine, work: Callable[[], Any]) -> int:
 def our_statements(url: str, sampler: str, before: int, trials: int) -> float:
     """Return the statements per trial of our worker."""
     create_cheap_study(url)
-    order = CheapOrder(0, url, before + trials, 0.0, sampler, HEARTBEAT_SECONDS)
+    order = CheapOrder(0, url, before + trials, 0.0, sampler, LEASE_SECONDS)
     run = order.runs(lambda message: None)["cheap"]
+    interruption = Interruption()
     for _ in range(before):
-        run.advance(Nobody())
-    return count(run.storage.engine, lambda: [run.advance(Nobody()) for _ in range(trials)]) / trials
+        run.advance(Nobody(), interruption)
+    return count(run.storage.engine, lambda: [run.advance(Nobody(), interruption) for _ in range(trials)]) / trials
 
 
 def optunas_statements(url: str, before: int, trials: int) -> float:
     """Return the statements per trial of Optuna by itself."""
-    storage = RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
+    storage = RDBStorage(url, heartbeat_interval=int(LEASE_SECONDS))
     study = optuna.create_study(
         storage=storage, directions=["maximize", "minimize"], sampler=optuna.samplers.NSGAIISampler(seed=0)
     )
 
     def evaluate(trial: optuna.Trial) -> tuple[float, float]:
-        return CheapObjective(0.0)(trial, lambda: None)
+        return CheapObjective(0.0)(trial, Turn(lambda: None, (), lambda: None))
 
     study.optimize(evaluate, n_trials=before)
     return count(storage.engine, lambda: study.optimize(evaluate, n_trials=trials)) / trials
@@ -97,7 +103,7 @@ def start(url: str, trials: int) -> float:
     create_cheap_study(url)
     study = optuna.load_study(study_name="cheap", storage=url)
     random = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
-    random.optimize(lambda trial: CheapObjective(0.0)(trial, lambda: None), n_trials=trials)
+    random.optimize(lambda trial: CheapObjective(0.0)(trial, Turn(lambda: None, (), lambda: None)), n_trials=trials)
     study.add_trials(
         create_trial(
             params=trial.params, distributions=trial.distributions, values=trial.values, user_attrs=trial.user_attrs

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -21,17 +22,33 @@ from smnas_optuna.evaluation.job import (
     TooLarge,
     UntrainedLatency,
 )
-from smnas_optuna.evaluation.process import evaluate
+from smnas_optuna.evaluation.process import Waitable, evaluate
 from smnas_optuna.outcome import Outcome
+from smnas_optuna.retry import first_number
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
-from smnas_optuna.study import TOO_LARGE, first_number, requeue
 
 _logger = logging.getLogger(__name__)
 
 
 class EvaluationFailed(Exception):
     """An architecture could not be evaluated; its trial fails with this text as its reason and the search goes on."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a trial has to do with the worker that runs it.
+
+    Args:
+        claimed: To be called once the trial's user attribute ``architecture`` is in the database; it raises where the
+            trial is to end there, since another has the architecture or it is not needed any more.
+        ends: When one of them becomes readable, the trial has to end at once: ``check`` raises.
+        check: Raises why the trial has to end, if it has: KeyboardInterrupt, or LeaseLost if it is another worker's.
+    """
+
+    claimed: Callable[[], None]
+    ends: Sequence[Waitable]
+    check: Callable[[], None]
 
 
 class DetectorObjective:
@@ -68,34 +85,24 @@ class DetectorObjective:
         self._describe = describe
         self._gpus = gpus
 
-    def __call__(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+    def __call__(self, trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
         """Evaluate and return the values of the recipe's objectives.
 
         Args:
-            trial: Just begun.
-            claimed: Called once the trial's architecture is in the database; it may end the trial.
+            trial: Just started.
+            turn: Ends the trial where the worker has to end, or the trial is not its own any more.
 
         Raises:
             optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
                 fit into memory.
             EvaluationFailed: It could not be evaluated.
-            Exception, KeyboardInterrupt: The run ends; the architecture is enqueued again.
+            RuntimeError: No architecture could be evaluated here now, as on a full disk.
         """
-        try:
-            return self._evaluate(trial, claimed)
-        except (optuna.TrialPruned, EvaluationFailed):
-            raise
-        except (Exception, KeyboardInterrupt):
-            # Not the architecture's doing: a later run shall evaluate it.
-            requeue(trial)
-            raise
-
-    def _evaluate(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
         started = time.perf_counter()
         settings = self._search.settings
         architecture = self._search.space.suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
-        claimed()
+        turn.claimed()
         for name, cost in known_costs(architecture).items():
             trial.set_user_attr(name, cost)
         self._gate(trial)
@@ -105,15 +112,16 @@ class DetectorObjective:
             settings.detector,
             settings.training,
             self._search.recipe.device,
-            self._folder / f"trial_{first_number(trial):05d}",
+            self._folder / f"trial_{first_number(trial.study.get_trials(deepcopy=False)[trial.number]):05d}",
             self._gpus,
             self._search.weights(architecture.backbone),
             self._memory,
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
-        with closing(evaluate(job)) as events:
+        with closing(evaluate(job, turn.ends)) as events:
             for event in events:
+                turn.check()
                 self._listen(trial.number, str(architecture), event)
                 if isinstance(event, Costs):
                     trial.set_user_attr("flops", event.flops)
@@ -135,11 +143,12 @@ class DetectorObjective:
                 elif isinstance(event, Failure):
                     if event.outcome is Outcome.INTERRUPTED:
                         raise RuntimeError(event.reason)
-                    trial.set_user_attr("reason", event.reason)
+                    _record_outcome(trial, event.outcome, event.reason)
                     self._describe_safely(trial, losses, job.folder)
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):
                     self._record(trial, event)
+        turn.check()
         trial.set_user_attr("seconds", time.perf_counter() - started)
         self._describe_safely(trial, losses, job.folder)
         return tuple(float(trial.user_attrs[objective]) for objective in settings.objectives)
@@ -161,18 +170,18 @@ class DetectorObjective:
         known = {index: float(costs[name]) for index, name in enumerate(objectives) if name in costs}
         reason = sampler.is_dominated(trial.study, trial, known) if known else None
         if reason:
-            trial.set_user_attr("reason", reason)
+            _record_outcome(trial, Outcome.DOMINATED, reason)
             raise optuna.TrialPruned(reason)
 
     def _skip(self, trial: optuna.Trial, found: TooLarge) -> None:
         """End a trial before its training, which does not fit into memory."""
         images = "one image" if found.images == 1 else f"{found.images} images at once"
         reason = (
-            f"{TOO_LARGE}: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
+            f"would run out of memory: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
             f"{found.usable / 2**30:.3g} GiB are usable on {self._device}"
         )
         trial.set_user_attr("memory_gb", found.needed / 2**30)
-        trial.set_user_attr("reason", reason)
+        _record_outcome(trial, Outcome.TOO_LARGE, reason)
         raise optuna.TrialPruned(reason)
 
     def _record(self, trial: optuna.Trial, scores: Scores) -> None:
@@ -183,3 +192,8 @@ class DetectorObjective:
         trial.set_user_attr("train_seconds", scores.train_seconds)
         trial.set_user_attr("evaluation_seconds", scores.evaluation_seconds)
         trial.set_user_attr("timing_seconds", scores.timing_seconds)
+
+
+def _record_outcome(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
+    trial.set_user_attr("outcome", outcome)
+    trial.set_user_attr("reason", reason)

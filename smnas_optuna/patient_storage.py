@@ -1,16 +1,21 @@
-"""PatientStorage: Optuna's RDBStorage that waits for a database that is away for a while."""
+"""PatientStorage: Optuna's RDBStorage that waits for a database that is away, and keeps the leases of trials."""
 
 import functools
 import logging
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
+import sqlalchemy
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import TrialState
 
 _logger = logging.getLogger(__name__)
@@ -48,9 +53,22 @@ _TRANSACTIONS = (
     "get_trial",
     "_get_trials",
     "get_trial_id_from_study_id_trial_number",
-    "record_heartbeat",
-    "_get_stale_trial_ids",
+    "sign_of_life",
+    "take_over",
 )
+
+
+@dataclass(frozen=True)
+class SignOfLife:
+    """The last renewal of a running trial's lease, as the database has it.
+
+    Args:
+        moment: By the database's clock.
+        age: Seconds since then, by the same clock.
+    """
+
+    moment: datetime
+    age: float
 
 
 class PatientStorage(RDBStorage):
@@ -59,14 +77,64 @@ class PatientStorage(RDBStorage):
     A dropped connection, a restarting server or a lock held for too long make it wait, longer each time, and try again;
     what is wrong with a statement itself is raised at once.
 
+    Leases take the place of Optuna's heartbeats, after which Optuna would fail a trial whose owner is alive but could
+    not reach the database, or was suspended, for a while. They are recorded in Optuna's own table of heartbeats.
+
     Args:
         patience: Seconds after which it gives up.
+        lease_seconds: How often a worker renews the lease of its trial; it has expired after three times as long.
         others: As :class:`optuna.storages.RDBStorage` has them.
     """
 
-    def __init__(self, *args: Any, patience: float = PATIENCE, **others: Any) -> None:
+    def __init__(self, *args: Any, patience: float = PATIENCE, lease_seconds: float, **others: Any) -> None:
         super().__init__(*args, **others)
         self.patience = patience
+        self.lease_seconds = lease_seconds
+
+    def renew_lease(self, trial_id: int) -> bool:
+        """Record that the owner of a trial is alive, and return whether the trial is still its own; does not wait."""
+        RDBStorage.record_heartbeat(self, trial_id)
+        return RDBStorage.get_trial(self, trial_id).state == TrialState.RUNNING
+
+    def sign_of_life(self, trial_id: int) -> SignOfLife | None:
+        """Return when the lease of a trial was renewed last; None where its owner has not got so far."""
+        now = sqlalchemy.func.now()
+        query = sqlalchemy.select(models.TrialHeartbeatModel.heartbeat, now).filter_by(trial_id=trial_id)
+        with _create_scoped_session(self.scoped_session) as session:
+            found = session.execute(query).one_or_none()
+        if found is None:
+            return None
+        moment, now = found
+        return SignOfLife(moment, (now.replace(tzinfo=None) - moment).total_seconds())
+
+    def take_over(self, trial_id: int, last: SignOfLife | None, attributes: Mapping[str, Any]) -> bool:
+        """Fail a running trial in the place of its owner, which cannot write to it any more from then on.
+
+        Args:
+            trial_id: The trial.
+            last: The owner's last sign of life that the caller knows; where there is a later one nothing happens.
+            attributes: User attributes for the trial.
+
+        Returns:
+            Whether the trial was failed; False where it has ended, or its owner is alive.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            self._lock_sqlite(session)
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
+            is_unheard = (heartbeat and heartbeat.heartbeat) == (last and last.moment)
+            if trial.state != TrialState.RUNNING or not is_unheard:
+                return False
+            for key, value in attributes.items():
+                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
+            trial.state = TrialState.FAIL
+            trial.datetime_complete = datetime.now()
+        return True
+
+    def _lock_sqlite(self, session: Any) -> None:
+        """Let no other process write until the transaction ends; SQLite knows no SELECT FOR UPDATE."""
+        if self.engine.dialect.name == "sqlite":
+            session.execute(sqlalchemy.text("BEGIN IMMEDIATE"))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set a trial's state; see the base class."""
@@ -75,7 +143,11 @@ class PatientStorage(RDBStorage):
         def attempt() -> bool:
             nonlocal attempts
             attempts += 1
-            return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            # The base class looks at the state and writes it in this session. Another process could take the trial
+            # over in between on SQLite.
+            with _create_scoped_session(self.scoped_session) as session:
+                self._lock_sqlite(session)
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
 
         try:
             return wait_for_database(attempt, self.patience)

@@ -30,8 +30,9 @@ from smnas_optuna.reporting.status import show_status
 from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
 from smnas_optuna.search import Search
 from smnas_optuna.storage import DEFAULT_STORAGE, mask, network_file_system, open_storage, storage_url
-from smnas_optuna.study import evaluated_trials, refuse_other_search
+from smnas_optuna.study import refuse_other_search
 from smnas_optuna.transfer import transfer_search
+from smnas_optuna.trial_outcome import evaluated_trials
 
 Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None]], None]
 

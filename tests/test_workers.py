@@ -12,10 +12,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from smnas_optuna.process_identity import ProcessIdentity
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import open_study, this_worker
+from smnas_optuna.study import open_study
 from tests.commands import command, run
 
 
@@ -74,7 +75,7 @@ def test_the_status_is_told_from_the_database_alone_and_nothing_is_written(tiny_
     study = open_study(storage, Search(recipe))
     trial = study.ask()
     trial.set_user_attr("architecture", str(recipe.structural.space.suggest(trial)))
-    trial.set_user_attr("worker", this_worker())
+    trial.set_user_attr("worker", str(ProcessIdentity.current()))
     storage.record_heartbeat(trial._trial_id)
     attributes = {"architecture": "64x48 ResNet18(w=8) RetinaNet", "map": 0.5, "map_50": 0.7, "latency_ms": 4.0}
     for _ in range(2):

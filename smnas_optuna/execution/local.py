@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from smnas_optuna.evaluation.process import context, follow_parent
+from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
 
@@ -73,7 +73,7 @@ def _step(places: Sequence[_Place], hear: Callable[[Message], None], say: Callab
         try:
             message = connection.recv()
         except (EOFError, OSError):
-            _bury(place, say)
+            _handle_exit(place, say)
             continue
         if isinstance(message, Ended):
             place.ended = message
@@ -93,7 +93,7 @@ def _start(place: _Place) -> None:
     place.connection = receiver
 
 
-def _bury(place: _Place, say: Callable[[str], None]) -> None:
+def _handle_exit(place: _Place, say: Callable[[str], None]) -> None:
     """Take in that a worker's process is gone, and let another follow if it died."""
     assert place.process is not None
     assert place.connection is not None
@@ -115,7 +115,7 @@ def _end(places: Sequence[_Place]) -> None:
     processes = [place.process for place in places if place.process is not None]
     deadline = time.monotonic() + _ENDING_SECONDS
     while processes and time.monotonic() < deadline:
-        # Again and again, since an exception that a signal raises is lost where it is raised in a finalizer.
+        # Again and again, since a worker that has just been started does not listen yet.
         for process in processes:
             process.terminate()
         wait([process.sentinel for process in processes], timeout=_SIGNAL_EVERY)
@@ -128,22 +128,15 @@ def _end(places: Sequence[_Place]) -> None:
 def _enter(order: Order, connection: Connection) -> None:
     """Begin a worker's process."""
     follow_parent()
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption = Interruption()
+    interruption.listen(signal.SIGTERM)
 
     def tell(message: Message) -> None:
         # Nobody listens any more to a worker that is being ended.
         with contextlib.suppress(OSError):
             connection.send(message)
 
-    ended = work(order, tell)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    tell(ended)
-
-
-def _interrupt(*_: object) -> None:
-    # A second signal must not break off what the first one's exception has set going, which puts the trial back.
-    if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
-        raise KeyboardInterrupt
+    tell(work(order, tell, interruption))
 
 
 def _how(code: int | None) -> str:

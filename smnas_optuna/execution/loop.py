@@ -1,21 +1,25 @@
 """What a worker does: trial after trial, of one study or of several in turn, together with others."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.claim import ClaimLock
-from smnas_optuna.objective import EvaluationFailed
-from smnas_optuna.study import counts, evaluated_trials, is_too_large, requeue_dead, sign
+from smnas_optuna.execution.interruption import Interruption
+from smnas_optuna.lease import Lease, LeaseLost
+from smnas_optuna.objective import EvaluationFailed, Turn
+from smnas_optuna.outcome import Outcome
+from smnas_optuna.patient_storage import PatientStorage
+from smnas_optuna.retry import OwnerWatch, requeue_interrupted
+from smnas_optuna.trial_outcome import counts_toward_total, evaluated_trials, is_too_large, outcome_of
 
 _LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
-# How the reason begins that a trial has of which another evaluates the architecture.
-_DUPLICATE = "duplicate"
 # So many trials in a row that fail, or that propose what is known or too large, mean that going on is of no use.
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
@@ -28,25 +32,24 @@ class SearchStopped(Exception):
     """A search cannot reach its number of trials."""
 
 
-class Surplus(Exception):
-    """A trial that was begun while another worker began the last one."""
+class TrialNotNeeded(Exception):
+    """A trial was started while another worker started the last one."""
 
 
 class Objective(Protocol):
     """What a trial does."""
 
-    def __call__(self, trial: optuna.Trial, claimed: Callable[[], None], /) -> tuple[float, ...]:
-        """Evaluate.
+    def __call__(self, trial: optuna.Trial, turn: Turn, /) -> tuple[float, ...]:
+        """Evaluate a trial.
 
         Args:
-            trial: Just begun.
-            claimed: Called once the trial's user attribute ``architecture`` is in the database; it raises where the
-                trial is to end there, since another has the architecture or it is not needed any more.
+            trial: Just started.
+            turn: What the worker wants to know and has to say meanwhile.
         """
 
 
 @dataclass(frozen=True)
-class Standing:
+class StudyProgress:
     """Trials of a study that count, these together with those under way, and architectures too large for memory."""
 
     done: int
@@ -61,7 +64,10 @@ class Listener(Protocol):
         """A trial has ended that was no duplicate."""
 
     def requeued(self, run: "Run", number: int) -> None:
-        """A trial was found without its worker, and will be gone on with."""
+        """A trial was found without its worker, and will be repeated."""
+
+    def lost(self, run: "Run", number: int) -> None:
+        """Another worker has taken over the trial of this one."""
 
 
 @dataclass
@@ -79,7 +85,7 @@ class Run:
     """
 
     study: optuna.Study
-    storage: RDBStorage
+    storage: PatientStorage
     objective: Objective
     total: int
     size: int
@@ -91,54 +97,104 @@ class Run:
     _too_large: int = 0
     _number: int = -1
     _lock: ClaimLock = field(init=False)
+    _owners: OwnerWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.total = min(self.total, self.size)
         self._lock = ClaimLock(self.storage, self.study.study_name)
+        self._owners = OwnerWatch(self.storage)
 
-    def look(self) -> Standing:
+    def look(self) -> StudyProgress:
         """Read how far the study is."""
-        return self._standing(self.study.get_trials(deepcopy=False, states=_LOOKED_AT))
+        return self._progress(self.study.get_trials(deepcopy=False, states=_LOOKED_AT))
 
-    def is_over(self, standing: Standing) -> bool:
+    def is_over(self, progress: StudyProgress) -> bool:
         """Tell whether this worker has nothing more to do here, now or later."""
-        return self.problem is not None or self._exhausted or standing.done >= self._goal(standing)
+        return self.problem is not None or self._exhausted or progress.done >= self._goal(progress)
 
-    def advance(self, listener: "Listener") -> bool:
-        """Run a trial, if one is left that no worker has begun, and tell whether there was one."""
+    def advance(self, listener: Listener, interruption: Interruption) -> bool:
+        """Run a trial, if one is left that no worker has started, and tell whether there was one.
+
+        Raises:
+            KeyboardInterrupt: The worker has to end; its trial will be repeated.
+        """
         self._lock.acquire()
         try:
             trials = self.study.get_trials(deepcopy=False)
-            dead = requeue_dead(self.study, self.storage, trials)
-            for number in dead:
+            ended = self._owners.take_over(trials)
+            if ended:
+                trials = self.study.get_trials(deepcopy=False)
+            requeued = requeue_interrupted(self.study, trials)
+            if requeued:
+                trials = self.study.get_trials(deepcopy=False)
+            for number in requeued:
                 listener.requeued(self, number)
-            standing = self.look() if dead else self._standing(trials)
-            if standing.claimed >= self._goal(standing):
+            progress = self._progress(trials)
+            if progress.claimed >= self._goal(progress):
                 return False
-            self.study.optimize(self._evaluate, n_trials=1, catch=(EvaluationFailed, Surplus))
+            with interruption.deferred():
+                is_held = self._run_trial(interruption)
         finally:
             self._lock.release()
+        if not is_held:
+            listener.lost(self, self._number)
+            return True
         if self.study._stop_flag:
             # Nobody here stops a study, so the sampler has: there is nothing left to propose.
             self._exhausted = True
             return True
         trial = self.study.get_trials(deepcopy=False)[self._number]
         self._judge(trial)
-        if not _is_duplicate(trial):
+        if outcome_of(trial) is not Outcome.DUPLICATE:
             listener.finished(self, trial)
         return True
 
-    def _evaluate(self, trial: optuna.Trial) -> tuple[float, ...]:
+    def _run_trial(self, interruption: Interruption) -> bool:
+        """Let Optuna run a trial, and tell whether this worker had it to its end."""
+        try:
+            self.study.optimize(
+                lambda trial: self._evaluate(trial, interruption), n_trials=1, catch=(EvaluationFailed, TrialNotNeeded)
+            )
+        except Exception:
+            # Optuna cannot end a trial that another worker has ended, which it says in several ways.
+            if "taken_over_by" in self.study.get_trials(deepcopy=False)[self._number].user_attrs:
+                return False
+            raise
+        return True
+
+    def _evaluate(self, trial: optuna.Trial, interruption: Interruption) -> tuple[float, ...]:
         self._number = trial.number
-        sign(trial, self.storage)
-        return self.objective(trial, lambda: self._claimed(trial))
+        with Lease(self.storage, trial) as lease:
+
+            def check() -> None:
+                lease.check()
+                interruption.check()
+
+            turn = Turn(lambda: self._claimed(trial), (lease, interruption), check)
+            try:
+                values = self.objective(trial, turn)
+            except optuna.TrialPruned:
+                if "outcome" not in trial.user_attrs:
+                    trial.set_user_attr("outcome", Outcome.NOT_NEEDED)
+                raise
+            except (EvaluationFailed, LeaseLost, UpdateFinishedTrialError):
+                raise
+            except TrialNotNeeded as error:
+                _give_up(trial, Outcome.NOT_NEEDED, str(error))
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                # Not the architecture's fault: a later trial shall evaluate it.
+                _give_up(trial, Outcome.INTERRUPTED, f"interrupted: {_text(error)}")
+                raise
+            trial.set_user_attr("outcome", Outcome.COMPLETED)
+            return values
 
     def _claimed(self, trial: optuna.Trial) -> None:
         """Let the next worker have its turn; the trial's architecture is known to it now.
 
         Raises:
             optuna.TrialPruned: Another trial has the architecture.
-            Surplus: The trial is not needed.
+            TrialNotNeeded: Other workers' trials are enough.
         """
         is_new = self._twin(trial) is None
         if self._lock.release() and is_new:
@@ -149,39 +205,43 @@ class Run:
         twin = self._twin(trial)
         if twin is not None:
             does = "evaluates" if twin.state == TrialState.RUNNING else "has evaluated"
-            reason = f"{_DUPLICATE}: trial {twin.number} {does} this architecture"
+            reason = f"duplicate: trial {twin.number} {does} this architecture"
             trial.set_user_attr("reason", reason)
+            trial.set_user_attr("outcome", Outcome.DUPLICATE)
             raise optuna.TrialPruned(reason)
-        standing = self.look()
-        if standing.claimed > self._goal(standing):
-            raise Surplus(f"trial {trial.number} was not needed any more")
+        progress = self.look()
+        if progress.claimed > self._goal(progress):
+            raise TrialNotNeeded(f"trial {trial.number} was not needed any more")
         self._lock.release()
 
     def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
         """Return another trial that evaluates, or has evaluated, a trial's architecture."""
         architecture = trial.user_attrs["architecture"]
         for other in self.study.get_trials(deepcopy=False):
-            same = other.number != trial.number and other.user_attrs.get("architecture") == architecture
-            if same and (counts(other) or is_too_large(other, self.memory) or other.state == TrialState.RUNNING):
+            if other.number == trial.number or other.user_attrs.get("architecture") != architecture:
+                continue
+            is_running = other.state == TrialState.RUNNING
+            if is_running or counts_toward_total(other) or is_too_large(other, self.memory):
                 return other
         return None
 
-    def _standing(self, trials: Sequence[FrozenTrial]) -> Standing:
-        done = sum(map(counts, trials))
+    def _progress(self, trials: Sequence[FrozenTrial]) -> StudyProgress:
+        done = sum(map(counts_toward_total, trials))
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         too_large = {trial.user_attrs["architecture"] for trial in trials if is_too_large(trial, self.memory)}
-        return Standing(done, done + running, len(too_large))
+        return StudyProgress(done, done + running, len(too_large))
 
-    def _goal(self, standing: Standing) -> int:
+    def _goal(self, progress: StudyProgress) -> int:
         """Return how many trials the study can reach."""
-        return min(self.total, self.size - standing.too_large)
+        return min(self.total, self.size - progress.too_large)
 
     def _judge(self, trial: FrozenTrial) -> None:
         """Count failures and proposals that come to nothing in a row, and give up where going on makes no sense."""
-        self._duplicates = self._duplicates + 1 if _is_duplicate(trial) else 0
-        if not _is_duplicate(trial):
+        outcome = outcome_of(trial)
+        self._duplicates = self._duplicates + 1 if outcome is Outcome.DUPLICATE else 0
+        if outcome is not Outcome.DUPLICATE:
             self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
-            self._too_large = self._too_large + 1 if is_too_large(trial) else 0
+            self._too_large = self._too_large + 1 if outcome is Outcome.TOO_LARGE else 0
         if self._duplicates == _MOST_DUPLICATES:
             self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.look().done} trials done"
         elif self._too_large == _MOST_TOO_LARGE:
@@ -190,7 +250,20 @@ class Run:
             self.problem = f"{_MOST_FAILURES} trials in a row failed, the last with {trial.user_attrs.get('reason')}"
 
 
-def search_all(runs: Sequence[Run], listener: Listener) -> None:
+def _give_up(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
+    """Record why a worker does not bring a trial to its end; nothing where the trial is not its own any more."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        trial.set_user_attr("reason", reason)
+        trial.set_user_attr("outcome", outcome)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "its worker was stopped"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def search_all(runs: Sequence[Run], listener: Listener, interruption: Interruption) -> None:
     """Run trials until every study has its number, always of the one that is furthest behind.
 
     So the fronts of several candidates are lifted side by side, as in SM-NAS. A worker that finds every trial begun
@@ -198,13 +271,15 @@ def search_all(runs: Sequence[Run], listener: Listener) -> None:
 
     Raises:
         SearchStopped: Runs that could not reach their numbers; the others have.
+        KeyboardInterrupt: The worker has to end.
     """
     while True:
-        standings = [(standing.claimed / run.total, run) for run in runs if not run.is_over(standing := run.look())]
-        if not standings:
+        interruption.check()
+        shares = [(progress.claimed / run.total, run) for run in runs if not run.is_over(progress := run.look())]
+        if not shares:
             break
-        furthest_behind_first = [run for _, run in sorted(standings, key=lambda pair: pair[0])]
-        if not any(run.advance(listener) for run in furthest_behind_first):
+        furthest_behind_first = [run for _, run in sorted(shares, key=lambda pair: pair[0])]
+        if not any(run.advance(listener, interruption) for run in furthest_behind_first):
             time.sleep(_LOOK_EVERY)
     for run in runs:
         if run.problem is None:
@@ -227,7 +302,3 @@ def _barrenness(study: optuna.Study) -> str | None:
     if too_large:
         return f"no architecture fits into memory, trial {too_large[-1].number} {too_large[-1].user_attrs['reason']}"
     return "no trial could be completed, nothing was proposed"
-
-
-def _is_duplicate(trial: FrozenTrial) -> bool:
-    return str(trial.user_attrs.get("reason", "")).startswith(_DUPLICATE)

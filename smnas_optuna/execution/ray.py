@@ -1,5 +1,6 @@
 """Workers on a Ray cluster: each a task, placed by the GPUs that it needs, and placed anew when its node is lost."""
 
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
 from smnas_optuna.settings import Device
@@ -110,7 +112,10 @@ def supervise_on_ray(
 
 
 def _work(order: Order, queue: Any) -> Ended:
-    return work(order, queue.put)
+    interruption = Interruption()
+    # With this signal Ray cancels a task.
+    interruption.listen(signal.SIGINT)
+    return work(order, queue.put, interruption)
 
 
 def _take_in(place: _Place, say: Callable[[str], None]) -> None:

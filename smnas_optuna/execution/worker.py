@@ -10,18 +10,21 @@ from typing import Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
+from smnas_optuna.claim import ClaimLock
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, find_again
 from smnas_optuna.evaluation.job import Demand, Event, Target
 from smnas_optuna.evaluation.process import preload, probe
+from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
 from smnas_optuna.objective import DetectorObjective
 from smnas_optuna.patient_storage import PATIENCE
 from smnas_optuna.reporting.dashboard import describe_trial
 from smnas_optuna.reporting.pareto import hypervolume
+from smnas_optuna.retry import retry_too_large
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import agree_on_device, open_study, retry_too_large
+from smnas_optuna.study import agree_on_device, open_study
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class Requeued:
 
 
 @dataclass(frozen=True)
+class TakenOver:
+    """Another worker has taken over this one's trial, which was not heard for too long."""
+
+    worker: int
+    study: str
+    trial: int
+
+
+@dataclass(frozen=True)
 class Ended:
     """The worker has nothing more to do, or could not go on.
 
@@ -80,7 +92,7 @@ class Ended:
     error: str | None = None
 
 
-Message = Ready | Heard | Finished | Requeued | Ended
+Message = Ready | Heard | Finished | Requeued | TakenOver | Ended
 Tell = Callable[[Message], None]
 
 
@@ -142,7 +154,8 @@ class SearchOrder:
         for search in self.searches:
             seed = None if self.seed is None else self.seed + self.worker
             study = open_study(storage, search, sampler=self.sampler, seed=seed)
-            retry_too_large(study, storage, memory)
+            with ClaimLock(storage, study.study_name):
+                retry_too_large(study, study.get_trials(deepcopy=False), memory)
             device = agree_on_device(study, storage, target.identity, mixed=self.mixed_devices)
             objective = DetectorObjective(
                 search,
@@ -177,18 +190,21 @@ class _Reporter:
     def requeued(self, run: Run, number: int) -> None:
         self._tell(Requeued(self._worker, self._names[id(run)], number))
 
+    def lost(self, run: Run, number: int) -> None:
+        self._tell(TakenOver(self._worker, self._names[id(run)], number))
 
-def work(order: Order, tell: Tell) -> Ended:
+
+def work(order: Order, tell: Tell, interruption: Interruption) -> Ended:
     """Carry out an order, tell what happens meanwhile, and return how it ended.
 
-    A KeyboardInterrupt lets the worker put its trial back into the queue and end.
+    An interruption ends the worker in order; its trial will be repeated.
     """
     # What happens is told in messages.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     ended = Ended(order.worker)
     try:
         runs = order.runs(tell)
-        search_all(list(runs.values()), _Reporter(order.worker, runs, tell))
+        search_all(list(runs.values()), _Reporter(order.worker, runs, tell), interruption)
     except SearchStopped as stopped:
         return replace(ended, problem=str(stopped))
     except UserError as error:

@@ -10,7 +10,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.job import Column, Comparison
 from smnas_optuna.evaluation.process import draw, preload
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
-from smnas_optuna.study import first_number
+from smnas_optuna.retry import first_number
 
 _FORMATS = (".png", ".jpg", ".jpeg")
 _FILES = ("config.py", "weights.pth")

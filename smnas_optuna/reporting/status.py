@@ -4,17 +4,17 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 import optuna
-import sqlalchemy
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.patient_storage import PatientStorage
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.reporting.summary import front_table
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import candidates_of, evaluated_trials, transferred_in
+from smnas_optuna.study import candidates_of, transferred_in
+from smnas_optuna.trial_outcome import evaluated_trials
 
 
 def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) -> None:
@@ -47,7 +47,7 @@ def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) ->
             out.print(front_table(study))
 
 
-def _lines(study: optuna.Study, storage: RDBStorage, total: int) -> list[str]:
+def _lines(study: optuna.Study, storage: PatientStorage, total: int) -> list[str]:
     trials = study.get_trials(deepcopy=False)
     done = evaluated_trials(study)
     states = Counter(trial.state.name.lower() for trial in trials)
@@ -55,12 +55,11 @@ def _lines(study: optuna.Study, storage: RDBStorage, total: int) -> list[str]:
         f"{study.study_name}: {len(done)} of {total} trials done",
         "  trials: " + (", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"),
     ]
-    heartbeats = _heartbeat_ages(storage)
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     for trial in running:
-        host, pid = (trial.user_attrs.get("worker") or "?:?:").rsplit(":", 2)[:2]
-        age = heartbeats.get(trial._trial_id)
-        heard = f"heard {age:.0f} s ago" if age is not None else "not heard yet"
+        host, pid = (*str(trial.user_attrs.get("worker", "?")).split(":"), "?")[:2]
+        sign = storage.sign_of_life(trial._trial_id)
+        heard = f"heard {sign.age:.0f} s ago" if sign else "not heard yet"
         what = trial.user_attrs.get("architecture", "being proposed")
         lines.append(f"  worker {pid} on {host}, {heard}: trial {trial.number}, {what}")
     if not running:
@@ -79,15 +78,3 @@ def _rate(done: list[FrozenTrial], total: int) -> list[str]:
     if len(done) < total:
         lines.append(f"  expected end: {datetime.now() + each * (total - len(done)):%Y-%m-%d %H:%M}")
     return lines
-
-
-def _heartbeat_ages(storage: RDBStorage) -> dict[int, float]:
-    """Return the seconds since each trial's last heartbeat, by the database's own clock."""
-    with storage.engine.connect() as connection:
-        now = connection.execute(sqlalchemy.select(sqlalchemy.func.now())).scalar_one().replace(tzinfo=None)
-        rows = connection.execute(sqlalchemy.text("SELECT trial_id, heartbeat FROM trial_heartbeats")).all()
-    ages = {}
-    for trial_id, heartbeat in rows:
-        moment = datetime.fromisoformat(heartbeat) if isinstance(heartbeat, str) else heartbeat
-        ages[trial_id] = (now - moment.replace(tzinfo=None)).total_seconds()
-    return ages

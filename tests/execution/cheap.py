@@ -1,8 +1,7 @@
 """Workers with an objective that costs nothing but time: everything about a search is real, except for training."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import optuna
@@ -10,10 +9,11 @@ from optuna.trial import TrialState
 
 from smnas_optuna.execution.loop import Run
 from smnas_optuna.execution.worker import Tell
+from smnas_optuna.objective import Turn
 from smnas_optuna.patient_storage import PATIENCE
 from smnas_optuna.samplers import create_sampler
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import counts
+from smnas_optuna.trial_outcome import counts_toward_total
 
 SIZE = 8 * 8 * 8 * 3
 
@@ -35,11 +35,12 @@ class CheapObjective:
 
     seconds: float
 
-    def __call__(self, trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, float]:
+    def __call__(self, trial: optuna.Trial, turn: Turn) -> tuple[float, float]:
         architecture = suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
-        claimed()
-        time.sleep(self.seconds)
+        turn.claimed()
+        connection.wait(turn.ends, timeout=self.seconds)
+        turn.check()
         a, b, c, block = architecture
         bonus = {"basic": 0.0, "bottleneck": 0.1, "inverted": 0.05}[block]
         trial.set_user_attr("map", bonus)
@@ -55,10 +56,10 @@ class CheapOrder:
     total: int
     seconds: float
     sampler: str = "pop"
-    heartbeat: int = 1
+    lease_seconds: float = 1.0
 
     def runs(self, tell: Tell) -> dict[str, Run]:
-        storage = open_storage(self.url, create=False, heartbeat=self.heartbeat, patience=PATIENCE)
+        storage = open_storage(self.url, create=False, lease_seconds=self.lease_seconds, patience=PATIENCE)
         sampler = create_sampler(self.sampler, self.worker, suggest, order, exclusive=True)
         study = optuna.load_study(study_name="cheap", storage=storage, sampler=sampler)
         return {"cheap": Run(study, storage, CheapObjective(self.seconds), self.total, SIZE)}
@@ -73,7 +74,7 @@ def check(url: str, total: int) -> optuna.Study:
     """Make sure that the study has so many trials that count, of as many architectures, and none left running."""
     study = optuna.load_study(study_name="cheap", storage=open_storage(url, create=False))
     trials = study.trials
-    counted = [trial for trial in trials if counts(trial)]
+    counted = [trial for trial in trials if counts_toward_total(trial)]
     assert len(counted) == total
     assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
     architectures = [trial.user_attrs["architecture"] for trial in counted]

@@ -10,7 +10,7 @@ from smnas_optuna.evaluation.process import preload
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.storage import open_storage
-from smnas_optuna.study import counts
+from smnas_optuna.trial_outcome import counts_toward_total
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
@@ -80,6 +80,6 @@ def test_an_interrupt_ends_every_worker_and_loses_nothing(tmp_path: Path) -> Non
         supervise([CheapOrder(worker, url, 30, 0.2) for worker in range(3)], interrupt, lambda line: None)
     assert workers() == []
     study = optuna.load_study(study_name="cheap", storage=open_storage(url, create=False))
-    assert 1 <= sum(map(counts, study.trials)) < 30
+    assert 1 <= sum(map(counts_toward_total, study.trials)) < 30
     supervise([CheapOrder(worker, url, 30, 0.0) for worker in range(3)], lambda message: None, lambda line: None)
     check(url, 30)

@@ -8,7 +8,9 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
+from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run
+from smnas_optuna.objective import Turn
 from smnas_optuna.storage import open_storage
 from tests.servers import PostgreSQL
 
@@ -20,17 +22,19 @@ class Silent:
 
     def requeued(self, run: Run, number: int) -> None: ...
 
+    def lost(self, run: Run, number: int) -> None: ...
 
-def open_run(url: str, objective: Callable[[optuna.Trial, Callable[[], None]], tuple[float, ...]]) -> Run:
-    storage = open_storage(url, heartbeat=1)
+
+def open_run(url: str, objective: Callable[[optuna.Trial, Turn], tuple[float, ...]]) -> Run:
+    storage = open_storage(url, lease_seconds=1.0)
     study = optuna.create_study(storage=storage, study_name="pair", load_if_exists=True)
     study.sampler = optuna.samplers.RandomSampler()
     return Run(study, storage, objective, total=2, size=9)
 
 
-def propose(trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+def propose(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
     trial.set_user_attr("architecture", str(trial.suggest_int("depth", 1, 9)))
-    claimed()
+    turn.claimed()
     return (0.0,)
 
 
@@ -47,20 +51,20 @@ def lose_lock(run: Run, url: str) -> None:
 def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_written: bool) -> None:
     url = postgresql.create_database()
 
-    def interrupted(trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+    def interrupted(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
         depth = trial.suggest_int("depth", 1, 9)
         if is_written:
             trial.set_user_attr("architecture", str(depth))
         lose_lock(first, url)
         second.study.enqueue_trial({"depth": 5})
-        assert second.advance(Silent())
+        assert second.advance(Silent(), Interruption())
         trial.set_user_attr("architecture", str(depth))
-        claimed()
+        turn.claimed()
         return (1.0,)
 
     first, second = open_run(url, interrupted), open_run(url, propose)
     first.study.enqueue_trial({"depth": 5})
-    assert first.advance(Silent())
+    assert first.advance(Silent(), Interruption())
     trials = first.study.get_trials()
     states = [trial.state for trial in trials]
     goes_on, yields = (0, 1) if is_written else (1, 0)
@@ -68,17 +72,17 @@ def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_wri
     assert states[yields] == TrialState.PRUNED
     assert trials[yields].user_attrs["reason"].startswith(f"duplicate: trial {goes_on} ")
     # Nobody holds the lock any more, and the study goes on.
-    assert second.advance(Silent())
+    assert second.advance(Silent(), Interruption())
     assert first.look().done == 2
 
 
 def test_what_nobody_else_has_goes_on_although_the_lock_was_lost(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
 
-    def interrupted(trial: optuna.Trial, claimed: Callable[[], None]) -> tuple[float, ...]:
+    def interrupted(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
         lose_lock(run, url)
-        return propose(trial, claimed)
+        return propose(trial, turn)
 
     run = open_run(url, interrupted)
-    assert run.advance(Silent())
+    assert run.advance(Silent(), Interruption())
     assert run.look().done == 1
