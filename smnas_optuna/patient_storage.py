@@ -159,7 +159,7 @@ class PatientStorage(RDBStorage):
 
 
 def _patiently(name: str) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
+    method = getattr(PatientStorage, name)
 
     @functools.wraps(method)
     def repeat(self: PatientStorage, *args: Any, **others: Any) -> Any:
