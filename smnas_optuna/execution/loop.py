@@ -61,7 +61,7 @@ class Listener(Protocol):
     """Who is told what happens."""
 
     def finished(self, run: "Run", trial: FrozenTrial) -> None:
-        """A trial has ended that was no duplicate."""
+        """A trial has ended that was needed, and was no duplicate."""
 
     def requeued(self, run: "Run", number: int) -> None:
         """A trial was found without its worker, and will be repeated."""
@@ -145,7 +145,7 @@ class Run:
             return True
         trial = self.study.get_trials(deepcopy=False)[self._number]
         self._judge(trial)
-        if outcome_of(trial) is not Outcome.DUPLICATE:
+        if outcome_of(trial) not in (Outcome.DUPLICATE, Outcome.NOT_NEEDED):
             listener.finished(self, trial)
         return True
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smnas_optuna.evaluation.job import Costs, Memory, Progress, Resumed
-from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
+from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued, TakenOver
 from smnas_optuna.reporting.sparkline import sparkline
 
 _PLAIN_WIDTH = 140
@@ -90,6 +90,12 @@ class SearchProgress:
             self._finish(message)
         elif isinstance(message, Requeued):
             self.say(f"{_name(message.study, message.trial)} was interrupted and is back in the queue")
+        elif isinstance(message, TakenOver):
+            self._lanes[message.worker] = _Lane()
+            self.say(
+                f"{_name(message.study, message.trial)} was taken over by another worker, since worker "
+                f"{message.worker} could not renew its lease in time"
+            )
 
     def view(self) -> RenderableType:
         """Return the live view: a lane per worker, and below them how far the search is."""

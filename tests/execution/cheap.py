@@ -1,10 +1,13 @@
 """Workers with an objective that costs nothing but time: everything about a search is real, except for training."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
 import optuna
+import psutil
 from optuna.trial import TrialState
 
 from smnas_optuna.execution.loop import Run
@@ -39,7 +42,8 @@ class CheapObjective:
         architecture = suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
         turn.claimed()
-        connection.wait(turn.ends, timeout=self.seconds)
+        trial.set_user_attr("is_training", True)
+        connection.wait(list(turn.ends), timeout=self.seconds)  # type: ignore[arg-type]  # all have a fileno
         turn.check()
         a, b, c, block = architecture
         bonus = {"basic": 0.0, "bottleneck": 0.1, "inverted": 0.05}[block]
@@ -68,6 +72,33 @@ class CheapOrder:
 def create_cheap_study(url: str) -> None:
     """Create the tables and the study."""
     optuna.create_study(study_name="cheap", storage=open_storage(url), directions=["maximize", "minimize"])
+
+
+def suspend_in_training(url: str, worker: str, processes: Sequence[psutil.Process]) -> None:
+    """Suspend processes while a worker trains: not while it holds the lock of those that propose.
+
+    Args:
+        url: The database.
+        worker: How the worker signs, or how that begins.
+        processes: The worker's, and what else is to be suspended.
+    """
+    storage = open_storage(url, create=False)
+
+    def is_training() -> bool:
+        trials = optuna.load_study(study_name="cheap", storage=storage).get_trials(states=[TrialState.RUNNING])
+        return any(
+            trial.user_attrs.get("is_training") and trial.user_attrs["worker"].startswith(worker) for trial in trials
+        )
+
+    while True:
+        while not is_training():
+            time.sleep(0.05)
+        for process in processes:
+            process.suspend()
+        if is_training():
+            return
+        for process in processes:
+            process.resume()
 
 
 def check(url: str, total: int) -> optuna.Study:
