@@ -10,6 +10,7 @@ import optuna
 
 from smnas_optuna.evaluation.datasets import CheckedDataset
 from smnas_optuna.evaluation.job import (
+    Belonging,
     Costs,
     Event,
     Failure,
@@ -22,10 +23,11 @@ from smnas_optuna.evaluation.job import (
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.process import evaluate
+from smnas_optuna.evaluation.trial_folder import folder_of, prepare_folder
 from smnas_optuna.outcome import Outcome
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
-from smnas_optuna.study import TOO_LARGE, first_number, requeue
+from smnas_optuna.study import TOO_LARGE, _frozen, _interrupted_before, requeue
 
 _logger = logging.getLogger(__name__)
 
@@ -99,16 +101,25 @@ class DetectorObjective:
         for name, cost in known_costs(architecture).items():
             trial.set_user_attr(name, cost)
         self._gate(trial)
+        former = _interrupted_before(_frozen(trial))
+        belonging = Belonging(
+            trial.study.user_attrs.get("id", ""), trial.study.study_name, trial.number, (*former, trial.number)[0]
+        )
+        folder = folder_of(self._folder, trial.number)
+        if moved := prepare_folder(folder, belonging, architecture):
+            _logger.warning("%s: was another study's, and is now %s", folder, moved)
         job = Job(
             architecture,
             self._dataset,
             settings.detector,
             settings.training,
             self._search.recipe.device,
-            self._folder / f"trial_{first_number(trial):05d}",
+            folder,
             self._gpus,
             self._search.weights(architecture.backbone),
             self._memory,
+            belonging,
+            tuple(folder_of(self._folder, number) for number in reversed(former)),
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
