@@ -12,8 +12,11 @@ from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit, open_dataset
+from smnas_optuna.evaluation.job import Belonging
+from smnas_optuna.evaluation.trial_folder import check_record
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.retry import belonging_of
 from smnas_optuna.search import Search
 from smnas_optuna.settings import BddDataset, CocoDataset, Detector, VocDataset
 from smnas_optuna.storage import DEFAULT_STORAGE
@@ -64,11 +67,11 @@ def export(
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; expected a file's name")
     if zoo is not None:
-        architecture, detector, search = _published(zoo), Detector(), None
+        architecture, detector, search, belonging = _published(zoo), Detector(), None, None
     else:
         assert study is not None
         assert trial is not None
-        architecture, detector, search = _found(storage, study, trial)
+        architecture, detector, search, belonging = _found(storage, study, trial)
     if kind == "onnx":
         if data or overrides or weights:
             raise UserError("--data, --set and --weights: are for --format config")
@@ -76,7 +79,7 @@ def export(
             raise UserError("--format onnx: expected --checkpoint FILE, the trained weights")
         if not checkpoint.is_file():
             raise UserError(f"--checkpoint {checkpoint}: no such file; expected a detector's trained weights")
-        _export_onnx(architecture, detector, checkpoint, output, portrait=portrait)
+        _export_onnx(architecture, detector, belonging, checkpoint, output, portrait=portrait)
         return
     if checkpoint or portrait:
         raise UserError("--checkpoint and --portrait: are for --format onnx")
@@ -112,18 +115,23 @@ def export(
 
 
 def _export_onnx(
-    architecture: Architecture, detector: Detector, checkpoint: Path, output: Path, *, portrait: bool
+    architecture: Architecture,
+    detector: Detector,
+    belonging: Belonging | None,
+    checkpoint: Path,
+    output: Path,
+    *,
+    portrait: bool,
 ) -> None:
     from smnas_optuna.detector.onnx_model import export_onnx
     from smnas_optuna.evaluation.checkpoint import load_trained
     from smnas_optuna.evaluation.final import final_detector  # loads torch, for which no mistake has to wait
 
-    trained = load_trained(checkpoint)
-    searched = trained["meta"].get("architecture")  # which a final training does not note
-    if searched is None:
+    place = f"--checkpoint {checkpoint}"
+    trained = load_trained(place, checkpoint)
+    check_record(place, trained["meta"], belonging, str(architecture))
+    if "architecture" not in trained["meta"]:  # which a final training does not note
         detector = final_detector(detector)
-    elif searched != str(architecture):
-        raise UserError(f"--checkpoint {checkpoint}: is of another detector: found {searched}, expected {architecture}")
     agreement = export_onnx(architecture, detector, trained, output, portrait=portrait)
     print(
         f"{output}: {architecture}; in images of noise onnxruntime and torch find {agreement.boxes} boxes, of which "
@@ -141,7 +149,7 @@ def _published(name: str) -> Architecture:
     return published.architecture
 
 
-def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector, Search]:
+def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector, Search, Belonging]:
     study = load_study(storage, name)
     search = search_of(study)
     if search is None:
@@ -153,7 +161,8 @@ def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector
             f"--trial {number}: not a finished trial of {name!r}; those are {', '.join(complete) or 'none'}"
         )
     architecture = Architecture.parse(trials[number].user_attrs["architecture"])
-    return architecture, search.settings.detector, search
+    belonging = belonging_of(study, trials[number])
+    return architecture, search.settings.detector, search, belonging
 
 
 def _recipe_of_data(search: Search | None, data: str | None, overrides: list[str] | None) -> Recipe:

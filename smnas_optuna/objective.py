@@ -23,8 +23,9 @@ from smnas_optuna.evaluation.job import (
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.process import Waitable, evaluate
+from smnas_optuna.evaluation.trial_folder import folder_of, prepare_folder
 from smnas_optuna.outcome import Outcome
-from smnas_optuna.retry import first_number
+from smnas_optuna.retry import belonging_of, interrupted_before
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
 
@@ -106,16 +107,23 @@ class DetectorObjective:
         for name, cost in known_costs(architecture).items():
             trial.set_user_attr(name, cost)
         self._gate(trial)
+        frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+        belonging = belonging_of(trial.study, frozen)
+        folder = folder_of(self._folder, trial.number)
+        if moved := prepare_folder(folder, belonging, architecture):
+            _logger.warning("%s: was another study's, and is now %s", folder, moved)
         job = Job(
             architecture,
             self._dataset,
             settings.detector,
             settings.training,
             self._search.recipe.device,
-            self._folder / f"trial_{first_number(trial.study.get_trials(deepcopy=False)[trial.number]):05d}",
+            folder,
             self._gpus,
             self._search.weights(architecture.backbone),
             self._memory,
+            belonging,
+            tuple(folder_of(self._folder, number) for number in reversed(interrupted_before(frozen))),
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []

@@ -14,6 +14,7 @@ import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
+from smnas_optuna.evaluation.job import Belonging
 from smnas_optuna.outcome import Outcome
 from smnas_optuna.patient_storage import PatientStorage, SignOfLife
 from smnas_optuna.process_identity import ProcessIdentity
@@ -129,9 +130,10 @@ def retry_too_large(study: optuna.Study, trials: Sequence[FrozenTrial], memory: 
             study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
 
 
-def first_number(trial: FrozenTrial) -> int:
-    """Return the number of the first attempt at what a trial evaluates, before interruptions."""
-    return (*interrupted_before(trial), trial.number)[0]
+def belonging_of(study: optuna.Study, trial: FrozenTrial) -> Belonging:
+    """Return what tells a trial from every other one, also of studies of the same name in other databases."""
+    first = (*interrupted_before(trial), trial.number)[0]
+    return Belonging(study.user_attrs.get("id", ""), study.study_name, trial.number, first)
 
 
 def interrupted_before(trial: FrozenTrial) -> list[int]:

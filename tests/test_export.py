@@ -257,7 +257,17 @@ def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
 
     other = run("export", *onnx, "--trial", 1, "--checkpoint", own, folder=searched)
     assert other.returncode == 2
-    assert other.stderr.startswith(f"error: --checkpoint {own}: is of another detector: found 64x48 ")
+    assert other.stderr == f"error: --checkpoint {own}: is of another trial: found 0, expected 1\n"
+    content = torch.load(searched / own)
+    architecture = content["meta"]["architecture"]
+    of_trial_1 = partial(export, study="tiny/structural", trial=1, storage=f"sqlite:///{searched}/smnas.db")
+    for changed, message in (
+        ({"study_name": "mine/structural"}, "is of another study: found 'mine/structural' "),
+        ({"trial": 1}, f"is of another detector: found {architecture}, expected 64x48 "),
+    ):
+        torch.save({**content, "meta": {**content["meta"], **changed}}, searched / "other.pth")
+        with pytest.raises(UserError, match=re.escape(f"other.pth: {message}")):
+            of_trial_1(output=searched / "found.onnx", kind="onnx", checkpoint=searched / "other.pth")
     torch.save({"state_dict": {}}, searched / "backbone.pth")
     nothing = run("export", *onnx, "--checkpoint", "backbone.pth", folder=searched)
     assert nothing.stderr.startswith("error: --checkpoint backbone.pth: is no trained detector; expected a trial's")

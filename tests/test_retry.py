@@ -12,7 +12,7 @@ from smnas_optuna.patient_storage import PatientStorage
 from smnas_optuna.process_identity import ProcessIdentity
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
-from smnas_optuna.retry import MOST_DEATHS, OwnerWatch, first_number, interrupted_before, requeue_interrupted
+from smnas_optuna.retry import MOST_DEATHS, OwnerWatch, belonging_of, interrupted_before, requeue_interrupted
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
 from smnas_optuna.study import open_study
@@ -85,7 +85,7 @@ def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(ur
     assert orphan.user_attrs["outcome"] == "interrupted"
     assert again.user_attrs == {"architecture": orphan.user_attrs["architecture"], "worker_deaths": 1}
     assert str(recipe.structural.space.suggest(study.ask())) == orphan.user_attrs["architecture"]
-    assert first_number(study.trials[1]) == 0
+    assert belonging_of(study, study.trials[1]).first_trial == 0
     assert evaluated_trials(study) == []
 
 
@@ -222,7 +222,7 @@ def test_an_architecture_whose_workers_keep_dying_is_given_up(
 def test_a_user_who_stops_a_search_often_loses_no_architecture(study: optuna.Study, recipe: Recipe) -> None:
     for number in range(MOST_DEATHS + 2):
         trial = begin(study, recipe, str(HERE))
-        assert first_number(study.trials[trial.number]) == 0
+        assert belonging_of(study, study.trials[trial.number]).first_trial == 0
         trial.set_user_attr("outcome", "interrupted")
         study.tell(trial, state=TrialState.FAIL)
         assert requeue_interrupted(study, study.trials) == [number]

@@ -27,7 +27,7 @@ from smnas_optuna.architecture import BACKBONE_LEVELS, Backbone
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import NORMALIZATION, backbone_config
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, resume
+from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, find_checkpoint, resume
 from smnas_optuna.evaluation.distributed import backend, is_first, is_launched, join, process_count, told_once
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.settings import Detector
@@ -109,8 +109,9 @@ def pretrain(pretraining: Pretraining, kind: str, *, go_on: bool) -> Pretrained:
     """
     with told_once():
         config = classification_config(pretraining, kind)
-        if go_on and resume(config, pretraining.folder):
-            _check_checkpoint(config.load_from, pretraining)
+        if go_on and (checkpoint := find_checkpoint(pretraining.folder)):
+            _check_checkpoint(checkpoint.file, pretraining)
+            resume(config, checkpoint)
     if is_launched():
         join(config, kind)
     runner = Runner.from_cfg(config)
@@ -300,7 +301,7 @@ class TopAccuracy(BaseMetric):  # type: ignore[misc]  # mmengine is untyped
         return {f"top{k}": 100 * sum(place <= k for place in results) / len(results) for k in (1, 5)}
 
 
-def _check_checkpoint(file: str, pretraining: Pretraining) -> None:
+def _check_checkpoint(file: Path, pretraining: Pretraining) -> None:
     begun: str = torch.load(file, map_location="cpu", weights_only=True)["meta"]["experiment_name"]
     # MMEngine has put the time behind it.
     if not begun.startswith(f"{pretraining}_"):

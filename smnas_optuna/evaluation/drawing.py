@@ -22,8 +22,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.checkpoint import load_trained
 from smnas_optuna.evaluation.device import DeviceLock
 from smnas_optuna.evaluation.job import Comparison
+from smnas_optuna.evaluation.trial_folder import check_record
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels of a cell, the last two just outside
@@ -94,7 +96,8 @@ def draw(comparison: Comparison, _: Callable[[object], None]) -> None:
     On the CPU: a search that goes on meanwhile may need all of its GPU's memory.
 
     Raises:
-        UserError: There is no such image, the data set is gone, or the picture cannot be written.
+        UserError: There is no such image, the data set is gone, weights are another trial's, or the picture cannot be
+            written.
     """
     from mmdet.apis import init_detector  # needs mmcv's operators, which smnas_optuna.detector.layers provides
 
@@ -106,9 +109,11 @@ def draw(comparison: Comparison, _: Callable[[object], None]) -> None:
     images = [_load_present(first, index) for index in indices]
     panels = [_ground_truth_panel(first, indices)]
     for column, dataset in zip(comparison.columns, datasets, strict=True):
-        model = init_detector(str(column.folder / "config.py"), str(column.folder / "weights.pth"), device="cpu")
+        weights = column.folder / "weights.pth"
+        check_record(str(weights), load_trained(str(weights), weights)["meta"], column.belonging, column.architecture)
+        model = init_detector(str(column.folder / "config.py"), str(weights), device="cpu")
         found = [detect(model, dataset, index, comparison.threshold, lock) for index in indices]
-        panels.append(_panel_of_detections(column.title, column.text, found))
+        panels.append(_panel_of_detections(column.title, column.architecture, found))
     picture = compose(images, panels)
     try:
         _save(picture, comparison.path)

@@ -12,6 +12,24 @@ from smnas_optuna.settings import Detector, Device, Training
 
 
 @dataclass(frozen=True)
+class Belonging:
+    """Which trial of which study a folder, a checkpoint or trained weights belong to.
+
+    Args:
+        study: Unique id of the study, its user attribute ``id``; "" for a study that has none.
+        study_name: Name of the study.
+        trial: Number of the trial.
+        first_trial: Number of the trial that first attempted the architecture, if this one repeats interrupted ones;
+            else the same.
+    """
+
+    study: str
+    study_name: str
+    trial: int
+    first_trial: int
+
+
+@dataclass(frozen=True)
 class Job:
     """One architecture to be costed, trained, evaluated and timed.
 
@@ -21,11 +39,13 @@ class Job:
         detector: What all detectors of the search have in common.
         training: How to train.
         device: Where, and how to time.
-        folder: For the config, the log and the checkpoint; made if absent. A checkpoint that an interrupted process
-            has left there is gone on with.
+        folder: For the config, the log and the checkpoint; made if absent.
         gpus: Indices of the GPUs to use; None for those that the process sees.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
         memory: Bytes that training may take on each GPU.
+        belonging: The trial that this evaluates; None to keep no checkpoints and resume from none.
+        former: Folders of the interrupted attempts that this one repeats, newest first. Training resumes from the
+            first checkpoint there that belongs to the same study and architecture and was trained in the same way.
     """
 
     architecture: Architecture
@@ -37,6 +57,8 @@ class Job:
     gpus: tuple[int, ...] | None = None
     weights: str | None = None
     memory: int = sys.maxsize
+    belonging: Belonging | None = None
+    former: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,12 +102,14 @@ class Column:
     Args:
         folder: Its trial's, with ``config.py`` and ``weights.pth``.
         title: Heads its column, in one line.
-        text: Below the title, wrapped.
+        architecture: Written below the title.
+        belonging: The trial; weights that belong to another are refused.
     """
 
     folder: Path
     title: str
-    text: str
+    architecture: str
+    belonging: Belonging
 
 
 @dataclass(frozen=True)
@@ -176,7 +200,7 @@ class Scores:
             precisions, 0 to 1, or -1 where no such object is in the validation split.
         latency_ms: Median inference time of one image in milliseconds.
         latency_spread_ms: Interquartile range of the rounds' medians.
-        train_seconds: Time spent training.
+        train_seconds: Time spent training, with that of the attempts that training was resumed from.
         evaluation_seconds: Time spent on the validation split.
         timing_seconds: Time spent measuring inference time.
     """

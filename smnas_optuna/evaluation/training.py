@@ -25,7 +25,7 @@ from smnas_optuna.detector.counting import build_on_meta, count_costs
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, forget_checkpoint, resume
+from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, delete_checkpoints, resume, take_over, training_record
 from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, device_name
 from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
@@ -50,6 +50,7 @@ from smnas_optuna.evaluation.loaders import loader_config
 from smnas_optuna.evaluation.process import failure_of
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import precisions, search_metrics
+from smnas_optuna.evaluation.trial_folder import record_of
 
 # Done once in the server of training processes, so that a trial does not wait for it.
 register_all_modules()
@@ -111,9 +112,14 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
     if isinstance(memory, TooLarge):
         return
     config = runner_config(job, kind, memory.parts)
+    record = training_record(job, kind, memory.parts)
+    resumed = take_over(job, record)
+    if resumed is not None:
+        resume(config, resumed)
+    checkpoints = KeepCheckpoint(job.folder, record, resumed)
     processes = job.device.gpus_per_trial
     if processes == 1:
-        _train(job, config, kind, report)
+        _train(job, config, kind, checkpoints, report)
         return
     launch = LaunchConfig(
         min_nodes=1,
@@ -126,7 +132,7 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
         rdzv_endpoint="localhost:0",
     )
     try:
-        elastic_launch(launch, _train_distributed)(job, config, kind, report)
+        elastic_launch(launch, _train_distributed)(job, config, kind, checkpoints, report)
     except ChildFailedError as error:
         # One that could still say what went wrong has done so before, and what comes second is not heard.
         _, failure = error.get_first_failure()
@@ -244,11 +250,13 @@ def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
     )
 
 
-def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
+def _train_distributed(
+    job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, report: Callable[[Event], None]
+) -> None:
     """Train as one of several processes under torch's launcher, which has set the environment."""
     try:
         join(config, kind)
-        _train(job, config, kind, report)
+        _train(job, config, kind, checkpoints, report)
     except SignalException:
         raise  # from the launcher, which ends this process since another has failed
     except Exception as error:
@@ -259,17 +267,18 @@ def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Ev
     torch.distributed.destroy_process_group()
 
 
-def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
+def _train(job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, report: Callable[[Event], None]) -> None:
     lock = DeviceLock.of(kind)
-    epochs = resume(config, job.folder)
     runner = Runner.from_cfg(config)
     runner.register_hook(ShareDevice(lock), priority="VERY_HIGH")
-    runner.register_hook(KeepCheckpoint(job.folder), priority="LOWEST")
+    if job.belonging is not None:
+        runner.register_hook(checkpoints, priority="LOWEST")
     runner.register_hook(_ReportProgress(report), priority="LOWEST")
     main = is_main_process()
     built = time.perf_counter()
     if main:
         config.dump(str(job.folder / "config.py"))
+        epochs = checkpoints.epochs_before
         report(Resumed(epochs) if epochs else UntrainedLatency(_untrained_latency(runner, job, kind, lock)))
     start = time.perf_counter()
     runner.train()
@@ -287,13 +296,13 @@ def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None])
         metrics=precisions(measured, job.dataset),
         latency_ms=latency,
         latency_spread_ms=spread,
-        train_seconds=trained - start,
+        train_seconds=checkpoints.seconds_before + trained - start,
         evaluation_seconds=evaluated - trained,
         timing_seconds=start - built + time.perf_counter() - loaded,
     )
     _draw_detections(runner, job, scores, lock)
     report(scores)
-    forget_checkpoint(job.folder)
+    delete_checkpoints(job, checkpoints.record)
 
 
 def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock) -> None:
@@ -352,7 +361,8 @@ def _save_weights(runner: Runner, job: Job) -> None:
     MMEngine's own checkpoints hold objects that torch has refused to load since 2.6.
     """
     weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
-    meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, "architecture": str(job.architecture)}
+    belonging = record_of(job.belonging, job.architecture) if job.belonging else {"architecture": str(job.architecture)}
+    meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, **belonging}
     torch.save({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
 
 

@@ -9,8 +9,9 @@ from optuna.trial import FrozenTrial, TrialState
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.job import Column, Comparison
 from smnas_optuna.evaluation.process import draw, preload
+from smnas_optuna.evaluation.trial_folder import find_folder
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
-from smnas_optuna.retry import first_number
+from smnas_optuna.retry import belonging_of
 
 _FORMATS = (".png", ".jpg", ".jpeg")
 _FILES = ("config.py", "weights.pth")
@@ -58,14 +59,16 @@ def draw_detections(
 
 def _column(study: optuna.Study, number: int, folder: Path) -> Column:
     trial = _finished_trial(study, number)
-    place = folder / _path_of(study) / f"trial_{first_number(trial):05d}"
+    architecture = str(trial.user_attrs.get("architecture", MISSING))
+    belonging = belonging_of(study, trial)
+    place = find_folder(folder / _path_of(study), belonging, architecture)
     for name in _FILES:
         if not (place / name).is_file():
             absent = (place / name).relative_to(folder)
             raise UserError(f"--output {folder}: has no {absent}; expected the folder that the study was run with")
     values = [quantity_of(name).text_with_unit(trial.user_attrs.get(name)) for name in ("map", "latency_ms")]
     title = f"trial {number}: mAP {values[0]}, {values[1]}"
-    return Column(place.resolve(), title, str(trial.user_attrs.get("architecture", MISSING)))
+    return Column(place.resolve(), title, architecture, belonging)
 
 
 def _finished_trial(study: optuna.Study, number: int) -> FrozenTrial:

@@ -1,7 +1,6 @@
 """Training processes: really forked, really training, really killed."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from smnas_optuna.evaluation.job import (
     Job,
     Memory,
     Progress,
-    Resumed,
     Scores,
     UntrainedLatency,
 )
@@ -169,33 +167,6 @@ def test_a_killed_training_process_fails_its_trial_with_the_signal(job: Job) -> 
     failure = [event for event in events if isinstance(event, Failure)]
     assert len(failure) == 1
     assert failure[0].reason == "crashed: the training process got SIGKILL"
-
-
-def test_an_interrupted_training_goes_on_after_its_last_epoch(job: Job) -> None:
-    job = replace(job, training=job.training.model_copy(update={"epochs": 8}))
-    interrupted = evaluate(job)
-    _first_epoch(interrupted)
-    interrupted.close()
-    costs, _, resumed, *epochs, scores = evaluate(job)
-    assert isinstance(costs, Costs)
-    assert isinstance(scores, Scores)
-    # Until the process had ended it may have trained on.
-    assert isinstance(resumed, Resumed)
-    assert 1 <= resumed.epochs < 8
-    assert all(isinstance(event, Progress) for event in epochs)
-    assert [event.epoch for event in epochs if isinstance(event, Progress)] == list(range(resumed.epochs + 1, 9))
-    assert not list(job.folder.glob("checkpoint*"))
-    # The schedule goes on too: training ends at the lowest learning rate.
-    rates = re.findall(r"lr: (\S+)", (job.folder / "output.log").read_text(encoding="utf-8"))
-    assert float(rates[-1]) < float(rates[0])
-    # Once it is over a training starts anew.
-    assert [type(event) for event in evaluate(job)][2] is UntrainedLatency
-
-
-def test_a_spoiled_checkpoint_fails_no_trial(job: Job) -> None:
-    job.folder.mkdir(parents=True)
-    (job.folder / "checkpoint.pth").write_bytes(b"half a file")
-    assert isinstance(list(evaluate(job))[-1], Scores)
 
 
 def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: Job) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 from optuna.trial import TrialState, create_trial
@@ -106,7 +108,16 @@ def test_jpegs_are_written_too(searched: Path, tmp_path: Path) -> None:
         assert picture.format == "JPEG"
 
 
-def test_a_trial_that_went_on_for_an_interrupted_one_is_found_in_its_folder(copy: Path) -> None:
+def _as_an_earlier_version_left_it(folder: Path) -> None:
+    """Take out of a trial's folder what says which trial it belongs to."""
+    (folder / "trial.json").unlink()
+    content = torch.load(folder / "weights.pth")
+    for name in ("study", "study_name", "trial", "first_trial"):
+        del content["meta"][name]
+    torch.save(content, folder / "weights.pth")
+
+
+def test_a_trial_of_an_earlier_version_that_resumed_is_found_in_the_first_attempts_folder(copy: Path) -> None:
     study = load(copy)
     again = create_trial(
         values=[0.5, 5.0],
@@ -115,9 +126,16 @@ def test_a_trial_that_went_on_for_an_interrupted_one_is_found_in_its_folder(copy
     )
     study.add_trial(again)
     folder = output_of(copy) / "structural"
-    (folder / "trial_00000").rename(folder / "trial_00002")
+    _as_an_earlier_version_left_it((folder / "trial_00000").rename(folder / "trial_00002"))
     number = study.trials[-1].number
     assert draw_detections(study, [number], output_of(copy), 1, path=copy / "retried.png").exists()
+
+
+def test_a_folder_that_a_later_search_has_moved_aside_is_found(copy: Path) -> None:
+    folder = output_of(copy) / "structural"
+    (folder / "trial_00000").rename(folder / "trial_00000.former-1")
+    shutil.copytree(folder / "trial_00001", folder / "trial_00000")
+    assert draw_detections(load(copy), [0], output_of(copy), 1, path=copy / "former.png").exists()
 
 
 def test_studies_of_stage_two_have_folders_of_their_own(copy: Path) -> None:
@@ -126,11 +144,39 @@ def test_studies_of_stage_two_have_folders_of_their_own(copy: Path) -> None:
     (output_of(copy) / "structural").rename(output_of(copy) / "C0")
     (output_of(copy) / "modular").mkdir()
     (output_of(copy) / "C0").rename(output_of(copy) / "modular" / "C0")
+    _as_an_earlier_version_left_it(output_of(copy) / "modular" / "C0" / "trial_00000")
     assert draw_detections(study, [0], output_of(copy), 1, path=copy / "two.png").exists()
 
 
 def _remove_weights(folder: Path) -> None:
     (output_of(folder) / "structural" / "trial_00001" / "weights.pth").unlink()
+
+
+def _use_another_trials_folder(folder: Path) -> None:
+    structural = output_of(folder) / "structural"
+    shutil.rmtree(structural / "trial_00001")
+    shutil.copytree(structural / "trial_00000", structural / "trial_00001")
+
+
+def _use_another_studys_folder(folder: Path) -> None:
+    load(folder).set_user_attr("id", "a1")
+    record = output_of(folder) / "structural" / "trial_00001" / "trial.json"
+    content = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps({**content, "study": "b2"}), encoding="utf-8")
+
+
+def _use_another_trials_weights(folder: Path) -> None:
+    structural = output_of(folder) / "structural"
+    shutil.copy(structural / "trial_00000" / "weights.pth", structural / "trial_00001")
+
+
+def _use_an_earlier_versions_other_detector(folder: Path) -> None:
+    _use_another_trials_folder(folder)
+    _as_an_earlier_version_left_it(output_of(folder) / "structural" / "trial_00001")
+
+
+def _cut_the_weights(folder: Path) -> None:
+    (output_of(folder) / "structural" / "trial_00001" / "weights.pth").write_bytes(b"half a file")
 
 
 def _lose_the_data(folder: Path) -> None:
@@ -173,6 +219,25 @@ def _lose_the_images(folder: Path) -> None:
             id="no folder",
         ),
         pytest.param({}, _remove_weights, "has no structural/trial_00001/weights.pth; expected", id="no weights"),
+        pytest.param(
+            {}, _use_another_trials_folder, "structural/trial_00001: is of another trial: found 0", id="other folder"
+        ),
+        pytest.param(
+            {},
+            _use_another_studys_folder,
+            "trial_00001: is of another study: found 'tiny/structural' with id b2, expected 'tiny/structural' with id ",
+            id="another study",
+        ),
+        pytest.param(
+            {}, _use_another_trials_weights, "weights.pth: is of another trial: found 0, expected 1", id="other weights"
+        ),
+        pytest.param(
+            {},
+            _use_an_earlier_versions_other_detector,
+            "weights.pth: is of another detector: found 64x48 ",
+            id="other detector",
+        ),
+        pytest.param({}, _cut_the_weights, "trial_00001/weights.pth: cannot be loaded: ", id="spoiled weights"),
         pytest.param(
             {"images": 0}, None, "--images: found none; expected file names or a number from 1", id="0 images"
         ),
