@@ -105,6 +105,7 @@ def test_bad_usage_exits_with_2_and_one_line_that_names_it(
     assert named.lower() in errors.lower()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_command_exits_with_130_and_no_traceback(program: Path) -> None:
     with subprocess.Popen(
         [sys.executable, program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
