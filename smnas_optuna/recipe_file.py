@@ -1,7 +1,6 @@
 """Reads a recipe from YAML, and tells what is wrong with it and where."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from smnas_optuna.errors import UserError
+from smnas_optuna.errors import UserError, explain
 from smnas_optuna.recipe import Recipe
 
 
@@ -149,11 +148,7 @@ def _explain(error: ErrorDetails) -> str:
         kinds = Recipe.model_json_schema()["properties"]["dataset"]["discriminator"]["mapping"]
         kind = f"kind {error['ctx']['tag']!r}" if "tag" in error["ctx"] else "no kind"
         return f"found {kind}, expected one of {', '.join(kinds)}"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    found = error["input"]
-    expected = re.sub("^Input should be ", "expected ", error["msg"])
-    return expected if isinstance(found, dict) else f"found {found!r}, {expected}"
+    return explain(error)
 
 
 def _known_keys(path: Sequence[int | str]) -> list[str]:
