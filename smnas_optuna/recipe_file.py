@@ -46,15 +46,20 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        # A misspelt key comes first: that the right one is missing only follows from it.
-        first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
-        path = _path_of(first, content)
+        path, message = first_mistake(error, content)
         key = ".".join(path)
         given = any(f"{key}.".startswith(f"{override}.") for override in overridden)
         line = None if given else _line_of(tree, path)
-        where = f"{place}:{line}" if line else place
-        rest = f" (and {len(more)} more)" if more else ""
-        raise UserError(f"{where}: {key + ': ' if key else ''}{_explain(first)}{rest}") from None
+        raise UserError(f"{f'{place}:{line}' if line else place}: {message}") from None
+
+
+def first_mistake(error: ValidationError, content: Any) -> tuple[list[str], str]:
+    """Return the keys to what is wrong with a recipe's ``content``, and one line that says which key, and what."""
+    # A misspelt key comes first: that the right one is missing only follows from it.
+    first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
+    path = _path_of(first, content)
+    key = f"{'.'.join(path)}: " if path else ""
+    return path, f"{key}{_explain(first)}{f' (and {len(more)} more)' if more else ''}"
 
 
 def _read(recipe: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.commands import run
+from tests.servers import PostgreSQL
 
 # Small networks on few cores: see Device.cpu_threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -84,6 +85,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SMNAS_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    server = PostgreSQL()
+    yield server
+    server.close()
 
 
 @pytest.fixture
