@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
-from smnas_optuna.errors import UserError
+from smnas_optuna.errors import UserError, explain
 
 
 def run_command(command: Callable[..., None], name: str) -> NoReturn:
@@ -28,7 +29,7 @@ def run_command(command: Callable[..., None], name: str) -> NoReturn:
     try:
         code = app(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
     except TyperException as error:
-        _fail(error.format_message())
+        _fail(_message_of(error))
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -52,6 +53,13 @@ def writable_folder(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from None
     return folder.resolve()
+
+
+def _message_of(error: TyperException) -> str:
+    refused = error.__cause__
+    if isinstance(error, typer.BadParameter) and isinstance(refused, ValidationError) and error.param is not None:
+        return f"{'/'.join(error.param.opts)}: {explain(refused.errors(include_url=False)[0])}"
+    return error.format_message()
 
 
 def _fail(message: str) -> NoReturn:

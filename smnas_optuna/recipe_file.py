@@ -1,7 +1,6 @@
 """Reads a recipe from YAML, and tells what is wrong with it and where."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from smnas_optuna.errors import UserError
+from smnas_optuna.errors import UserError, explain
 from smnas_optuna.recipe import Recipe
 
 
@@ -47,15 +46,20 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        # A misspelt key comes first: that the right one is missing only follows from it.
-        first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
-        path = _path_of(first, content)
+        path, message = first_mistake(error, content)
         key = ".".join(path)
         given = any(f"{key}.".startswith(f"{override}.") for override in overridden)
         line = None if given else _line_of(tree, path)
-        where = f"{place}:{line}" if line else place
-        rest = f" (and {len(more)} more)" if more else ""
-        raise UserError(f"{where}: {key + ': ' if key else ''}{_explain(first)}{rest}") from None
+        raise UserError(f"{f'{place}:{line}' if line else place}: {message}") from None
+
+
+def first_mistake(error: ValidationError, content: Any) -> tuple[list[str], str]:
+    """Return the keys to what is wrong with a recipe's ``content``, and one line that says which key, and what."""
+    # A misspelt key comes first: that the right one is missing only follows from it.
+    first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
+    path = _path_of(first, content)
+    key = f"{'.'.join(path)}: " if path else ""
+    return path, f"{key}{_explain(first)}{f' (and {len(more)} more)' if more else ''}"
 
 
 def _read(recipe: str) -> tuple[str, str]:
@@ -149,11 +153,7 @@ def _explain(error: ErrorDetails) -> str:
         kinds = Recipe.model_json_schema()["properties"]["dataset"]["discriminator"]["mapping"]
         kind = f"kind {error['ctx']['tag']!r}" if "tag" in error["ctx"] else "no kind"
         return f"found {kind}, expected one of {', '.join(kinds)}"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    found = error["input"]
-    expected = re.sub("^Input should be ", "expected ", error["msg"])
-    return expected if isinstance(found, dict) else f"found {found!r}, {expected}"
+    return explain(error)
 
 
 def _known_keys(path: Sequence[int | str]) -> list[str]:

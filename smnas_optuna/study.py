@@ -12,12 +12,14 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.claim import ClaimLock
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe import Recipe
+from smnas_optuna.recipe_file import first_mistake
 from smnas_optuna.samplers import create_sampler
 from smnas_optuna.search import Candidate, Search, Transferred
 from smnas_optuna.storage import database_errors, open_storage
@@ -176,34 +178,47 @@ def _record_of(search: Search) -> dict[str, Any]:
     }
 
 
-def search_of(study: optuna.Study) -> Search | None:
-    """Return what a study searches; None for one that :func:`open_study` of this version has not made."""
-    attributes = study.user_attrs
-    try:
-        recipe = Recipe.model_validate(attributes["recipe"])
-    except (KeyError, ValueError):
-        return None
-    if "transferred" in attributes:
-        return Search(recipe, transferred=tuple(transferred_of(study)))
-    recorded = attributes.get("candidate")
+def search_of(study: optuna.Study) -> Search:
+    """Return what a study searches; importing what its recipe imports.
+
+    Raises:
+        UserError: It was not made by :func:`open_study`, or what it records cannot be used here, such as a recipe with
+            a module that is not there or with another version's keys; the text says which.
+    """
+    attributes, where = study.user_attrs, f"study {study.study_name!r}"
+    recorded = attributes.get("recipe")
     if recorded is None:
-        return Search(recipe)
-    candidate = _candidate(study.study_name, recorded)
-    return Search(recipe, candidate) if candidate else None
+        raise UserError(f"{where}: not made by run_study; it has no recipe")
+    try:
+        recipe = Recipe.model_validate(recorded)
+        transferred = tuple(transferred_of(study)) if "transferred" in attributes else None
+        parent = attributes.get("candidate")
+        candidate = _candidate(study.study_name, parent) if parent else None
+    except ValidationError as error:
+        made, here = attributes.get("versions", {}).get("smnas_optuna"), version("smnas_optuna")
+        made_with = f", made with smnas_optuna {made} where here is {here}," if made not in (None, here) else ""
+        raise UserError(f"{where}: its recipe{made_with} cannot be used: {first_mistake(error, recorded)[1]}") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if parent and candidate is None:
+        raise UserError(f"{where}: a copy; expected a name such as {recipe.name}/modular/C0")
+    return Search(recipe, candidate, transferred)
 
 
 def relatives_of(study: optuna.Study) -> list[optuna.Study]:
     """Return the studies of both stages of a study's recipe, itself among them, stage one first.
 
-    A study of the stage ``transfer``, or one that this package has not made, has no other.
+    They are told by their names, so the recipe need not be usable. A study of the stage ``transfer``, or one that this
+    package has not made, has no other.
     """
-    search = search_of(study)
-    if search is None or search.transferred is not None:
+    of_a_stage = re.compile(r"(.+)/(structural|modular/C\d+)")
+    own = of_a_stage.fullmatch(study.study_name)
+    if own is None or "recipe" not in study.user_attrs:
         return [study]
     storage = study._storage
-    name = re.compile(rf"{re.escape(search.recipe.name)}/(structural|modular/C\d+)")
+    matches = filter(None, map(of_a_stage.fullmatch, optuna.get_all_study_names(storage)))
     names = sorted(
-        filter(name.fullmatch, optuna.get_all_study_names(storage)), key=lambda name: (name.count("/"), len(name), name)
+        (match[0] for match in matches if match[1] == own[1]), key=lambda name: (name.count("/"), len(name), name)
     )
     return [optuna.load_study(study_name=name, storage=storage) for name in names]
 

@@ -53,10 +53,13 @@ def _resolve(storage: BaseStorage, source: str) -> list[Transferred]:
         return [Transferred(_published(source), source)]
     study = find_study(storage, name, f"--from {source}:")
     trials = _chosen(study, source, which)
-    return [
-        Transferred(Architecture.parse(trial.user_attrs["architecture"]), f"{name} trial {trial.number}")
-        for trial in trials
-    ]
+    try:
+        return [
+            Transferred(Architecture.parse(trial.user_attrs["architecture"]), f"{name} trial {trial.number}")
+            for trial in trials
+        ]
+    except ValueError as error:
+        raise UserError(f"--from {source}: {error}; a part of one's own needs its module among imports") from None
 
 
 def _published(name: str) -> Architecture:

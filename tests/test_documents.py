@@ -66,13 +66,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    started = PostgreSQL()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """Where a Ray cluster runs."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -121,13 +114,13 @@ class Reader:
 
 @pytest.fixture
 def reader(
-    document: Path, world: Path, server: PostgreSQL, request: pytest.FixtureRequest, tmp_path: Path
+    document: Path, world: Path, postgresql: PostgreSQL, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Reader]:
     """Follows a document in a home of its own."""
     home = shutil.copytree(world, tmp_path / "home")
     for file in document.parent.glob("requirements.txt"):
         shutil.copy(file, home)
-    url = server.create_database()
+    url = postgresql.create_database()
     placeholders = {
         "REPOSITORY": str(ROOT),
         "COMMAND": "complexity R50",

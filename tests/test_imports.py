@@ -10,6 +10,10 @@ import yaml
 from tests.commands import run
 from tests.conftest import TINY
 
+LEFT_OUT = (
+    "how often trained detectors contradict the order, nor the hypervolume relative to that of the starting detectors"
+)
+
 # A neck of its own, for the search as for MMDetection: twice an FPN.
 MODULE = """
 import smnas_optuna.detector.layers  # before mmdet: provides mmcv's operators
@@ -53,6 +57,23 @@ def test_a_neck_of_ones_own_is_searched_trained_and_exported_by_several_workers(
         text = (folder / path).read_text(encoding="utf-8")
         assert "type='TwiceFPN'" in text
         assert "'twice'," in text.partition("imports=[")[2].partition("]")[0]
+
+    reported = run("report", "--study", "tiny/structural", "--output", "with", folder=folder)
+    assert reported.returncode == 0, reported.stderr
+    page = (folder / "with" / "tiny-structural.html").read_text(encoding="utf-8")
+    assert "<td>TwiceFPN(P2-P4,c=16)</td>" in page
+    assert "does not show" not in page
+
+    (folder / "twice.py").unlink()
+    cause = "imports: twice cannot be imported: ModuleNotFoundError: No module named"
+    refused = run("export", "--study", "tiny/structural", "--trial", 0, "--output", "again.py", folder=folder)
+    assert refused.returncode == 2
+    assert cause in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    reported = run("report", "--study", "tiny/structural", "--output", "without", folder=folder)
+    assert reported.returncode == 0, reported.stderr
+    page = (folder / "without" / "tiny-structural.html").read_text(encoding="utf-8")
+    assert f"does not show {LEFT_OUT}: study &#39;tiny/structural&#39;: its recipe cannot be used: {cause}" in page
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_an_architecture_that_provably_cannot_reach_the_front_is_not_trained(tin
     assert "3/3 trials" in ended.stdout
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     tiny_recipe: Path, tmp_path: Path, sent: signal.Signals

@@ -114,15 +114,31 @@ def test_a_device_does_not_matter_where_no_time_is_an_objective(url: str, tiny_r
     assert [agree_on_device(study, storage, {"name": name}) for name in ("A", "B")] == ["A", "B"]
 
 
-def test_a_copy_of_a_study_under_another_name_is_no_search(url: str, recipe: Recipe) -> None:
+def test_a_study_that_is_no_search_tells_why(url: str, recipe: Recipe) -> None:
+    storage = open_storage(url)
+    study = open_study(storage, Search(recipe))
+    assert search_of(study).recipe == recipe
+    recorded = study.user_attrs["recipe"]
+    study.set_user_attr("recipe", {**recorded, "imports": ["absent_module"]})
+    with pytest.raises(UserError, match=r"its recipe.* cannot be used: imports: absent_module cannot be imported"):
+        search_of(study)
+    study.set_user_attr("recipe", {**recorded, "structural": {**recorded["structural"], "trials": 0}})
+    with pytest.raises(UserError, match=r"its recipe.* cannot be used: structural.trials: found 0"):
+        search_of(study)
+    study.set_user_attr("recipe", recorded)
+    architecture = recipe.structural.seeds[0]
+    study.set_user_attr("candidate", {"study": "tiny/structural", "trial": 0, "architecture": architecture})
+    with pytest.raises(UserError, match="'tiny/structural': a copy; expected a name such as tiny/modular/C0"):
+        search_of(study)
+    with pytest.raises(UserError, match="'plain': not made by run_study; it has no recipe"):
+        search_of(optuna.create_study(study_name="plain", storage=storage))
+
+
+def test_a_study_with_a_part_that_is_not_registered_here_tells_which(url: str, recipe: Recipe) -> None:
     study = open_study(open_storage(url), Search(recipe))
-    found = search_of(study)
-    assert found is not None
-    assert found.recipe == recipe
-    study.set_user_attr(
-        "candidate", {"study": "tiny/structural", "trial": 0, "architecture": recipe.structural.seeds[0]}
-    )
-    assert search_of(study) is None
+    study.set_user_attr("transferred", [{"architecture": "64x48 ResNet18 OwnFPN(P2-P4,c=16) RPN 2FC", "source": "x"}])
+    with pytest.raises(UserError, match=r"study 'tiny/structural': .*OwnFPN"):
+        search_of(study)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -128,6 +128,14 @@ def test_a_source_that_is_none_is_told(storage: RDBStorage, source: str, message
     assert message in str(told.value)
 
 
+def test_a_part_that_no_imported_module_has_registered_is_told_with_the_source(storage: RDBStorage) -> None:
+    study = optuna.create_study(study_name="own", storage=storage, directions=["maximize", "minimize"])
+    own = "64x48 ResNet18(w=8) OwnFPN(P2-P4,c=16) RPN 2FC"
+    study.add_trial(optuna.trial.create_trial(values=[0.1, 1.0], user_attrs={"architecture": own}))
+    with pytest.raises(UserError, match=r"^--from own:best: .*OwnFPN.* needs its module among imports$"):
+        transfer_search(storage, Recipe.model_validate(other_recipe()), ["own:best"])
+
+
 def test_a_searched_backbone_begins_with_the_weights_that_the_recipe_gives_it(storage: RDBStorage) -> None:
     content = other_recipe()
     content["transfer"]["detector"] = {}

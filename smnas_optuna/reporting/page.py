@@ -58,6 +58,10 @@ _METRIC_HEADS: Final = {
     "flops": "GFLOPs",
     "params": "params (M)",
 }
+_LEFT_OUT: Final = (
+    "This page does not show how often trained detectors contradict the order, nor the hypervolume relative to that of "
+    "the starting detectors"
+)
 _PACKAGES: Final = ("smnas_optuna", "optuna", "plotly")
 
 
@@ -110,10 +114,11 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
 
 
 def _render(study: optuna.Study, known: Show) -> str:
+    # First, for it imports what the recipe adds to the parts of architectures.
+    search, left_out = _search(study)
     trials = trials_frame(study)
     front = pareto_front(study)
     objectives = objectives_of(study)
-    search = search_of(study)
     sections = [] if front.empty else _sections(study, trials, objectives, known)
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -124,10 +129,11 @@ def _render(study: optuna.Study, known: Show) -> str:
         sections=sections,
         states=_count_states(trials),
         objectives=[f"{objective.quantity.title} {'↑' if objective.maximize else '↓'}" for objective in objectives],
-        descent=_descent(search),
+        descent=_descent(study),
+        left_out=left_out,
         headlines=_headlines(study, search, trials, front, objectives),
         front_title="Pareto front" if len(objectives) > 1 else "Best trials",
-        front_table=_front_table(front, objectives, search),
+        front_table=_front_table(front, objectives, study),
         csv=_csv(trials),
         csv_name=f"{study.study_name.replace('/', '-')}.csv",
         unfinished=_unfinished(trials),
@@ -176,14 +182,31 @@ def _effects(study: optuna.Study, trials: pd.DataFrame) -> _Section:
     return _section("modules", "Which module matters", text, label, importance_figure(importances))
 
 
-def _descent(search: Search | None) -> str:
+def _search(study: optuna.Study) -> tuple[Search | None, str]:
+    """Return what the study searches; where that cannot be told, None and what the page leaves out for which cause."""
+    try:
+        return search_of(study), ""
+    except UserError as error:
+        # Any study of Optuna can be reported, and of one that is no search nothing is missed.
+        return None, f"{_LEFT_OUT}: {error}." if "recipe" in study.user_attrs else ""
+
+
+def _descent(study: optuna.Study) -> str:
     """Say where a study has its architectures from, if not from the whole space."""
-    if search is not None and search.transferred is not None:
-        return "Trained here: " + "; ".join(f"{each.architecture} ({each.source})" for each in search.transferred)
-    if search is None or search.candidate is None:
+    attributes = study.user_attrs
+    if "transferred" in attributes:
+        return "Trained here: " + "; ".join(
+            f"{each['architecture']} ({each['source']})" for each in attributes["transferred"]
+        )
+    parent = attributes.get("candidate")
+    if parent is None:
         return ""
-    candidate = search.candidate
-    return f"{candidate} takes on trial {candidate.trial} of {candidate.study}: {candidate.architecture}"
+    return f"{_candidate(study)} takes on trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
+
+
+def _candidate(study: optuna.Study) -> str:
+    """Return the candidate of a study of stage two by the study's name: ``C0``."""
+    return study.study_name.rpartition("/")[2]
 
 
 def _count_states(trials: pd.DataFrame) -> str:
@@ -254,10 +277,10 @@ def _csv(trials: pd.DataFrame) -> Markup:
     return Markup(f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
 
 
-def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], search: Search | None) -> dict[str, Any]:
+def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], study: optuna.Study) -> dict[str, Any]:
     others = [objective.name for objective in objectives if objective.name not in _METRIC_HEADS]
     metrics = [*_METRIC_HEADS, *others]
-    candidate = search.candidate if search else None
+    candidate = study.user_attrs.get("candidate")
     # Stage two leaves the rest of the candidate as it is.
     parts = ("backbone", "neck") if candidate else PARTS
     rows = []
@@ -282,7 +305,7 @@ def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], search: S
     return {
         "parts": [PART_TITLES[part] for part in parts],
         "several_devices": bool(front["device"].nunique() > 1),
-        "parent": f"{candidate}, trial {candidate.trial}" if candidate else "",
+        "parent": f"{_candidate(study)}, trial {candidate['trial']}" if candidate else "",
         "rows": rows,
         "heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics],
     }

@@ -69,6 +69,7 @@ def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: Po
     assert any("has died (SIGKILL); it is restarted in 1 s, restart 1 of 5" in line for line in said)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_every_worker_and_loses_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/cheap.db"
     create_cheap_study(url)

@@ -1,7 +1,9 @@
 import base64
 import io
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -13,7 +15,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.quantity import MISSING
-from smnas_optuna.search import Search
+from smnas_optuna.search import Candidate, Search
 from smnas_optuna.storage import open_storage
 from smnas_optuna.study import open_study
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
@@ -135,6 +137,38 @@ def test_the_gain_over_the_seeds_the_violations_and_the_versions_are_told(tmp_pa
     assert "gain +25% of hypervolume, over the detector that it began with" in page
     assert "mAP: 1 of 3 pairs; inference time: 1 of 3 pairs" in page
     assert f"optuna {optuna.__version__}" in page[page.index("searched with") :]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "cause"),
+    [
+        ("imports", ["absent_module"], "imports: absent_module cannot be imported: ModuleNotFoundError"),
+        ("seed", 3, "seed: unknown key; expected one of imports, name"),
+        ("dataset", None, "dataset: found None, expected keys"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_told_with_its_cause_and_hides_no_more_than_it_must(
+    tiny_recipe: Path, tmp_path: Path, key: str, value: object, cause: str
+) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
+    found = Architecture.parse(recipe.structural.seeds[0])
+    measured: dict[str, Any] = {"map": 0.3, "latency_ms": 20.0, "latency_spread_ms": 1.0}
+    first = open_study(storage, Search(recipe))
+    first.add_trial(finished(0.3, 20.0, architecture=str(found), **measured))
+    candidate = Candidate(0, first.study_name, 1, found)
+    second = open_study(storage, Search(recipe, candidate))
+    second.add_trial(finished(0.4, 1e9, architecture=str(Search(recipe, candidate).baseline), **measured))
+    assert "does not show" not in read_report(second, tmp_path).text
+    second.set_user_attr("recipe", {**second.user_attrs["recipe"], key: value})
+    second.set_user_attr("versions", {"smnas_optuna": "0.0.1"})
+    page = read_report(second, tmp_path)
+    text = " ".join(page.text.split())
+    made_with = f"made with smnas_optuna 0.0.1 where here is {version('smnas_optuna')},"
+    assert f"'tiny/modular/C0': its recipe, {made_with} cannot be used: {cause}" in text
+    assert "Stage one and stage two" in text
+    assert f"C0 takes on trial 1 of tiny/structural: {found}" in text
+    assert "parent" in page.rows[0]
 
 
 def test_failed_and_pruned_trials_tell_their_reasons(tmp_path: Path) -> None:
