@@ -23,7 +23,7 @@ class Job:
         device: Where, and how to time.
         folder: For the config, the log and the checkpoint; made if absent. A checkpoint that an interrupted process
             has left there is gone on with.
-        gpus: Indices of the GPUs to use; None for those that the process sees.
+        gpus: Names of the GPUs to use, see ``evaluation/gpus.py``; None for those that the calling process sees.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
         memory: Bytes that training may take on each GPU.
     """
@@ -34,7 +34,7 @@ class Job:
     training: Training
     device: Device
     folder: Path
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[str, ...] | None = None
     weights: str | None = None
     memory: int = sys.maxsize
 
@@ -56,12 +56,19 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs to be there: the recipe's device, and the pre-trained weights that a stage begins with."""
+    """What a run needs to be there: the recipe's device, and the pre-trained weights that a stage begins with.
+
+    Args:
+        recipe: The recipe.
+        stage: The stage of it that is searched.
+        pretrained: The weights.
+        gpus: As of Job.
+    """
 
     recipe: Recipe
     stage: StageName
     pretrained: tuple[Pretrained, ...] = ()
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation import gpus
 from smnas_optuna.evaluation.job import Candidates, Comparison, Costs, Demand, Event, Failure, Job, Target
 from smnas_optuna.outcome import Outcome
 
@@ -81,11 +82,11 @@ def probe(demand: Demand, output: Path) -> Target:
     return target
 
 
-def count_gpus(output: Path) -> int:
-    """Return how many CUDA GPUs this process may use."""
-    (gpus,) = _call("count_gpus", None, output)
-    assert isinstance(gpus, int)
-    return gpus
+def visible_gpus(output: Path) -> tuple[str, ...]:
+    """Return the names of the CUDA GPUs that this process may use, as Job.gpus takes them."""
+    (names,) = _call("visible_gpus", None, output)
+    assert isinstance(names, tuple)
+    return names
 
 
 def count(candidates: Candidates, output: Path) -> list[Costs]:
@@ -142,7 +143,7 @@ def _run(
 ) -> Generator[object, None, None]:
     """Call a function of the training module in a process of its own and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(function, argument, output, sender))
+    process = context.Process(target=_serve, args=(function, argument, output, sender, _visible_devices(argument)))
     started = time.monotonic()
     kills = _memory_kills()
     process.start()
@@ -170,6 +171,12 @@ def _run(
     finally:
         _end(process, patience)
         receiver.close()
+
+
+def _visible_devices(argument: object) -> str | None:
+    """Return CUDA_VISIBLE_DEVICES for a process: the GPUs that are asked for, or those of this process as of now."""
+    chosen = getattr(argument, "gpus", None)
+    return os.environ.get(gpus.VARIABLE) if chosen is None else ",".join(chosen)
 
 
 def _death(exit_code: int | None, out_of_memory: bool) -> Failure:
@@ -205,11 +212,12 @@ def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
     process.join()
 
 
-def _serve(function: str, argument: object, output: Path, sender: Connection) -> None:
+def _serve(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
     """Run in the training process."""
-    gpus = getattr(argument, "gpus", None)
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    # The environment here is that of the server's start.
+    os.environ.pop(gpus.VARIABLE, None)
+    if visible_devices is not None:
+        os.environ[gpus.VARIABLE] = visible_devices
     follow_parent()
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

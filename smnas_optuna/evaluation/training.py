@@ -1,6 +1,7 @@
 """What happens in a training process: build, cost, train, evaluate and time one architecture with MMEngine's Runner."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, 
 from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
 from smnas_optuna.evaluation.fitting import fit_batch, usable_memory
+from smnas_optuna.evaluation.gpus import VARIABLE, gpu_names
 from smnas_optuna.evaluation.job import (
     Candidates,
     Costs,
@@ -85,9 +87,9 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     report(Target(kind, name, count, memory, conditions(kind, amp=settings.training.amp)))
 
 
-def count_gpus(_: None, report: Callable[[int], None]) -> None:
-    """Report how many CUDA GPUs there are."""
-    report(torch.cuda.device_count())
+def visible_gpus(_: None, report: Callable[[tuple[str, ...]], None]) -> None:
+    """Report the names of the CUDA GPUs that this process sees."""
+    report(gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()))
 
 
 def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
