@@ -36,6 +36,8 @@ class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
             return
         partial = f"{_NAME}.partial"
         meta = {"accumulative_counts": _accumulative_counts(runner.cfg)}
+        # MMEngine would make the folder anew where it is gone together with the file system that it was on.
+        os.stat(self._folder)
         runner.save_checkpoint(str(self._folder), partial, meta=meta)
         if runner.rank == 0:
             os.replace(self._folder / partial, self._folder / _NAME)

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,6 +31,19 @@ context = multiprocessing.get_context("forkserver")
 
 # How long a process that has said its last may take to end by itself, in seconds.
 _ENDING_SECONDS = 0.5
+
+# Errors of files with which any other architecture would have failed as well: a disk is full, a quota or a size limit
+# exceeded, a disk broken, a file system read-only or gone.
+_ENVIRONMENT_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+}
 
 
 class Waitable(Protocol):
@@ -125,7 +138,11 @@ def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None,
             and the iterator ends without a last event.
     """
     limit = job.training.time_limit_minutes
-    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield failure_of(error, job.folder)
+        return
     output = job.folder / "output.log"
     with closing(_run("evaluate", job, output, time_limit=limit and limit * 60, until=until)) as events:
         for event in events:
@@ -219,40 +236,71 @@ def _serve(function: str, argument: object, output: Path, sender: Connection, vi
     if visible_devices is not None:
         os.environ[gpus.VARIABLE] = visible_devices
     follow_parent()
-    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
     call: Callable[[object, Callable[[object], None]], None] = getattr(importlib.import_module(_TRAINING), function)
     try:
+        _log_to(output)
         call(argument, sender.send)
     except UserError as error:
         sender.send(error)
     except BaseException as error:
-        traceback.print_exc()
-        sender.send(failure_of(error))
+        # The log may be what cannot be written.
+        with suppress(OSError):
+            traceback.print_exc()
+        sender.send(failure_of(error, output.parent))
     sender.send(None)
     sender.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not by way of the interpreter's end, which can hang in libraries' threads and would take a second.
     os._exit(0)
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Say why an architecture could not be evaluated."""
-    text = " ".join(str(error).split())
+def _log_to(output: Path) -> None:
+    """Append what this process and its libraries print to a file."""
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def failure_of(error: BaseException, folder: Path) -> Failure:
+    """Say why an architecture could not be evaluated, and whether any other would have failed as well.
+
+    Args:
+        error: What ended the evaluation.
+        folder: That the evaluation writes to.
+    """
     if isinstance(error, FloatingPointError):
-        return Failure(text, Outcome.DIVERGED)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        return Failure(f"out of memory: {text}", Outcome.OUT_OF_MEMORY)
-    outcome = Outcome.INTERRUPTED if _is_environment_error(error) else Outcome.CRASHED
-    return Failure(f"{type(error).__name__}: {text}", outcome)
+        return Failure(_one_line(error), Outcome.DIVERGED)
+    environment = _environment_error(error)
+    if environment is not None:
+        return Failure(f"{type(environment).__name__}: {_one_line(environment)}", Outcome.INTERRUPTED)
+    if _is_out_of_memory(error):
+        return Failure(f"out of memory: {_one_line(error)}", Outcome.OUT_OF_MEMORY)
+    reason = f"{type(error).__name__}: {_one_line(error)}"
+    if not os.path.isdir(folder):
+        return Failure(f"{folder} is not there: {reason}", Outcome.INTERRUPTED)
+    return Failure(reason)
 
 
-def _is_environment_error(error: BaseException) -> bool:
-    """Tell whether any other architecture would have failed as well: a disk is full, a file system gone."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _environment_error(error: BaseException | None) -> OSError | None:
+    """Return the error of a file system or device that is behind an error, if there is one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
 def follow_parent() -> None:

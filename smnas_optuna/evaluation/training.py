@@ -52,6 +52,7 @@ from smnas_optuna.evaluation.loaders import loader_config
 from smnas_optuna.evaluation.process import failure_of
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import precisions, search_metrics
+from smnas_optuna.evaluation.weights_file import write_weights
 
 # Done once in the server of training processes, so that a trial does not wait for it.
 register_all_modules()
@@ -256,7 +257,7 @@ def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Ev
     except Exception as error:
         # Where this is only for want of another that has crashed, the launcher ends this process meanwhile.
         time.sleep(_UNTIL_CRASHES_ARE_SEEN)
-        report(failure_of(error))
+        report(failure_of(error, job.folder))
         raise
     torch.distributed.destroy_process_group()
 
@@ -355,7 +356,7 @@ def _save_weights(runner: Runner, job: Job) -> None:
     """
     weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
     meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, "architecture": str(job.architecture)}
-    torch.save({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
+    write_weights({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
 
 
 class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
