@@ -46,6 +46,10 @@ _ENVIRONMENT_ERRORS = {
 }
 
 
+class EvaluationInterrupted(Exception):
+    """An evaluation cannot go on for a reason outside of it, with which any other architecture would have failed."""
+
+
 class Waitable(Protocol):
     """A file, socket or connection that can be waited for until it is readable."""
 
@@ -273,6 +277,8 @@ def failure_of(error: BaseException, folder: Path) -> Failure:
     """
     if isinstance(error, FloatingPointError):
         return Failure(_one_line(error), Outcome.DIVERGED)
+    if isinstance(error, EvaluationInterrupted):
+        return Failure(_one_line(error), Outcome.INTERRUPTED)
     environment = _environment_error(error)
     if environment is not None:
         return Failure(f"{type(environment).__name__}: {_one_line(environment)}", Outcome.INTERRUPTED)

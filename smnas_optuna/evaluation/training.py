@@ -27,7 +27,8 @@ from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, forget_checkpoint, resume
-from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, device_name
+from smnas_optuna.evaluation.device import conditions, device_name
+from smnas_optuna.evaluation.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
 from smnas_optuna.evaluation.fitting import fit_batch, usable_memory
@@ -263,10 +264,10 @@ def _train_distributed(job: Job, config: Config, kind: str, report: Callable[[Ev
 
 
 def _train(job: Job, config: Config, kind: str, report: Callable[[Event], None]) -> None:
-    lock = DeviceLock.of(kind)
+    lock = DeviceLock.of(kind, str(job.folder))
     epochs = resume(config, job.folder)
     runner = Runner.from_cfg(config)
-    runner.register_hook(ShareDevice(lock), priority="VERY_HIGH")
+    runner.register_hook(ShareDevice(lock, kind), priority="VERY_HIGH")
     runner.register_hook(KeepCheckpoint(job.folder), priority="LOWEST")
     runner.register_hook(_ReportProgress(report), priority="LOWEST")
     main = is_main_process()
