@@ -63,7 +63,7 @@ class DetectorObjective:
         folder: Each trial gets a folder below, with its config, log and checkpoint.
         listen: Called with each trial's number, its architecture and what happens in it.
         describe: Called with a trial that is about to end, its epochs' losses and its folder.
-        gpus: Indices of the GPUs to use; None for those that the process sees.
+        gpus: Names of the GPUs to use, see ``evaluation/gpus.py``; None for those that this process sees.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class DetectorObjective:
         folder: Path,
         listen: Callable[[int, str, Event], None],
         describe: Callable[[optuna.Trial, list[float], Path], None],
-        gpus: tuple[int, ...] | None = None,
+        gpus: tuple[str, ...] | None = None,
     ) -> None:
         self._search = search
         self._dataset = dataset

@@ -17,7 +17,8 @@ from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.dry_run import describe, describe_transfer
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.process import count_gpus, preload
+from smnas_optuna.evaluation.gpus import assign_gpus
+from smnas_optuna.evaluation.process import preload, visible_gpus
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import SearchStopped
 from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
@@ -159,7 +160,7 @@ def _to_read(storage: str) -> BaseStorage:
 
 def _launcher(
     name: str, address: str | None, workers: str, recipe: Recipe, folder: Path
-) -> tuple[Launch, list[tuple[int, ...] | None], int | None]:
+) -> tuple[Launch, list[tuple[str, ...] | None], int | None]:
     """Return what starts the workers, for each its GPUs or None for those that it sees, and how many share memory.
 
     That is None where those do which have the same GPUs.
@@ -178,12 +179,7 @@ def _launcher(
         preload(training=False)
         return supervise, [None] * (count or 1), None
     preload()
-    gpus = count_gpus(folder / "output.log")
-    places = max(1, gpus // each)
-    if gpus < each:
-        return supervise, [None] * (count or 1), None
-    chosen = [place % places * each for place in range(count or places)]
-    return supervise, [tuple(range(first, first + each)) for first in chosen], None
+    return supervise, assign_gpus(visible_gpus(folder / "output.log"), each, count), None
 
 
 def _run_stage(

@@ -76,6 +76,8 @@ class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
         partial = f"{_NAME}.partial"
         seconds = self.seconds_before + time.perf_counter() - self._started
         meta = {"record": self.record, "train_seconds": seconds}
+        # MMEngine would make the folder anew where it is gone together with the file system that it was on.
+        os.stat(self._folder)
         runner.save_checkpoint(str(self._folder), partial, meta=meta)
         if runner.rank == 0:
             os.replace(self._folder / partial, self._folder / _NAME)

@@ -5,7 +5,6 @@ at a learning rate in proportion to the batch, warm-up, and since Loshchilov & H
 are those of the paper's final models (SM-NAS, section 4.1.2): batch normalisation, no weight standardisation.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, find_checkpoint, resume
 from smnas_optuna.evaluation.distributed import backend, is_first, is_launched, join, process_count, told_once
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
+from smnas_optuna.evaluation.weights_file import write_weights
 from smnas_optuna.settings import Detector
 
 register_all_modules()
@@ -319,6 +319,4 @@ def _save_backbone(runner: Runner, pretraining: Pretraining, done: Pretrained) -
         "input_size": pretraining.input_size,
     }
     weights = {name: tensor.cpu() for name, tensor in backbone.state_dict().items()}
-    partial = done.file.with_suffix(".partial")
-    torch.save({"state_dict": weights, "meta": meta}, partial)
-    os.replace(partial, done.file)
+    write_weights({"state_dict": weights, "meta": meta}, done.file)

@@ -1,17 +1,8 @@
-"""The device that detectors are trained and timed on: which it is, and whose turn it is to have it for itself."""
+"""The device that detectors are trained and timed on: which it is, and what else may change a time."""
 
-import contextlib
-import fcntl
-import os
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
 from smnas_optuna.errors import UserError
 
@@ -56,69 +47,3 @@ def _cpu_name() -> str:
         name = "CPU"
     threads = torch.get_num_threads()
     return f"{name}, {threads} {'threads' if threads > 1 else 'thread'}"
-
-
-class DeviceLock:
-    """Parts timing from all other work of this package on one device of this machine.
-
-    Training takes the device for an iteration at a time, together with other trainings; timing takes it alone. Whoever
-    times waits at a gate first, through which every iteration has to go, so it is not starved.
-
-    Args:
-        name: Of the device: ``cpu``, or a GPU's unique identifier.
-    """
-
-    def __init__(self, name: str) -> None:
-        folder = Path(tempfile.gettempdir()) / f"smnas_optuna-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        self._gate = os.open(folder / f"{name}.gate", os.O_RDWR | os.O_CREAT, 0o600)
-        self._device = os.open(folder / f"{name}.device", os.O_RDWR | os.O_CREAT, 0o600)
-
-    @classmethod
-    def of(cls, kind: str) -> "DeviceLock":
-        """Return the lock of this process's device."""
-        return cls("cpu" if kind == "cpu" else str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Have the device for oneself, once the iterations under way have ended."""
-        fcntl.flock(self._gate, fcntl.LOCK_EX)
-        fcntl.flock(self._device, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._device, fcntl.LOCK_UN)
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
-
-    def join(self) -> None:
-        """Take the device for an iteration, together with others that do."""
-        fcntl.flock(self._gate, fcntl.LOCK_EX)
-        fcntl.flock(self._device, fcntl.LOCK_SH)
-        fcntl.flock(self._gate, fcntl.LOCK_UN)
-
-    def leave(self) -> None:
-        """Give it back after the iteration."""
-        fcntl.flock(self._device, fcntl.LOCK_UN)
-
-
-class ShareDevice(Hook):  # type: ignore[misc]  # mmengine is untyped
-    """Makes training and evaluation pause while another process times a detector on the same device."""
-
-    def __init__(self, lock: DeviceLock) -> None:
-        self._lock = lock
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Wait until nobody times."""
-        self._lock.join()
-
-    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Let others have their turn."""
-        self._lock.leave()
-
-    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Wait until nobody times."""
-        self._lock.join()
-
-    def after_test_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Let others have their turn."""
-        self._lock.leave()

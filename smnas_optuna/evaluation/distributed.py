@@ -8,12 +8,15 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 from smnas_optuna.errors import UserError
 
 # The launcher looks at its processes ten times a second.
 _UNTIL_ENDED = 30
+# For each other. One may have to wait while a detector is timed on its GPU, see device_lock.py.
+_LONGEST_WAIT = timedelta(hours=1)
 
 
 def is_launched() -> bool:
@@ -72,6 +75,6 @@ def join(config: Any, kind: str) -> None:
             "find_unused_parameters": config.get("find_unused_parameters", False),
             "device_ids": None,
         }
-    torch.distributed.init_process_group(backend(kind))
+    torch.distributed.init_process_group(backend(kind), timeout=_LONGEST_WAIT)
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends

@@ -23,7 +23,7 @@ from torchvision.utils import draw_bounding_boxes
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import load_trained
-from smnas_optuna.evaluation.device import DeviceLock
+from smnas_optuna.evaluation.device_lock import DeviceLock
 from smnas_optuna.evaluation.job import Comparison
 from smnas_optuna.evaluation.trial_folder import check_record
 
@@ -101,7 +101,7 @@ def draw(comparison: Comparison, _: Callable[[object], None]) -> None:
     """
     from mmdet.apis import init_detector  # needs mmcv's operators, which smnas_optuna.detector.layers provides
 
-    lock = DeviceLock.of("cpu")
+    lock = DeviceLock.of("cpu", str(comparison.path))
     datasets = [_open_split(column.folder / "config.py") for column in comparison.columns]
     chosen, first = comparison.images, datasets[0]
     # Of one data set, so an index means the same image to all.

@@ -40,7 +40,7 @@ class Job:
         training: How to train.
         device: Where, and how to time.
         folder: For the config, the log and the checkpoint; made if absent.
-        gpus: Indices of the GPUs to use; None for those that the process sees.
+        gpus: Names of the GPUs to use, see ``evaluation/gpus.py``; None for those that the calling process sees.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
         memory: Bytes that training may take on each GPU.
         belonging: The trial that this evaluates; None to keep no checkpoints and resume from none.
@@ -54,7 +54,7 @@ class Job:
     training: Training
     device: Device
     folder: Path
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[str, ...] | None = None
     weights: str | None = None
     memory: int = sys.maxsize
     belonging: Belonging | None = None
@@ -78,12 +78,19 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs to be there: the recipe's device, and the pre-trained weights that a stage begins with."""
+    """What a run needs to be there: the recipe's device, and the pre-trained weights that a stage begins with.
+
+    Args:
+        recipe: The recipe.
+        stage: The stage of it that is searched.
+        pretrained: The weights.
+        gpus: As of Job.
+    """
 
     recipe: Recipe
     stage: StageName
     pretrained: tuple[Pretrained, ...] = ()
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation import gpus
 from smnas_optuna.evaluation.job import Candidates, Comparison, Costs, Demand, Event, Failure, Job, Target
 from smnas_optuna.outcome import Outcome
 
@@ -30,6 +31,23 @@ context = multiprocessing.get_context("forkserver")
 
 # How long a process that has said its last may take to end by itself, in seconds.
 _ENDING_SECONDS = 0.5
+
+# Errors of files with which any other architecture would have failed as well: a disk is full, a quota or a size limit
+# exceeded, a disk broken, a file system read-only or gone.
+_ENVIRONMENT_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+}
+
+
+class EvaluationInterrupted(Exception):
+    """An evaluation cannot go on for a reason outside of it, with which any other architecture would have failed."""
 
 
 class Waitable(Protocol):
@@ -81,11 +99,11 @@ def probe(demand: Demand, output: Path) -> Target:
     return target
 
 
-def count_gpus(output: Path) -> int:
-    """Return how many CUDA GPUs this process may use."""
-    (gpus,) = _call("count_gpus", None, output)
-    assert isinstance(gpus, int)
-    return gpus
+def visible_gpus(output: Path) -> tuple[str, ...]:
+    """Return the names of the CUDA GPUs that this process may use, as Job.gpus takes them."""
+    (names,) = _call("visible_gpus", None, output)
+    assert isinstance(names, tuple)
+    return names
 
 
 def count(candidates: Candidates, output: Path) -> list[Costs]:
@@ -124,7 +142,11 @@ def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None,
             and the iterator ends without a last event.
     """
     limit = job.training.time_limit_minutes
-    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield failure_of(error, job.folder)
+        return
     output = job.folder / "output.log"
     with closing(_run("evaluate", job, output, time_limit=limit and limit * 60, until=until)) as events:
         for event in events:
@@ -142,7 +164,7 @@ def _run(
 ) -> Generator[object, None, None]:
     """Call a function of the training module in a process of its own and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(function, argument, output, sender))
+    process = context.Process(target=_serve, args=(function, argument, output, sender, _visible_devices(argument)))
     started = time.monotonic()
     kills = _memory_kills()
     process.start()
@@ -170,6 +192,12 @@ def _run(
     finally:
         _end(process, patience)
         receiver.close()
+
+
+def _visible_devices(argument: object) -> str | None:
+    """Return CUDA_VISIBLE_DEVICES for a process: the GPUs that are asked for, or those of this process as of now."""
+    chosen = getattr(argument, "gpus", None)
+    return os.environ.get(gpus.VARIABLE) if chosen is None else ",".join(chosen)
 
 
 def _death(exit_code: int | None, out_of_memory: bool) -> Failure:
@@ -205,46 +233,80 @@ def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
     process.join()
 
 
-def _serve(function: str, argument: object, output: Path, sender: Connection) -> None:
+def _serve(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
     """Run in the training process."""
-    gpus = getattr(argument, "gpus", None)
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    # The environment here is that of the server's start.
+    os.environ.pop(gpus.VARIABLE, None)
+    if visible_devices is not None:
+        os.environ[gpus.VARIABLE] = visible_devices
     follow_parent()
-    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
     call: Callable[[object, Callable[[object], None]], None] = getattr(importlib.import_module(_TRAINING), function)
     try:
+        _log_to(output)
         call(argument, sender.send)
     except UserError as error:
         sender.send(error)
     except BaseException as error:
-        traceback.print_exc()
-        sender.send(failure_of(error))
+        # The log may be what cannot be written.
+        with suppress(OSError):
+            traceback.print_exc()
+        sender.send(failure_of(error, output.parent))
     sender.send(None)
     sender.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not by way of the interpreter's end, which can hang in libraries' threads and would take a second.
     os._exit(0)
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Say why an architecture could not be evaluated."""
-    text = " ".join(str(error).split())
+def _log_to(output: Path) -> None:
+    """Append what this process and its libraries print to a file."""
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def failure_of(error: BaseException, folder: Path) -> Failure:
+    """Say why an architecture could not be evaluated, and whether any other would have failed as well.
+
+    Args:
+        error: What ended the evaluation.
+        folder: That the evaluation writes to.
+    """
     if isinstance(error, FloatingPointError):
-        return Failure(text, Outcome.DIVERGED)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        return Failure(f"out of memory: {text}", Outcome.OUT_OF_MEMORY)
-    outcome = Outcome.INTERRUPTED if _is_environment_error(error) else Outcome.CRASHED
-    return Failure(f"{type(error).__name__}: {text}", outcome)
+        return Failure(_one_line(error), Outcome.DIVERGED)
+    if isinstance(error, EvaluationInterrupted):
+        return Failure(_one_line(error), Outcome.INTERRUPTED)
+    environment = _environment_error(error)
+    if environment is not None:
+        return Failure(f"{type(environment).__name__}: {_one_line(environment)}", Outcome.INTERRUPTED)
+    if _is_out_of_memory(error):
+        return Failure(f"out of memory: {_one_line(error)}", Outcome.OUT_OF_MEMORY)
+    reason = f"{type(error).__name__}: {_one_line(error)}"
+    if not os.path.isdir(folder):
+        return Failure(f"{folder} is not there: {reason}", Outcome.INTERRUPTED)
+    return Failure(reason)
 
 
-def _is_environment_error(error: BaseException) -> bool:
-    """Tell whether any other architecture would have failed as well: a disk is full, a file system gone."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _environment_error(error: BaseException | None) -> OSError | None:
+    """Return the error of a file system or device that is behind an error, if there is one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
 def follow_parent() -> None:

@@ -1,6 +1,7 @@
 """What happens in a training process: build, cost, train, evaluate and time one architecture with MMEngine's Runner."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +27,12 @@ from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, delete_checkpoints, resume, take_over, training_record
-from smnas_optuna.evaluation.device import DeviceLock, ShareDevice, conditions, device_name
+from smnas_optuna.evaluation.device import conditions, device_name
+from smnas_optuna.evaluation.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
 from smnas_optuna.evaluation.fitting import fit_batch, usable_memory
+from smnas_optuna.evaluation.gpus import VARIABLE, gpu_names
 from smnas_optuna.evaluation.job import (
     Candidates,
     Costs,
@@ -51,6 +54,7 @@ from smnas_optuna.evaluation.process import failure_of
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import precisions, search_metrics
 from smnas_optuna.evaluation.trial_folder import record_of
+from smnas_optuna.evaluation.weights_file import write_weights
 
 # Done once in the server of training processes, so that a trial does not wait for it.
 register_all_modules()
@@ -86,9 +90,9 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     report(Target(kind, name, count, memory, conditions(kind, amp=settings.training.amp)))
 
 
-def count_gpus(_: None, report: Callable[[int], None]) -> None:
-    """Report how many CUDA GPUs there are."""
-    report(torch.cuda.device_count())
+def visible_gpus(_: None, report: Callable[[tuple[str, ...]], None]) -> None:
+    """Report the names of the CUDA GPUs that this process sees."""
+    report(gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()))
 
 
 def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
@@ -262,15 +266,15 @@ def _train_distributed(
     except Exception as error:
         # Where this is only for want of another that has crashed, the launcher ends this process meanwhile.
         time.sleep(_UNTIL_CRASHES_ARE_SEEN)
-        report(failure_of(error))
+        report(failure_of(error, job.folder))
         raise
     torch.distributed.destroy_process_group()
 
 
 def _train(job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, report: Callable[[Event], None]) -> None:
-    lock = DeviceLock.of(kind)
+    lock = DeviceLock.of(kind, str(job.folder))
     runner = Runner.from_cfg(config)
-    runner.register_hook(ShareDevice(lock), priority="VERY_HIGH")
+    runner.register_hook(ShareDevice(lock, kind), priority="VERY_HIGH")
     if job.belonging is not None:
         runner.register_hook(checkpoints, priority="LOWEST")
     runner.register_hook(_ReportProgress(report), priority="LOWEST")
@@ -363,7 +367,7 @@ def _save_weights(runner: Runner, job: Job) -> None:
     weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
     belonging = record_of(job.belonging, job.architecture) if job.belonging else {"architecture": str(job.architecture)}
     meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, **belonging}
-    torch.save({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
+    write_weights({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
 
 
 class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped

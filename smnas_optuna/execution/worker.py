@@ -120,7 +120,7 @@ class SearchOrder:
         n_trials: Trials that each study shall reach, instead of the recipe's.
         sampler: Instead of the recipe's.
         seed: For the sampler; each worker makes its own of it.
-        gpus: Indices of the GPUs that this worker uses; None for those that it sees.
+        gpus: Names of the GPUs that this worker uses, see ``evaluation/gpus.py``; None for those that it sees.
         sharing: Workers that use them at the same time, this one among them; each gets as much of the memory.
         mixed_devices: Take times of devices that differ.
     """
@@ -133,7 +133,7 @@ class SearchOrder:
     n_trials: int | None = None
     sampler: str | None = None
     seed: int | None = None
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[str, ...] | None = None
     sharing: int = 1
     mixed_devices: bool = False
 

@@ -18,7 +18,7 @@ import smnas_optuna.evaluation.training  # noqa: F401  # registers what configs 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.device import DeviceLock
+from smnas_optuna.evaluation.device_lock import DeviceLock
 from smnas_optuna.evaluation.drawing import (
     PALETTE,
     LabelledBox,
@@ -259,7 +259,7 @@ def test_detections_are_mmdetections_own_in_the_images_coordinates(job: Job, det
 
     image = job.dataset.val.images / "000002.png"
     expected = inference_detector(detector, str(image)).pred_instances
-    found = detect(detector, split, 1, 0.0, DeviceLock.of("cpu"))
+    found = detect(detector, split, 1, 0.0, DeviceLock.of("cpu", "a test"))
     assert len(found) == len(expected.scores) > 0
     order = np.argsort(-expected.scores.numpy(), kind="stable")
     np.testing.assert_allclose([box.corners for box in found], expected.bboxes.numpy()[order], atol=1e-3)
@@ -271,7 +271,7 @@ def test_detections_are_mmdetections_own_in_the_images_coordinates(job: Job, det
 
     scores = [box.score or 0.0 for box in found]
     threshold = float(np.median(scores))
-    likely = detect(detector, split, 1, threshold, DeviceLock.of("cpu"))
+    likely = detect(detector, split, 1, threshold, DeviceLock.of("cpu", "a test"))
     assert [box.score for box in likely] == [score for score in scores if score >= threshold]
 
 

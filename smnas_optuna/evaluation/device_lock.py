@@ -1,0 +1,245 @@
+"""Whose turn it is on a device: trainings share it, and whoever times a detector has it alone."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from smnas_optuna.evaluation.process import EvaluationInterrupted
+
+# In seconds: how often a lock that another has is tried, at first and later.
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 0.05
+# How often a wait is spoken of, and how long a process may do nothing for those that wait for it.
+_WARNING_SECONDS = 60.0
+_PATIENCE_SECONDS = 600.0
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A process that has taken a lock: its number and what it does, such as a trial's folder."""
+
+    pid: int
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.purpose}{', stopped' if self.is_stopped else ''})"
+
+    @property
+    def is_stopped(self) -> bool:
+        try:
+            return psutil.Process(self.pid).status() in _STOPPED
+        except psutil.Error:
+            return False
+
+
+class _Wait:
+    """A wait for other processes, which are named now and then."""
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+        self._pause = _FIRST_PAUSE
+        self._owner: _Owner | None = None
+        self._since = self._warned = time.monotonic()
+
+    def pause(self, owner: _Owner | None) -> float:
+        """Sleep a little, and return for how many seconds this owner has been waited for."""
+        now = time.monotonic()
+        if owner != self._owner:
+            self._owner, self._since, self._warned, self._pause = owner, now, now, _FIRST_PAUSE
+        if now - self._warned >= _WARNING_SECONDS:
+            self._warned = now
+            _warn(f"{self._action} has waited {now - self._since:.0f} s for {owner or 'an unknown process'}")
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return now - self._since
+
+
+class _OwnedLock:
+    """A lock on a file in which its owner is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def try_acquire(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    @property
+    def owner(self) -> _Owner | None:
+        pid, _, purpose = os.pread(self._file, 4096, 0).decode(errors="replace").partition("\n")
+        return _Owner(int(pid), purpose) if pid.isdigit() else None
+
+    @owner.setter
+    def owner(self, owner: _Owner) -> None:
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{owner.pid}\n{owner.purpose}".encode(), 0)
+
+
+class DeviceLock:
+    """Serialises timing against other work of this package on one device of this machine.
+
+    Training takes the device for an iteration at a time, together with other trainings; timing takes it alone. Whoever
+    times holds a gate through which every iteration has to go, so that it is not starved, and waits until the
+    iterations under way have ended.
+
+    A time that was taken beside a training is worth nothing, so timing waits for a process that is slow, and says in
+    the log for which. It gives up on one that does not finish its iteration within ten minutes: the trial then counts
+    as interrupted, and another resumes it from its last checkpoint. A process that is stopped, as by SIGSTOP, computes
+    nothing, so timing goes ahead beside it. Nobody takes the turn of a process that was stopped while it timed, since
+    it would not know of it when it goes on: others give up on it after ten minutes too.
+
+    Args:
+        name: Of the device: ``cpu``, or a GPU's unique identifier.
+        purpose: What this process uses the device for, such as a trial's folder; others read it that wait for it.
+    """
+
+    def __init__(self, name: str, purpose: str) -> None:
+        folder = Path(tempfile.gettempdir()) / f"smnas_optuna-{os.getuid()}"
+        self._users = folder / f"{name}.users"
+        for each in (folder, self._users):
+            each.mkdir(mode=0o700, exist_ok=True)
+        self._me = _Owner(os.getpid(), purpose)
+        self._gate = _OwnedLock(folder / f"{name}.gate")
+        # Each has a file of its own, whose name no other will have: so whoever times knows whom it waits for.
+        file, path = tempfile.mkstemp(dir=self._users, prefix=f"{os.getpid()}.")
+        os.close(file)
+        self._use = _OwnedLock(Path(path))
+        self._use.owner = self._me
+
+    @classmethod
+    def of(cls, kind: str, purpose: str) -> "DeviceLock":
+        """Return the lock of this process's device, ``cpu`` or ``cuda``."""
+        if kind == "cpu":
+            return cls(kind, purpose)
+        return cls(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), purpose)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the device for oneself, once the iterations under way have ended.
+
+        Raises:
+            EvaluationInterrupted: Another process does not let go of it.
+        """
+        self._enter_gate("timing")
+        try:
+            for path in self._users.iterdir():
+                self._wait_for(path)
+            yield
+        finally:
+            self._gate.release()
+
+    def join(self) -> None:
+        """Take the device for an iteration, together with others that do.
+
+        Raises:
+            EvaluationInterrupted: A process that was stopped while it timed does not let go of it.
+        """
+        self._enter_gate("training")
+        try:
+            # Only who has the gate tries another's file, so it is free.
+            is_free = self._use.try_acquire()
+            assert is_free
+        finally:
+            self._gate.release()
+
+    def leave(self) -> None:
+        """Give it back after the iteration."""
+        self._use.release()
+
+    def _enter_gate(self, action: str) -> None:
+        wait = _Wait(action)
+        while not self._gate.try_acquire():
+            owner = self._gate.owner
+            # While it runs, its measurement may take as long as the recipe wants.
+            if wait.pause(owner) > _PATIENCE_SECONDS and owner is not None and owner.is_stopped:
+                raise EvaluationInterrupted(f"{action} cannot go on before {owner} does, or is killed")
+        self._gate.owner = self._me
+
+    def _wait_for(self, path: Path) -> None:
+        """Wait for the end of another process's iteration, and remove what is left of a process that has ended."""
+        use = _OwnedLock(path)
+        wait = _Wait("timing")
+        try:
+            while not use.try_acquire():
+                owner = use.owner
+                if owner is not None and owner.is_stopped:
+                    _warn(f"timing goes ahead within an iteration of {owner}")
+                    return
+                if wait.pause(owner) > _PATIENCE_SECONDS:
+                    raise EvaluationInterrupted(f"timing has waited too long for an iteration of {owner} to end")
+            if use.owner is not None and not psutil.pid_exists(use.owner.pid):
+                path.unlink()
+        finally:
+            use.close()
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger="current", level=logging.WARNING)
+
+
+class ShareDevice(Hook):  # type: ignore[misc]  # mmengine is untyped
+    """Makes training and evaluation pause while another process times a detector on the same device.
+
+    Args:
+        lock: Of this process's device.
+        kind: ``cpu`` or ``cuda``. On the CPU the first process of a training takes the lock for all of them: one that
+            waited for its turn would be waited for by those that have had theirs. GPUs have a lock each.
+    """
+
+    def __init__(self, lock: DeviceLock, kind: str) -> None:
+        self._lock = lock
+        self._takes_lock = kind != "cpu" or is_main_process()
+        self._is_joint = kind == "cpu" and get_world_size() > 1
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Wait until nobody times."""
+        self._join()
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Let others have their turn."""
+        self._leave()
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Wait until nobody times."""
+        self._join()
+
+    def after_test_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Let others have their turn."""
+        self._leave()
+
+    def _join(self) -> None:
+        if self._takes_lock:
+            self._lock.join()
+        if self._is_joint:
+            barrier()
+
+    def _leave(self) -> None:
+        if self._is_joint:
+            barrier()
+        if self._takes_lock:
+            self._lock.leave()
