@@ -22,8 +22,10 @@ _PROCESS_BYTES = {"cuda": 600 * 2**20, "cpu": 2**30}
 _SHARE = {"cuda": 0.92, "cpu": 0.8}
 
 
-def usable_memory(kind: str, device: str, wanted_gb: float | None) -> int:
-    """Return the bytes that the tensors of all trainings on a device may take together.
+def usable_memory(
+    kind: str, device: str, wanted_gb: float | None, *, total: int | None = None, trainings: int = 1, processes: int = 1
+) -> int:
+    """Return the bytes that the tensors of one training may take on a device.
 
     It is told by how much memory there is and not by what happens to be free, so that whether an architecture fits
     does not depend on when it is tried.
@@ -31,17 +33,22 @@ def usable_memory(kind: str, device: str, wanted_gb: float | None) -> int:
     Args:
         kind: ``cpu`` or ``cuda``; of several GPUs the smallest counts.
         device: Its name, for messages.
-        wanted_gb: GiB that the recipe gives to training instead.
+        wanted_gb: GiB that the recipe gives to the tensors of all trainings on the device instead.
+        total: Bytes that the device has; None to ask it.
+        trainings: How many share the device, each with as much of it.
+        processes: Of each training on the device. Each of them needs memory before its first tensor.
 
     Raises:
         UserError: There is less than ``wanted_gb``.
     """
-    total = _gpu_memory() if kind == "cuda" else machine_memory()
+    if total is None:
+        total = _gpu_memory() if kind == "cuda" else machine_memory()
     if wanted_gb is not None:
         if wanted_gb * 2**30 > total:
             raise UserError(f"device.memory_gb: found {wanted_gb:g}, but {device} has {total / 2**30:.1f} GiB")
-        return int(wanted_gb * 2**30)
-    return max(0, int(_SHARE[kind] * (total - _PROCESS_BYTES[kind])))
+        return int(wanted_gb * 2**30) // trainings
+    tensors = _SHARE[kind] * (total - trainings * processes * _PROCESS_BYTES[kind])
+    return max(0, int(tensors) // trainings)
 
 
 def _gpu_memory() -> int:

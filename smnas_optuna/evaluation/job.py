@@ -85,12 +85,14 @@ class Demand:
         stage: The stage of it that is searched.
         pretrained: The weights.
         gpus: As of Job.
+        sharing: Workers that use the device at the same time, each with a training of its own.
     """
 
     recipe: Recipe
     stage: StageName
     pretrained: tuple[Pretrained, ...] = ()
     gpus: tuple[str, ...] | None = None
+    sharing: int = 1
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class Target:
         kind: ``cpu`` or ``cuda``.
         name: Of the product.
         count: How many there are.
-        memory: Bytes that all trainings on one of them may take together.
+        memory: Bytes that the tensors of one training may take on each, with as much for every worker that shares it.
         conditions: What else may change a time, by name: ``driver``, ``torch``, ``precision``, ``power limit``.
     """
 

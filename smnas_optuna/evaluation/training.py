@@ -27,7 +27,7 @@ from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, delete_checkpoints, resume, take_over, training_record
-from smnas_optuna.evaluation.device import conditions, device_name
+from smnas_optuna.evaluation.device import conditions, device_name, gpus_in_use
 from smnas_optuna.evaluation.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.evaluation.distributed import backend, join
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
@@ -86,8 +86,11 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         place = f"{each.key}: {each.weights} for {each.backbone}"
         check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
     name = device_name(kind)
-    memory = usable_memory(kind, name, recipe.device.memory_gb)
-    report(Target(kind, name, count, memory, conditions(kind, amp=settings.training.amp)))
+    # Each process of a training has a GPU of its own, but all of them share the machine's memory.
+    processes = recipe.device.gpus_per_trial if kind == "cpu" else 1
+    memory = usable_memory(kind, name, recipe.device.memory_gb, trainings=demand.sharing, processes=processes)
+    gpus = gpus_in_use(recipe.device.gpus_per_trial) if kind == "cuda" else []
+    report(Target(kind, name, count, memory, conditions(kind, amp=settings.training.amp, gpus=gpus)))
 
 
 def visible_gpus(_: None, report: Callable[[tuple[str, ...]], None]) -> None:

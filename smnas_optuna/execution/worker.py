@@ -146,9 +146,9 @@ class SearchOrder:
         preload()
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
-        demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus)
+        demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus, self.sharing)
         target = probe(demand, self.folder / "output.log")
-        memory = target.memory // self.sharing
+        memory = target.memory
         dataset = find_again(self.dataset)
         runs = {}
         for search in self.searches:

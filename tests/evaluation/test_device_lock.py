@@ -290,14 +290,13 @@ def test_two_processes_train_beside_one_that_times_again_and_again(job: Job) -> 
 
 def test_a_training_that_is_suspended_holds_up_no_timing(job: Job) -> None:
     training = job.training.model_copy(update={"epochs": 10_000})
-    events = evaluate(replace(job, training=training))
-    next(event for event in events if isinstance(event, Progress))
-    users = DeviceLock("cpu", "this test")._users
-    (trial,) = [path for path in users.iterdir() if str(job.folder) in path.read_text(encoding="utf-8")]
-    pid = int(trial.name.partition(".")[0])
-    for _ in range(5):
-        os.kill(pid, signal.SIGSTOP)
-        Background(lambda: time_on("cpu")).wait()
-        os.kill(pid, signal.SIGCONT)
+    with contextlib.closing(evaluate(replace(job, training=training))) as events:
         next(event for event in events if isinstance(event, Progress))
-    events.close()
+        users = DeviceLock("cpu", "this test")._users
+        (trial,) = [path for path in users.iterdir() if str(job.folder) in path.read_text(encoding="utf-8")]
+        pid = int(trial.name.partition(".")[0])
+        for _ in range(5):
+            os.kill(pid, signal.SIGSTOP)
+            Background(lambda: time_on("cpu")).wait()
+            os.kill(pid, signal.SIGCONT)
+            next(event for event in events if isinstance(event, Progress))

@@ -18,8 +18,8 @@ from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.fitting import fit_batch, machine_memory, usable_memory
-from smnas_optuna.evaluation.job import Costs, Event, Job, Memory, Progress, Resumed, Scores, TooLarge
-from smnas_optuna.evaluation.process import evaluate, preload
+from smnas_optuna.evaluation.job import Costs, Demand, Event, Job, Memory, Progress, Resumed, Scores, TooLarge
+from smnas_optuna.evaluation.process import evaluate, preload, probe
 from smnas_optuna.evaluation.training import runner_config
 from smnas_optuna.recipe_file import load_recipe
 
@@ -48,6 +48,28 @@ def test_a_batch_that_may_not_be_parted_fits_whole_or_not_at_all() -> None:
 def test_training_may_take_what_the_recipe_gives_it_and_else_most_of_the_machine() -> None:
     assert usable_memory("cpu", "CPU", 0.5) == 2**29
     assert 0.5 * machine_memory() < usable_memory("cpu", "CPU", None) < 0.8 * machine_memory()
+
+
+@pytest.mark.parametrize("workers", [1, 4, 16])
+def test_workers_on_one_gpu_take_no_more_than_it_has_with_what_each_process_needs_besides(workers: int) -> None:
+    context = 600 * 2**20  # of CUDA, with its workspace and kernels
+    total = 16 * 2**30
+    each = usable_memory("cuda", "GPU", None, total=total, trainings=workers)
+    assert 0.9 * total < workers * (each / 0.92 + context) <= total
+    assert usable_memory("cuda", "GPU", 8.0, total=total, trainings=workers) == 8 * 2**30 // workers
+
+
+def test_processes_of_a_training_on_the_cpu_need_memory_each() -> None:
+    alone, both = (usable_memory("cpu", "CPU", None, total=2**34, processes=count) for count in (1, 2))
+    assert alone - both == pytest.approx(0.8 * 2**30, abs=1)
+    assert usable_memory("cpu", "CPU", None, total=2**30, trainings=2) == 0
+
+
+def test_a_worker_asks_for_its_share_of_the_device(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe), [])
+    alone, shared = (probe(Demand(recipe, "structural", sharing=count), tmp_path / "log").memory for count in (1, 2))
+    assert shared < alone / 2
+    assert 2 * shared == pytest.approx(alone - 0.8 * 2**30, abs=2)
 
 
 def test_more_than_there_is_is_the_users_error() -> None:

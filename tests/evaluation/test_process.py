@@ -1,5 +1,6 @@
 """Training processes: really forked, really training, really killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
@@ -31,6 +33,7 @@ from smnas_optuna.evaluation.job import (
     UntrainedLatency,
 )
 from smnas_optuna.evaluation.process import count, evaluate, preload, probe
+from smnas_optuna.evaluation.training import runner_config
 from smnas_optuna.outcome import Outcome
 from smnas_optuna.recipe import Recipe
 from smnas_optuna.recipe_file import load_recipe
@@ -105,20 +108,43 @@ def test_an_evaluation_leaves_a_config_that_mmdetection_runs_a_log_and_the_weigh
     assert weights["backbone.conv1.weight"].shape == (8, 3, 7, 7)
 
 
-def test_what_was_trained_is_loaded_and_used_by_mmdetections_own_interface(job: Job) -> None:
-    assert isinstance(list(evaluate(job))[-1], Scores)
-    image = next(job.dataset.val.images.glob("*.png"))
+def detections_of_mmdetection(job: Job, weights: Path, image: Path) -> list[list[float]]:
+    """Return corners and score of what MMDetection finds, in a process that knows nothing of a search."""
     code = (
-        "import sys, smnas_optuna.detector.layers\n"
+        "import json, sys, smnas_optuna.detector.layers\n"
         "from mmdet.apis import inference_detector, init_detector\n"
-        "model = init_detector(sys.argv[1] + '/config.py', sys.argv[1] + '/weights.pth', device='cpu')\n"
-        "print(model.dataset_meta['classes'], len(inference_detector(model, sys.argv[2]).pred_instances.bboxes) >= 0)"
+        "config, weights, image = sys.argv[1:]\n"
+        "model = init_detector(config, weights, device='cpu')\n"
+        "assert model.dataset_meta['classes'] == ['0', '1']\n"
+        "found = inference_detector(model, image).pred_instances\n"
+        "boxes = zip(found.bboxes.tolist(), found.scores.tolist(), strict=True)\n"
+        "print(json.dumps([[*box, score] for box, score in boxes]))"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(job.folder), str(image)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, str(job.folder / "config.py"), str(weights), str(image)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "['0', '1'] True"
+    found: list[list[float]] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def test_mmdetections_own_interface_finds_with_the_weights_what_the_evaluation_finds(job: Job, tmp_path: Path) -> None:
+    assert isinstance(list(evaluate(job))[-1], Scores)
+    trained = torch.load(job.folder / "weights.pth")
+    runner = Runner.from_cfg(runner_config(replace(job, folder=tmp_path / "again"), "cpu"))
+    runner.model.load_state_dict(trained["state_dict"])
+    runner.model.eval()
+    batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
+    with torch.inference_mode():
+        (sample,) = runner.model.test_step(batch)
+    expected = torch.cat([sample.pred_instances.bboxes, sample.pred_instances.scores[:, None]], dim=1)
+    assert len(expected) > 0
+    found = detections_of_mmdetection(job, job.folder / "weights.pth", Path(sample.img_path))
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-3, rtol=1e-3)
+
+    for tensor in trained["state_dict"].values():
+        tensor.zero_()
+    torch.save(trained, tmp_path / "zeros.pth")
+    assert detections_of_mmdetection(job, tmp_path / "zeros.pth", Path(sample.img_path)) != found
 
 
 def test_the_same_job_gives_the_same_scores(recipe: Recipe, tmp_path: Path) -> None:
