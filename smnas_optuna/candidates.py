@@ -54,30 +54,40 @@ def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] 
 def pick(study: optuna.Study, count: int) -> list[FrozenTrial]:
     """Pick trials from a study's Pareto front, spread over the cost, the cheapest first.
 
-    They are the front's two ends and, between them, those whose loss would cost the front most hypervolume. Accuracy is
-    the first objective that is maximised, cost the first that is minimised; without both, the best come first.
+    Accuracy is the first objective that is maximised, cost the first that is minimised; without both, the best trials
+    come first. What is picked is distinct and non-dominated in these two, whatever further objectives there are: the
+    front's two ends and, between them, the trials that together dominate the largest area. The area's reference point
+    has the accuracy of the cheapest end and the cost of the dearest. A single one is the most accurate.
 
     Args:
         study: Stage one's.
-        count: How many at most.
+        count: How many at most, from 1.
     """
-    front = sorted(study.best_trials, key=lambda trial: trial.number)
+    trials = sorted(study.best_trials, key=lambda trial: trial.number)
     directions = study.directions
-    if not front or len(set(directions)) < 2:
-        return front[:count]
+    if len(set(directions)) < 2:
+        return trials[:count]
     accuracy = directions.index(StudyDirection.MAXIMIZE)
     cost = directions.index(StudyDirection.MINIMIZE)
-    front.sort(key=lambda trial: (trial.values[cost], -trial.values[accuracy]))
-    # Equal points are one candidate, and with a third objective some points may be dominated in these two.
-    inner = range(1, len(front) - 1)
-
-    def contribution(index: int) -> float:
-        point, cheaper, dearer = (front[i].values for i in (index, index - 1, index + 1))
-        return float(max(0.0, dearer[cost] - point[cost]) * max(0.0, point[accuracy] - cheaper[accuracy]))
-
-    ends = [0, len(front) - 1] if count > 1 else [len(front) - 1]
-    best = sorted(inner, key=contribution, reverse=True)[: max(0, count - len(ends))]
-    return [front[index] for index in sorted({*ends, *best})]
+    front: list[FrozenTrial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.values[cost], -trial.values[accuracy])):
+        if not front or trial.values[accuracy] > front[-1].values[accuracy]:
+            front.append(trial)
+    if count == 1 or len(front) <= count:
+        return front[-count:]
+    # By the last trial picked, the largest area that so many trials dominate, and which they are.
+    areas = {0: (0.0, [0])}
+    for _ in range(count - 2):
+        longer: dict[int, tuple[float, list[int]]] = {}
+        for index in range(1, len(front) - 1):
+            width = front[-1].values[cost] - front[index].values[cost]
+            for last, (area, picked) in areas.items():
+                grown = area + width * (front[index].values[accuracy] - front[last].values[accuracy])
+                if last < index and grown > longer.get(index, (-1.0, []))[0]:
+                    longer[index] = grown, [*picked, index]
+        areas = longer
+    _, picked = max(areas.values())
+    return [front[index] for index in (*picked, len(front) - 1)]
 
 
 def _number(trials: Sequence[FrozenTrial], study_name: str, start: int) -> list[Candidate]:

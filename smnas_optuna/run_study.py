@@ -98,8 +98,18 @@ def run_study(
     for name in stages:
         if name not in search.stages:
             raise UserError(f"--stage {stage}: recipe {recipe!r} has no section {name}")
-    if sources and stage != "transfer":
-        raise UserError(f"--from {sources[0]}: is for --stage transfer")
+    searches_a_space = stage != "transfer"
+    for option, given, applies, place in (
+        ("--from", sources[0] if sources else None, not searches_a_space, "--stage transfer"),
+        ("--candidates", candidates, stage in ("modular", "all"), "--stage modular and all"),
+        ("--sampler", sampler, searches_a_space, "--stage structural, modular and all"),
+        ("--seed", seed, searches_a_space, "--stage structural, modular and all"),
+        ("--ray-address", ray_address, launcher == "ray", "--launcher ray"),
+    ):
+        if given is not None and not applies:
+            raise UserError(f"{option} {given}: is for {place}")
+    if status and dry_run:
+        raise UserError("--status: expected one of --status and --dry-run")
     if dry_run:
         for name in stages:
             if name == "transfer":

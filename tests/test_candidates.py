@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import optuna
@@ -52,19 +53,41 @@ def test_the_ends_of_the_front_and_the_largest_contributions_between_are_picked_
     assert pick(study_of([]), 3) == []
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.floats(1, 9)), min_size=1, max_size=12, unique=True),
-    st.integers(1, 6),
-)
-def test_what_is_picked_lies_on_the_front_and_is_as_many_as_can_be(
-    points: list[tuple[float, float]], count: int
+def dominated_area(points: list[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Return the area between some points (accuracy, cost) and a reference point that is no better than any."""
+    area, below = 0.0, reference[0]
+    for accuracy, cost in sorted(points, key=lambda point: point[1]):
+        area += max(0.0, accuracy - below) * (reference[1] - cost)
+        below = max(below, accuracy)
+    return area
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=14), st.integers(1, 6))
+def test_what_is_picked_is_distinct_has_both_ends_and_covers_the_most_between_them(
+    points: list[tuple[int, int]], count: int
 ) -> None:
-    study = study_of(points)
-    picked = [trial.number for trial in pick(study, count)]
-    front = {trial.number for trial in study.best_trials}
-    assert set(picked) <= front
-    assert len(picked) == len(set(picked)) == min(count, len(front))
+    study = study_of([(float(accuracy), float(cost)) for accuracy, cost in points])
+    front = sorted({(trial.values[0], trial.values[1]) for trial in study.best_trials}, key=lambda point: point[1])
+    picked = [(trial.values[0], trial.values[1]) for trial in pick(study, count)]
+    assert picked == sorted(set(picked), key=lambda point: point[1])
+    assert set(picked) <= set(front)
+    assert len(picked) == min(count, len(front))
+    assert picked[-1] == front[-1]
+    if len(picked) > 1:
+        assert picked[0] == front[0]
+        reference = (front[0][0], front[-1][1])
+        others = itertools.combinations(front[1:-1], len(picked) - 2)
+        best = max(dominated_area([front[0], *chosen, front[-1]], reference) for chosen in others)
+        assert dominated_area(picked, reference) == best
+
+
+def test_a_point_that_only_a_third_objective_keeps_on_the_front_is_no_candidate() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    for values in ((0.1, 1.0, 9.0), (0.2, 2.0, 9.0), (0.15, 3.0, 1.0), (0.3, 4.0, 9.0), (0.25, 4.0, 1.0)):
+        study.add_trial(optuna.trial.create_trial(values=list(values)))
+    assert len(study.best_trials) == 5
+    assert [trial.number for trial in pick(study, 5)] == [0, 1, 3]
 
 
 def test_each_candidate_has_a_study_that_knows_its_parent(storage: optuna.storages.RDBStorage, recipe: Recipe) -> None:

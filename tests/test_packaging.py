@@ -12,6 +12,15 @@ from tests.commands import command
 ROOT = Path(__file__).parent.parent
 
 
+def test_what_the_demo_leaves_behind_is_ignored_by_git() -> None:
+    # Beside an SQLite file lie those of its journal, and the lock of smnas_optuna/claim.py.
+    files = ["demo/digits-structural.html", *(f"demo.db{end}" for end in ("", "-shm", "-wal", "-journal", ".lock"))]
+    ended = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    if "not a git repository" in ended.stderr:
+        pytest.skip("not a checkout")
+    assert ended.stdout.split() == files
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's wheel, built by way of its sdist from a copy of the sources."""

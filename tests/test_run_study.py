@@ -198,6 +198,24 @@ def test_stage_two_alone_needs_stage_one_and_a_section(tiny_recipe: Path, tmp_pa
     assert "--candidates '1,x': expected numbers of stage one's trials" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--candidates", "0,1"], "--candidates 0,1: is for --stage modular and all"),
+        (["--candidates", "0", "--stage", "transfer"], "--candidates 0: is for --stage modular and all"),
+        (["--ray-address", "auto"], "--ray-address auto: is for --launcher ray"),
+        (["--sampler", "tpe", "--stage", "transfer"], "--sampler tpe: is for --stage structural, modular and all"),
+        (["--seed", "1", "--stage", "transfer"], "--seed 1: is for --stage structural, modular and all"),
+        (["--status", "--dry-run"], "--status: expected one of --status and --dry-run"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    tiny_recipe: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    ended = run("run_study", tiny_recipe, *arguments, folder=tmp_path)
+    assert (ended.returncode, ended.stderr) == (2, f"error: {message}\n")
+
+
 def test_a_dry_run_of_stage_two_tells_the_size_of_each_kind_of_space(tmp_path: Path) -> None:
     dry = run("run_study", "coco", "--stage", "modular", "--dry-run", folder=tmp_path)
     assert dry.returncode == 0, dry.stderr
