@@ -155,7 +155,8 @@ class Archive:
         was learned: in a small architecture for want of capacity, in a large one because its training went wrong.
         """
         is_worst = self.losses == np.max(self.losses, axis=0)
-        return self.contradictions.rows | (is_worst & (np.sum(is_worst, axis=0) > 1))
+        is_shared: Booleans = is_worst & (np.sum(is_worst, axis=0) > 1)
+        return self.contradictions.rows | is_shared
 
     @property
     def front(self) -> Integers:

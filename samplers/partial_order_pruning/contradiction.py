@@ -13,7 +13,7 @@ Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
 # At most so many rows, or this share of them, are set aside; the violations that are left are taken for noise.
-_MIN_CULPRITS, _MAX_SHARE = 2, 0.2
+_MIN_CULPRITS, _MAX_SHARE = 3, 0.2
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,18 @@ def culprits(pairs: Integers, n_rows: int, most: int | None = None) -> Booleans:
     """
     both_ways = np.concatenate([pairs, pairs[:, ::-1]])
     both_ways = both_ways[np.argsort(both_ways[:, 0], kind="stable")]
-    ends = np.cumsum(np.bincount(both_ways[:, 0], minlength=n_rows))[:-1]
-    partners = np.split(both_ways[:, 1], ends)
-    counts = np.array([len(each) for each in partners])
+    starts = np.searchsorted(both_ways[:, 0], np.arange(n_rows + 1))
+    counts = np.diff(starts)
+
+    def partners(rows: Integers) -> Integers:
+        return np.concatenate([both_ways[starts[row] : starts[row + 1], 1] for row in rows])
+
     found = np.zeros(n_rows, dtype=bool)
     while np.any(counts) and (most is None or np.count_nonzero(found) <= most):
         largest = counts.max()
-        leading = np.flatnonzero(counts == largest)
-        beside = np.concatenate([partners[row] for row in leading])
-        going = np.union1d(leading, beside[2 * counts[beside] >= largest])
-        for row in going:
-            counts[partners[row]] -= 1
+        beside = partners(np.flatnonzero(counts == largest))
+        going = np.union1d(np.flatnonzero(counts == largest), beside[2 * counts[beside] >= largest])
+        counts -= np.bincount(partners(going), minlength=n_rows)
         found[going] = True
         counts[found] = 0
     return found

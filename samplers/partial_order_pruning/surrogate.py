@@ -23,8 +23,8 @@ _MAX_FITTED = 150
 _MAX_CONDITIONED = 200
 
 
-# The error of a row that contradicts the rest, relative to what it is seen to be off by: with less, a few rows that went
-# wrong alike would be taken to confirm each other.
+# The error of a row that contradicts the rest, relative to what it is seen to be off by. With less, a few rows that
+# went wrong alike would be taken to confirm each other.
 _DOUBT = 3.0
 
 # A loss is learned as the logarithm of what it lacks to the best plus this share of the range.
@@ -101,7 +101,7 @@ def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
     constraint = None
     if np.any(excesses > 0):
         constraint = fit_hyperparameters(
-            encoded, features.n_numerical, (excesses - excesses.mean()) / (excesses.std() or 1.0), np.zeros(len(rows))
+            encoded, features.n_numerical, (excesses - excesses.mean()) / (excesses.std() or 1.0)
         )
     return Fit(features, tuple(hyperparameters), constraint)
 
@@ -131,7 +131,7 @@ class Surrogate:
         self._constraint = None
         if fit.constraint is not None:
             excesses = np.array(archive.excesses)[rows]
-            self._constraint = GaussianProcess(encoded, fit.features.n_numerical, excesses, fit.constraint, np.zeros(len(rows)))
+            self._constraint = GaussianProcess(encoded, fit.features.n_numerical, excesses, fit.constraint)
 
     def feasibility(self, candidates: Sequence[Candidate]) -> Floats:
         """Return the probability that candidates meet all constraints, shape (b,)."""
