@@ -28,6 +28,7 @@ from smnas_optuna.outcome import Outcome
 from smnas_optuna.retry import belonging_of, interrupted_before
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
+from smnas_optuna.timing_margin import optimistic_latency, timing_pairs
 
 _logger = logging.getLogger(__name__)
 
@@ -143,7 +144,8 @@ class DetectorObjective:
                     self._skip(trial, event)
                 elif isinstance(event, UntrainedLatency):
                     trial.set_user_attr("untrained_latency_ms", event.milliseconds)
-                    self._gate(trial, latency_ms=event.milliseconds)
+                    pairs = timing_pairs(trial.study.get_trials(deepcopy=False), self._device)
+                    self._gate(trial, latency_ms=optimistic_latency(event.milliseconds, pairs))
                 elif isinstance(event, Resumed):
                     trial.set_user_attr("resumed_after_epochs", event.epochs)
                 elif isinstance(event, Progress):

@@ -1,4 +1,4 @@
-"""Searches in which not every architecture, or none, fits into memory."""
+"""What ends a trial before its training: too little memory, or times that prove it pointless."""
 
 from pathlib import Path
 
@@ -6,6 +6,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.evaluation.datasets import open_dataset
+from smnas_optuna.evaluation.process import preload
+from smnas_optuna.objective import DetectorObjective, Turn
+from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.search import Search
+from smnas_optuna.storage import open_storage
+from smnas_optuna.study import open_study
 from tests.commands import run
 
 # Two architectures: with 2.5 MiB the two-stage one can be trained on one image at a time, RetinaNet cannot.
@@ -62,3 +70,43 @@ def test_more_memory_than_the_machine_has_is_the_users_error(tiny_recipe: Path, 
     assert refused.returncode == 2
     assert "device.memory_gb: found 1e+06, but " in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_time_before_training_proves_only_what_the_studys_trained_times_allow(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    preload()
+    search = Search(load_recipe(str(tiny_recipe), ["structural.seeds=[]"]))
+    study = open_study(open_storage(f"sqlite:///{tmp_path}/study.db"), search, sampler="pop")
+    # The first bounds the accuracy of all that is smaller. The second would dominate that at any time that can be
+    # measured; but it has also been trained to a hundred-thousandth of its untrained time.
+    for text, values, untrained in (
+        ("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC", (0.5, 100.0), 100.0),
+        ("64x48 ResNet18(w=8) RPN 2FC", (0.9, 0.01), 1000.0),
+    ):
+        study.enqueue_trial(search.space.params(Architecture.parse(text)))
+        trial = study.ask()
+        assert str(search.space.suggest(trial)) == text
+        times = {"untrained_latency_ms": untrained, "latency_ms": values[1], "device": "this one"}
+        for name, value in times.items():
+            trial.set_user_attr(name, value)
+        study.tell(trial, values)
+    study.enqueue_trial(search.space.params(Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P3,c=16) RPN 2FC")))
+
+    def evaluate(device: str) -> tuple[float, ...]:
+        objective = DetectorObjective(
+            search, open_dataset(search.recipe.dataset), device, 2**30, tmp_path, lambda *_: None, lambda *_: None
+        )
+        return objective(trial, Turn(lambda: None, (), lambda: None))
+
+    trial = study.ask()
+    accuracy, latency = evaluate("this one")
+    assert latency > trial.user_attrs["untrained_latency_ms"] * 1e-5
+    assert 0.0 <= accuracy <= 1.0
+
+    # Where no time of this device is known the bound is half of what was measured, and that is dominated.
+    study.enqueue_trial(trial.params)
+    trial = study.ask()
+    with pytest.raises(optuna.TrialPruned, match="dominated: trial 1 is better"):
+        evaluate("another")
+    assert trial.user_attrs["outcome"] == "dominated"
