@@ -72,6 +72,7 @@ def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_wri
     assert states[yields] == TrialState.PRUNED
     assert trials[yields].user_attrs["reason"].startswith(f"duplicate: trial {goes_on} ")
     # Nobody holds the lock any more, and the study goes on.
+    second.study.enqueue_trial({"depth": 6})
     assert second.advance(Silent(), Interruption())
     assert first.look().done == 2
 
