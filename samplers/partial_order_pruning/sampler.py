@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive, rows_to_fit
 from .record import PROPOSAL, Record, fixed_params
-from .replay import contains, draw
+from .replay import contains, draw, restored
 from .screen import KnownLosses, Screen, Screened
 from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
 from .space import Candidate, Order, SearchSpace, Space
@@ -46,6 +46,13 @@ class PartialOrderPruningSampler(BaseSampler):
     The order says that the value of an objective does not fall from x to a y that x precedes: accuracy and cost grow
     with capacity. Objectives whose value falls as capacity grows, such as an error rate, are named by
     ``decreasing``.
+
+    A trial that was not completed and whose user attribute ``outcome`` is ``"too_large"`` or ``"out_of_memory"`` bounds
+    what fits into memory: nothing at least as large is proposed again, unless something as large has been trained.
+
+    What contradicts the rest of the order, such as a large network whose training diverged, bounds nothing, and the
+    surrogate hardly learns from it. If two contradict each other and nothing tells which is wrong, neither bounds
+    anything. What is left of the violations is taken for noise, and its root mean square is tolerated.
 
     Args:
         search_space: ``trial -> architecture``, the very function that the objective calls; it may raise
@@ -130,8 +137,9 @@ class PartialOrderPruningSampler(BaseSampler):
         proposal = self._proposal_of(study, trial)
         if proposal is None:
             raise TrialPruned(_EXHAUSTED)
-        if param_name in proposal and contains(param_distribution, proposal[param_name]):
-            return proposal[param_name]
+        proposed = restored(param_distribution, proposal.get(param_name))
+        if param_name in proposal and contains(param_distribution, proposed):
+            return proposed
         return draw(param_distribution, random.Random(f"{self._seed} {trial.number} {param_name}"))
 
     def _proposal_of(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:

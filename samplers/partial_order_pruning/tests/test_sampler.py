@@ -68,20 +68,56 @@ def test_the_same_seed_and_study_propose_the_same_also_after_a_restart(
     assert architectures(other) != architectures(study)
 
 
-def test_a_pickled_or_copied_sampler_goes_on_alike() -> None:
-    grid = Grid.additive(2, (2, 5, 5))
+def proposals_after(study: optuna.Study, sampler: PartialOrderPruningSampler) -> list[dict[str, Any]]:
+    """Return what a sampler proposes for the next trials of a study, on a copy of it."""
+    copied = create_study(sampler)
+    copied.add_trials(study.trials)
+    return [copied.ask(study.trials[0].distributions).params for _ in range(3)]
+
+
+def test_a_pickled_or_copied_sampler_proposes_the_same_and_a_reseeded_one_does_not() -> None:
+    grid = Grid.additive(2, (3, 20, 20, 20))
     sampler = PartialOrderPruningSampler(seed=3)
     study = create_study(sampler)
     study.optimize(grid.objective, n_trials=15)
-    asked = [dict(study.ask(dict(study.trials[0].distributions)).params)]
-    study.tell(study.trials[-1].number, state=optuna.trial.TrialState.FAIL)
-    for other in (pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)):
-        assert other._seed == sampler._seed
-        study.sampler = other
-        study.optimize(grid.objective, n_trials=1)
+    others = [pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)]
+    expected = proposals_after(study, sampler)
+    assert [proposals_after(study, other) for other in others] == [expected, expected]
     sampler.reseed_rng()
-    assert sampler._seed != other._seed
-    assert asked
+    assert proposals_after(study, sampler) != expected
+
+
+KERNELS: list[list[Any]] = [
+    [[3, 3], [5, 5], [3, 5]],
+    [{"size": 3}, {"size": 5}, {"size": 7}],
+    [(3, 3), (5, 5), (3, 5)],
+]
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("kernels", KERNELS, ids=["lists", "dictionaries", "tuples"])
+@pytest.mark.parametrize("knows_space", [True, False])
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_choices_without_a_hash_are_tried_once_each(
+    kernels: list[Any], knows_space: bool, is_stored: bool, tmp_path: Path
+) -> None:
+    def suggest(trial: Any) -> tuple[Any, int]:
+        return trial.suggest_categorical("kernel", kernels), trial.suggest_int("depth", 1, 4)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        kernel, depth = suggest(trial)
+        return depth**0.5 + 0.1 * kernels.index(kernel), float(depth)
+
+    sampler = PartialOrderPruningSampler(
+        suggest if knows_space else None,
+        (lambda network: (network[:1], [network[1]])) if knows_space else None,
+        n_startup_trials=4,
+        tolerance=math.inf,
+        seed=0,
+    )
+    study = create_study(sampler, storage=f"sqlite:///{tmp_path}/study.db" if is_stored else None)
+    study.optimize(objective, n_trials=12)
+    assert len({str(trial.params) for trial in study.trials}) == 12
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -149,22 +185,59 @@ def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
     assert set(reasons) == {None}
 
 
-def test_nothing_larger_than_what_ran_out_of_memory_is_proposed() -> None:
+@pytest.mark.parametrize(
+    ("attributes", "bounds_memory"),
+    [
+        ({"outcome": "out_of_memory"}, True),
+        ({"outcome": "too_large", "reason": "the device has 0.5 GiB"}, True),
+        ({"outcome": "crashed", "reason": "out of memory, says the log of another program"}, False),
+        # Of a study from before there were outcomes.
+        ({"reason": "CUDA out of memory"}, True),
+        ({"reason": "loss became nan"}, False),
+    ],
+)
+def test_nothing_larger_than_what_did_not_fit_is_proposed(attributes: dict[str, str], bounds_memory: bool) -> None:
     grid = Grid.additive(6, (1, 5, 5))
     study = create_study(sampler_for(grid, tolerance=math.inf))
-    failed: list[tuple[int, ...]] = []
+    study.enqueue_trial({"group": 0, "capacity0": 2, "capacity1": 2})
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         key = grid.search_space(trial)
-        assert not [other for other in failed if np.all(np.array(other) <= key)]
-        if sum(key) > 5:
-            failed.append(key)
-            trial.set_user_attr("reason", "CUDA out of memory")
+        if key == (0, 2, 2):
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
             raise MemoryError
         return grid.values(key)
 
-    study.optimize(objective, n_trials=30, catch=MemoryError)
-    assert failed
+    study.optimize(objective, n_trials=25, catch=MemoryError)
+    at_least_as_large = [
+        trial.params
+        for trial in study.trials[1:]
+        if trial.params and trial.params["capacity0"] >= 2 and trial.params["capacity1"] >= 2
+    ]
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+    assert bool(at_least_as_large) != bounds_memory
+
+
+@pytest.mark.parametrize("knows_cost", [True, False])
+def test_trainings_that_diverge_do_not_end_the_search(knows_cost: bool) -> None:
+    true = Grid.additive(0, (1, 3, 3, 3, 3, 3))
+    rng = np.random.default_rng(0)
+    largest = sorted(true.keys, key=sum)[-len(true.keys) // 10 :]
+    # The very largest, which the start design asks for, and a third of the others; they score as the smallest does.
+    seen = Grid(true.accuracy.copy(), true.cost)
+    for key in largest:
+        if key == largest[-1] or rng.random() < 0.3:
+            seen.accuracy[key] = true.accuracy.min()
+    areas = []
+    for order in (seen.order, None):
+        known = seen.known() if knows_cost else None
+        study = create_study(PartialOrderPruningSampler(seen.search_space, order, known, seed=0))
+        study.optimize(seen.objective, n_trials=40)
+        assert len(study.trials) == 40
+        areas.append(seen.hypervolume([(trial.values[0], trial.values[1]) for trial in study.trials]))
+    assert areas[0] > 0.97 * seen.hypervolume([seen.values(key) for key in seen.keys])
+    assert areas[0] > areas[1] - 0.01
 
 
 def test_violated_order_hardly_costs_hypervolume() -> None:
