@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -34,9 +35,13 @@ def _server() -> None:
 
 
 @pytest.fixture
-def device() -> str:
+def device() -> Iterator[str]:
     """A device of this test's own, which no other process locks."""
-    return f"test-{os.getpid()}-{os.urandom(4).hex()}"
+    name = f"test-{os.getpid()}-{os.urandom(4).hex()}"
+    users = DeviceLock(name, "this test")._users
+    yield name
+    shutil.rmtree(users)
+    users.with_suffix(".gate").unlink()
 
 
 @pytest.fixture
