@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .contradiction import Contradictions, Violations
 from .space import Candidate
 
 Floats = NDArray[np.float64]
@@ -17,6 +18,19 @@ Booleans = NDArray[np.bool_]
 
 # An order that more than this share of pairs violates, once there are some, is taken to be untrue.
 _MAX_VIOLATED, _MIN_COMPARISONS = 0.25, 8
+
+
+def rows_to_fit(n_rows: int) -> int:
+    """Return how many rows is fitted to when there are ``n_rows``.
+
+    All up to 32, then 10 % more each time: a function of the study alone, so a restarted sampler goes on as before.
+    """
+    if n_rows < 32:
+        return n_rows
+    fitted = 32
+    while (following := fitted + fitted // 10) <= n_rows:
+        fitted = following
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -87,27 +101,62 @@ class Archive:
         self.learnable: list[int] = []
         self.violations: Integers = np.zeros(len(rises), dtype=np.int64)
         self.comparisons = 0
-        self._squared_excess: Floats = np.zeros(len(rises))
+        # Pairs of rows that violate the order, and for each objective by how much; not positive where they do not.
+        self._violating = _Rows(2 + len(rises))
+        self._contradictions: dict[int, Contradictions] = {}
+        self._noise_levels: dict[int, Floats] = {}
 
     @property
     def losses(self) -> Floats:
         """The losses of all trained architectures, shape (n, m)."""
         return self._losses.array
 
+    def contradictions_of_first(self, n_rows: int) -> Contradictions:
+        """Return which of the first ``n_rows`` rows contradicted the others when there were no more."""
+        if n_rows not in self._contradictions:
+            n_fitted = rows_to_fit(n_rows)
+            violations = Violations(self._violating.array[:, :2].astype(np.int64), self._violating.array[:, 2:])
+            if n_fitted not in self._noise_levels:
+                self._noise_levels[n_fitted] = violations.of_first(n_fitted).noise_levels(n_fitted)
+            judged = violations.of_first(n_rows).contradictions(n_rows, self._noise_levels[n_fitted])
+            # What is asked for is the present and the last fit.
+            latest = {n: known for n, known in self._contradictions.items() if n == max(self._contradictions)}
+            self._contradictions = {**latest, n_rows: judged}
+        return self._contradictions[n_rows]
+
+    @property
+    def contradictions(self) -> Contradictions:
+        """Which rows contradict the others."""
+        return self.contradictions_of_first(len(self.numbers))
+
     @property
     def untrue(self) -> Booleans:
-        """For each objective whether so many pairs violate the order that it is not used, shape (m,)."""
+        """For each objective whether so many pairs violate the order that it is not used, shape (m,).
+
+        Those of rows that contradict the rest do not count.
+        """
         many = self.comparisons >= _MIN_COMPARISONS
-        return many & (self.violations > _MAX_VIOLATED * self.comparisons)
+        return many & (self.contradictions.n_noisy > _MAX_VIOLATED * self.comparisons)
 
     @property
     def slack(self) -> Floats:
         """How far the order is mistrusted, shape (m,): the tolerance, and what violations beyond it measured.
 
-        That is their root mean square; so where the order holds, and only there, the bounds are as tight as it says.
+        That is their root mean square, those of rows that contradict the rest left out; so where the order holds, and
+        only there, the bounds are as tight as it says.
         """
-        seen = np.sqrt(self._squared_excess / np.maximum(self.violations, 1))
-        return np.where(self.untrue, np.inf, self._tolerance + seen)
+        return np.where(self.untrue, np.inf, self._tolerance + self.contradictions.noise)
+
+    @property
+    def _says_nothing(self) -> Booleans:
+        """Which rows no bound follows from, shape (n, m): those that contradict the rest or are at the scale's end.
+
+        What several share as the worst loss of all, such as a mean average precision of zero, says only that nothing
+        was learned: in a small architecture for want of capacity, in a large one because its training went wrong.
+        """
+        is_worst = self.losses == np.max(self.losses, axis=0)
+        is_shared: Booleans = is_worst & (np.sum(is_worst, axis=0) > 1)
+        return self.contradictions.rows | is_shared
 
     @property
     def front(self) -> Integers:
@@ -160,9 +209,10 @@ class Archive:
         # Where the loss rises, it must not be smaller than below nor larger than above; where it falls, conversely.
         sign = np.where(self._rises, 1.0, -1.0)
         rise = sign * (losses - group.losses.array)
-        excess = np.concatenate([-rise[below], rise[above & ~below]]) - self._tolerance
-        self.violations += np.sum(excess > 0, axis=0)
-        self._squared_excess += np.sum(np.square(np.maximum(excess, 0.0)), axis=0)
+        excess = np.where(below[:, None], -rise, rise) - self._tolerance
+        for index in np.flatnonzero((below | above) & np.any(excess > 0, axis=1)):
+            self._violating.append([group.rows[index], row, *excess[index]])
+            self.violations += excess[index] > 0
         self.comparisons += int(np.sum(below | above))
         group.vectors.append(candidate.vector)
         group.losses.append(losses.tolist())
@@ -202,15 +252,16 @@ class Archive:
             below &= theirs <= mine[:, None]
             above &= theirs >= mine[:, None]
         rows = np.array(group.rows)
+        speaks = ~self._says_nothing[rows]
         for objective, (rises, slack) in enumerate(zip(self._rises, self.slack, strict=True)):
             losses = group.losses.array[:, objective]
-            at_least = np.where(below if rises else above, losses, -np.inf)
+            at_least = np.where((below if rises else above) & speaks[:, objective], losses, -np.inf)
             best = np.argmax(at_least, axis=1)
             lower = at_least[np.arange(len(best)), best]
             bounds.lower[indices, objective] = lower - slack
             bounds.witness[indices, objective] = np.where(np.isfinite(lower), rows[best], -1)
             bounds.upper[indices, objective] = (
-                np.min(np.where(above if rises else below, losses, np.inf), axis=1) + slack
+                np.min(np.where((above if rises else below) & speaks[:, objective], losses, np.inf), axis=1) + slack
             )
 
     def dominators(self, corners: Floats, bounds: Bounds, known: Booleans) -> Integers:
@@ -228,7 +279,7 @@ class Archive:
         strict = self._rises | known
         if not np.any(strict):
             strict = np.ones_like(strict)
-        front = self.front
+        front = self.front[~np.any(self.contradictions.rows[self.front], axis=1)]
         if len(front) == 0:
             return np.full(len(corners), -1, dtype=np.int64)
         beats = np.ones((len(corners), len(front)), dtype=bool)

@@ -27,7 +27,9 @@ class Hyperparameters:
     log_noise: float
 
 
-def fit_hyperparameters(features: Floats, n_numerical: int, targets: Floats) -> Hyperparameters:
+def fit_hyperparameters(
+    features: Floats, n_numerical: int, targets: Floats, doubt: Floats | float = 0.0
+) -> Hyperparameters:
     """Return hyperparameters of high posterior density, the amplitude profiled out.
 
     Thirty steps of resilient back-propagation (Rprop) on the gradient of the log posterior from the prior's mode:
@@ -37,6 +39,7 @@ def fit_hyperparameters(features: Floats, n_numerical: int, targets: Floats) -> 
         features: Shape (n, d), numerical ones first.
         n_numerical: How many are numerical; of the others only equality counts.
         targets: Shape (n,), standardised.
+        doubt: Known standard deviation of each target's error, beyond the noise that all have, shape (n,) or ().
     """
     d = features.shape[1]
     distances = squared_distances(features, features, n_numerical)
@@ -47,7 +50,7 @@ def fit_hyperparameters(features: Floats, n_numerical: int, targets: Floats) -> 
     step, last = np.full(d + 2, 0.3), np.zeros(d + 2)
     best, best_density = theta, -np.inf
     for _ in range(_STEPS):
-        density, gradient = _log_posterior(theta, mode, distances, linear, targets)
+        density, gradient = _log_posterior(theta, mode, distances, linear, targets, doubt)
         if density > best_density:
             best, best_density = theta.copy(), density
         agreement = np.sign(gradient) * np.sign(last)
@@ -63,7 +66,7 @@ def _prior_mode(d: int) -> Floats:
 
 
 def _log_posterior(
-    theta: Floats, mode: Floats, distances: Floats, linear: Floats, targets: Floats
+    theta: Floats, mode: Floats, distances: Floats, linear: Floats, targets: Floats, doubt: Floats | float
 ) -> tuple[float, Floats]:
     d, n = len(distances), len(targets)
     weights = np.exp(theta[:d])
@@ -72,7 +75,7 @@ def _log_posterior(
     decay = np.exp(-radius)
     trend, noise = np.exp(theta[d]), np.exp(theta[d + 1])
     kernel = trend * linear + (1.0 + radius + radius**2 / 3.0) * decay
-    kernel[np.diag_indices(n)] += noise + 1e-8
+    kernel[np.diag_indices(n)] += noise + np.square(doubt) + 1e-8
     try:
         factor = np.linalg.cholesky(kernel)
     except np.linalg.LinAlgError:
@@ -108,17 +111,27 @@ class GaussianProcess:
         n_numerical: How many features are numerical.
         targets: Shape (n,).
         hyperparameters: Fitted to these rows, or to some of them.
+        doubt: Known standard deviation of each target's error, beyond the noise that all have, shape (n,) or ().
     """
 
-    def __init__(self, features: Floats, n_numerical: int, targets: Floats, hyperparameters: Hyperparameters) -> None:
+    def __init__(
+        self,
+        features: Floats,
+        n_numerical: int,
+        targets: Floats,
+        hyperparameters: Hyperparameters,
+        doubt: Floats | float = 0.0,
+    ) -> None:
         self._features, self._n_numerical, self._hyperparameters = features, n_numerical, hyperparameters
         kernel = self._kernel(features)
-        kernel[np.diag_indices(len(kernel))] += np.exp(hyperparameters.log_noise) + 1e-8
+        kernel[np.diag_indices(len(kernel))] += np.exp(hyperparameters.log_noise) + np.square(doubt) + 1e-8
         self._inverse = np.linalg.inv(kernel)
-        self._mean = float(targets.mean())
+        trust = np.broadcast_to(1.0 / (1.0 + np.square(doubt)), targets.shape)
+        self._mean = float(np.average(targets, weights=trust))
         self._alpha = self._inverse @ (targets - self._mean)
         # As if one more row had told the plain variance: two or three rows alone say little of it.
-        quadratic = float((targets - self._mean) @ self._alpha) + float(targets.var())
+        variance = float(np.average(np.square(targets - self._mean), weights=trust))
+        quadratic = float((targets - self._mean) @ self._alpha) + variance
         self._amplitude = quadratic / (len(targets) + 1)
 
     def _kernel(self, features: Floats) -> Floats:

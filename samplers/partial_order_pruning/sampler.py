@@ -19,13 +19,13 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from .archive import Archive
+from .archive import Archive, rows_to_fit
 from .record import PROPOSAL, Record, fixed_params
 from .replay import contains, draw
 from .screen import KnownLosses, Screen, Screened
 from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
 from .space import Candidate, Order, SearchSpace, Space
-from .surrogate import Surrogate, fit, rows_to_fit
+from .surrogate import Surrogate, fit
 
 _logger = get_logger(f"optuna.{__name__}")
 

@@ -23,18 +23,9 @@ _MAX_FITTED = 150
 _MAX_CONDITIONED = 200
 
 
-def rows_to_fit(n_rows: int) -> int:
-    """Return how many rows hyperparameters are fitted to when there are ``n_rows``.
-
-    All up to 32, then 10 % more each time: a function of the study alone, so a restarted sampler goes on as before.
-    """
-    if n_rows < 32:
-        return n_rows
-    fitted = 32
-    while (following := fitted + fitted // 10) <= n_rows:
-        fitted = following
-    return fitted
-
+# The error of a row that contradicts the rest, relative to what it is seen to be off by. With less, a few rows that
+# went wrong alike would be taken to confirm each other.
+_DOUBT = 3.0
 
 # A loss is learned as the logarithm of what it lacks to the best plus this share of the range.
 _WARP = 0.3
@@ -103,8 +94,9 @@ def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
     encoded = features.encode([candidate for candidate in candidates if candidate is not None])
     hyperparameters = []
     for objective in modelled:
-        losses = archive.losses[rows, objective]
-        hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, Warp.of(losses)(losses)))
+        targets = Warp.of(archive.losses[rows, objective])(archive.losses[rows, objective])
+        doubt = doubts(archive, n_rows, rows, objective, targets)
+        hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, targets, doubt))
     excesses = np.array(archive.excesses)[rows]
     constraint = None
     if np.any(excesses > 0):
@@ -129,10 +121,12 @@ class Surrogate:
         self._modelled = modelled
         encoded = fit.encode_rows(archive, rows.tolist())
         self._warps = [Warp.of(archive.losses[rows, objective]) for objective in modelled]
-        self._processes = [
-            GaussianProcess(encoded, fit.features.n_numerical, warp(archive.losses[rows, objective]), hyperparameters)
-            for objective, warp, hyperparameters in zip(modelled, self._warps, fit.hyperparameters, strict=True)
-        ]
+        self._processes = []
+        for objective, warp, hyperparameters in zip(modelled, self._warps, fit.hyperparameters, strict=True):
+            targets = warp(archive.losses[rows, objective])
+            doubt = doubts(archive, len(archive.numbers), rows, objective, targets)
+            process = GaussianProcess(encoded, fit.features.n_numerical, targets, hyperparameters, doubt)
+            self._processes.append(process)
 
         self._constraint = None
         if fit.constraint is not None:
@@ -182,3 +176,25 @@ def usable_rows(archive: Archive, n_rows: int, limit: int) -> Integers:
     rest = nearest_first[n_near:]
     spread = rest[np.linspace(0, len(rest) - 1, limit - n_near).astype(int)]
     return np.sort(np.concatenate([nearest_first[:n_near], spread]))
+
+
+def doubts(archive: Archive, n_rows: int, rows: Integers, objective: int, targets: Floats) -> Floats:
+    """Return the standard deviation of the errors that the order shows in some targets, shape (n,).
+
+    It is what a row that contradicts the rest is off by, and 0 for all others.
+
+    Args:
+        archive: What has been trained.
+        n_rows: How many of its rows to compare.
+        rows: Those of the targets, shape (n,).
+        objective: Which one is learned.
+        targets: Warped losses, shape (n,).
+    """
+    place = np.full(n_rows, -1)
+    place[rows] = np.arange(len(rows))
+    contradictions = archive.contradictions_of_first(n_rows)
+    pairs = place[contradictions.pairs[objective]]
+    pairs = pairs[np.all(pairs >= 0, axis=1)]
+    doubt = np.zeros(len(rows))
+    np.maximum.at(doubt, pairs, np.abs(targets[pairs[:, 0]] - targets[pairs[:, 1]])[:, None])
+    return np.where(contradictions.rows[rows, objective], _DOUBT * doubt, 0.0)

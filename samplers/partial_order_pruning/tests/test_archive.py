@@ -51,14 +51,18 @@ def test_bounds_hold_and_are_what_the_order_says(grid: Grid, seed: int) -> None:
     trained = [grid.keys[index] for index in order[: len(order) // 2]]
     archive = archive_of(grid, trained)
     bounds = archive.bounds([candidate(grid, key) for key in grid.keys])
+    accuracies, costs = zip(*map(grid.values, trained), strict=True)
+    # What several share as the worst of all says nothing.
+    floor = {min(accuracies)} if accuracies.count(min(accuracies)) > 1 else set()
+    ceiling = {max(costs)} if costs.count(max(costs)) > 1 else set()
     for row, key in enumerate(grid.keys):
         accuracy, cost = grid.values(key)
         below = [grid.values(other) for other in trained if other[0] == key[0] and np.all(np.array(other) <= key)]
         above = [grid.values(other) for other in trained if other[0] == key[0] and np.all(np.array(other) >= key)]
-        assert bounds.lower[row, 0] == max((-a for a, _ in above), default=-np.inf) <= -accuracy
-        assert bounds.upper[row, 0] == min((-a for a, _ in below), default=np.inf) >= -accuracy
-        assert bounds.lower[row, 1] == max((c for _, c in below), default=-np.inf) <= cost
-        assert bounds.upper[row, 1] == min((c for _, c in above), default=np.inf) >= cost
+        assert bounds.lower[row, 0] == max((-a for a, _ in above if a not in floor), default=-np.inf) <= -accuracy
+        assert bounds.upper[row, 0] == min((-a for a, _ in below if a not in floor), default=np.inf) >= -accuracy
+        assert bounds.lower[row, 1] == max((c for _, c in below if c not in ceiling), default=-np.inf) <= cost
+        assert bounds.upper[row, 1] == min((c for _, c in above if c not in ceiling), default=np.inf) >= cost
     assert not archive.violations.any()
     assert not archive.slack.any()
 
@@ -73,13 +77,91 @@ def test_an_equal_cost_does_not_prune() -> None:
     assert archive.dominators(dearer, bounds, COST_KNOWN).tolist() == [1]
 
 
-def test_violations_are_counted_and_from_then_on_tolerated() -> None:
-    grid = Grid(np.array([[0.2, 0.1, 0.5]]), np.array([[1.0, 2.0, 3.0]]))
+def test_all_violations_are_counted_and_those_of_noise_are_tolerated() -> None:
+    noisy = [0.1, 0.2, 0.19, 0.3, 0.4, 0.39, 0.5, 0.6, 0.59, 0.7]
+    grid = Grid(np.array([noisy]), np.arange(10.0)[None])
     archive = archive_of(grid, grid.keys)
-    assert archive.comparisons == 3
-    assert archive.violations.tolist() == [1, 0]
-    np.testing.assert_allclose(archive.slack, [0.1, 0.0])
-    assert archive_of(grid, grid.keys, tolerance=0.15).violations.tolist() == [0, 0]
+    assert archive.comparisons == 45
+    assert archive.violations.tolist() == [3, 0]
+    # Six rows of ten cannot all be wrong.
+    assert not archive.contradictions.rows.any()
+    np.testing.assert_allclose(archive.slack, [0.01, 0.0])
+    assert archive_of(grid, grid.keys, tolerance=0.015).violations.tolist() == [0, 0]
+
+
+def test_one_contradiction_between_two_tells_of_neither_and_the_next_ones_of_the_culprit() -> None:
+    # The largest is trained first and diverges.
+    grid = Grid(np.array([[0.1, 0.2, 0.3, 0.4, 0.0]]), np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]))
+    order: list[Key] = [(0, 4), (0, 0), (0, 2), (0, 1), (0, 3)]
+    contradicting = [
+        [trained[row] for row in np.flatnonzero(archive_of(grid, trained).contradictions.rows[:, 0])]
+        for trained in (order[:n] for n in range(1, 6))
+    ]
+    assert contradicting == [[], order[:2], order[:3], order[:1], order[:1]]
+    archive = archive_of(grid, order)
+    assert archive.violations.tolist() == [4, 0]
+    assert not archive.slack.any()
+    bounds = archive.bounds([candidate(grid, key) for key in grid.keys])
+    assert bounds.lower[:, 0].tolist() == [-0.1, -0.2, -0.3, -0.4, -np.inf]
+
+
+def test_what_diverged_to_the_score_of_the_smallest_prunes_nothing() -> None:
+    grid = Grid(np.array([[0.0, 0.2, 0.3, 0.4, 0.0]]), np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]))
+    archive = archive_of(grid, [(0, 0), (0, 4)])
+    others = [candidate(grid, key) for key in grid.keys[1:4]]
+    bounds = archive.bounds(others)
+    costs = np.array([[np.nan, 2.0], [np.nan, 3.0], [np.nan, 4.0]])
+    corners = np.where(COST_KNOWN, costs, bounds.lower)
+    assert archive.dominators(corners, bounds, COST_KNOWN).tolist() == [-1, -1, -1]
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(1, 4, 4), (2, 4, 4), (1, 3, 3, 3), (1, 9)]),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.3, 5.0]),
+    st.booleans(),
+)
+def test_what_contradicts_the_rest_prunes_no_pareto_point(
+    seed: int, shape: tuple[int, ...], n_wrong: int, scored: float, knows_cost: bool
+) -> None:
+    true = Grid.additive(seed, shape)
+    rng = np.random.default_rng(seed)
+    trained = [true.keys[index] for index in rng.permutation(len(true.keys))[: 2 * len(true.keys) // 3]]
+    wrong = trained[:n_wrong]
+    seen = Grid(true.accuracy.copy(), true.cost)
+    for key in wrong:
+        seen.accuracy[key] = scored
+    archive = archive_of(seen, trained)
+    contradicting = {trained[row] for row in np.flatnonzero(archive.contradictions.rows.any(axis=1))}
+    others = [key for key in true.keys if key not in trained]
+    candidates = [candidate(true, key) for key in others]
+    bounds = archive.bounds(candidates)
+    known = COST_KNOWN if knows_cost else NONE_KNOWN
+    losses = np.array([(-accuracy, cost) for accuracy, cost in map(true.values, others)])
+    by = archive.dominators(np.where(known, losses, bounds.lower), bounds, known)
+    assert not {trained[row] for row in by if row >= 0} & contradicting
+    assert not {trained[row] for row in bounds.witness[:, 0] if row >= 0} & contradicting
+    # Who escapes the evidence agrees with all that can be compared with it; then nothing is known.
+    if set(wrong) <= contradicting:
+        pruned = {key for key, row in zip(others, by, strict=True) if row >= 0}
+        assert not pruned & true.pareto_keys()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_few_that_diverged_among_many_are_all_found_and_nothing_else(seed: int, n_wrong: int) -> None:
+    true = Grid.additive(seed, (1, 4, 4, 3))
+    rng = np.random.default_rng(seed)
+    largest = sorted(true.keys, key=sum)[-12:]
+    wrong = {largest[index] for index in rng.choice(len(largest), n_wrong, replace=False)}
+    seen = Grid(true.accuracy.copy(), true.cost)
+    for key in wrong:
+        seen.accuracy[key] = 0.0
+    archive = archive_of(seen, [true.keys[index] for index in rng.permutation(len(true.keys))])
+    found = {archive.candidates[row].architecture for row in np.flatnonzero(archive.contradictions.rows[:, 0])}  # type: ignore[union-attr]
+    assert found == wrong
+    assert not archive.slack.any()
+    assert not archive.untrue.any()
 
 
 def test_nothing_as_large_as_what_ran_out_of_memory_fits() -> None:
