@@ -18,7 +18,15 @@ Choose = Callable[[str, BaseDistribution], Any]
 _float = lru_cache(maxsize=4096)(FloatDistribution)
 _int = lru_cache(maxsize=4096)(IntDistribution)
 # typed: choices 1, 1.0 and True are equal keys but other values.
-_categorical = lru_cache(maxsize=4096, typed=True)(lambda *choices: CategoricalDistribution(choices))
+_hashable_categorical = lru_cache(maxsize=4096, typed=True)(lambda *choices: CategoricalDistribution(choices))
+
+
+def _categorical(choices: Sequence[Any]) -> CategoricalDistribution:
+    try:
+        return _hashable_categorical(*choices)
+    except TypeError:
+        # Lists and dictionaries have no hash; Optuna warns of them but takes them.
+        return CategoricalDistribution(choices)
 
 
 class ReplayTrial(BaseTrial):
@@ -68,7 +76,7 @@ class ReplayTrial(BaseTrial):
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Return the chosen choice."""
-        return self._suggest(name, _categorical(*choices))
+        return self._suggest(name, _categorical(choices))
 
     def report(self, value: float, step: int) -> None:
         """Do nothing: there is nothing to report to."""
@@ -141,6 +149,17 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return True
     steps = (value - distribution.low) / distribution.step
     return abs(steps - round(steps)) < 1e-8
+
+
+def restored(distribution: BaseDistribution, value: Any) -> Any:
+    """Return a distribution's own value for one from the database, where a tuple has become a list."""
+    if isinstance(distribution, CategoricalDistribution) and isinstance(value, list):
+        return next((choice for choice in distribution.choices if _without_tuples(choice) == value), value)
+    return value
+
+
+def _without_tuples(value: Any) -> Any:
+    return [_without_tuples(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def levels(distribution: BaseDistribution) -> int | None:

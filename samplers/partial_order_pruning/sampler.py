@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive, rows_to_fit
 from .record import PROPOSAL, Record, fixed_params
-from .replay import contains, draw
+from .replay import contains, draw, restored
 from .screen import KnownLosses, Screen, Screened
 from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
 from .space import Candidate, Order, SearchSpace, Space
@@ -130,8 +130,9 @@ class PartialOrderPruningSampler(BaseSampler):
         proposal = self._proposal_of(study, trial)
         if proposal is None:
             raise TrialPruned(_EXHAUSTED)
-        if param_name in proposal and contains(param_distribution, proposal[param_name]):
-            return proposal[param_name]
+        proposed = restored(param_distribution, proposal.get(param_name))
+        if param_name in proposal and contains(param_distribution, proposed):
+            return proposed
         return draw(param_distribution, random.Random(f"{self._seed} {trial.number} {param_name}"))
 
     def _proposal_of(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from optuna import TrialPruned
 from optuna.distributions import BaseDistribution
 
-from .replay import Choose, ReplayTrial, change, contains, draw, every_replay
+from .replay import Choose, ReplayTrial, change, contains, draw, every_replay, restored
 
 SearchSpace = Callable[[Any], Any]
 Order = Callable[[Any], tuple[Hashable, Sequence[float]]]
@@ -87,7 +87,7 @@ class Space:
             trial.distributions,
             architecture,
             _identity(architecture),
-            group,
+            _identity(group),
             tuple(float(capacity) for capacity in vector),
         )
 
@@ -100,9 +100,10 @@ class Space:
             return self._candidate(trial, trial.params)
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            if name not in params or not contains(distribution, params[name]):
+            value = restored(distribution, params.get(name))
+            if name not in params or not contains(distribution, value):
                 raise _NotOfThisSpace
-            return params[name]
+            return value
 
         try:
             candidate = self.replay(choose, ())
@@ -130,8 +131,8 @@ class Space:
         shape = rng.choice(sorted(self._shapes)) if self._shapes else ()
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            if name in fixed and contains(distribution, fixed[name]):
-                return fixed[name]
+            if name in fixed and contains(distribution, value := restored(distribution, fixed[name])):
+                return value
             return draw(distribution, rng)
 
         return self.replay(choose, shape)
@@ -154,8 +155,8 @@ class Space:
         changed = set(rng.sample(names, min(n_changes, len(names))))
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            if name in fixed and contains(distribution, fixed[name]):
-                return fixed[name]
+            if name in fixed and contains(distribution, value := restored(distribution, fixed[name])):
+                return value
             parent = parents[0] if len(parents) == 1 else rng.choice(parents)
             if name not in parent.params:
                 parent = parents[0]

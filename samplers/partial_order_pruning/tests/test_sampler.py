@@ -68,20 +68,56 @@ def test_the_same_seed_and_study_propose_the_same_also_after_a_restart(
     assert architectures(other) != architectures(study)
 
 
-def test_a_pickled_or_copied_sampler_goes_on_alike() -> None:
-    grid = Grid.additive(2, (2, 5, 5))
+def proposals_after(study: optuna.Study, sampler: PartialOrderPruningSampler) -> list[dict[str, Any]]:
+    """Return what a sampler proposes for the next trials of a study, on a copy of it."""
+    copied = create_study(sampler)
+    copied.add_trials(study.trials)
+    return [copied.ask(study.trials[0].distributions).params for _ in range(3)]
+
+
+def test_a_pickled_or_copied_sampler_proposes_the_same_and_a_reseeded_one_does_not() -> None:
+    grid = Grid.additive(2, (3, 20, 20, 20))
     sampler = PartialOrderPruningSampler(seed=3)
     study = create_study(sampler)
     study.optimize(grid.objective, n_trials=15)
-    asked = [dict(study.ask(dict(study.trials[0].distributions)).params)]
-    study.tell(study.trials[-1].number, state=optuna.trial.TrialState.FAIL)
-    for other in (pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)):
-        assert other._seed == sampler._seed
-        study.sampler = other
-        study.optimize(grid.objective, n_trials=1)
+    others = [pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)]
+    expected = proposals_after(study, sampler)
+    assert [proposals_after(study, other) for other in others] == [expected, expected]
     sampler.reseed_rng()
-    assert sampler._seed != other._seed
-    assert asked
+    assert proposals_after(study, sampler) != expected
+
+
+KERNELS: list[list[Any]] = [
+    [[3, 3], [5, 5], [3, 5]],
+    [{"size": 3}, {"size": 5}, {"size": 7}],
+    [(3, 3), (5, 5), (3, 5)],
+]
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("kernels", KERNELS, ids=["lists", "dictionaries", "tuples"])
+@pytest.mark.parametrize("knows_space", [True, False])
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_choices_without_a_hash_are_tried_once_each(
+    kernels: list[Any], knows_space: bool, is_stored: bool, tmp_path: Path
+) -> None:
+    def suggest(trial: Any) -> tuple[Any, int]:
+        return trial.suggest_categorical("kernel", kernels), trial.suggest_int("depth", 1, 4)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        kernel, depth = suggest(trial)
+        return depth**0.5 + 0.1 * kernels.index(kernel), float(depth)
+
+    sampler = PartialOrderPruningSampler(
+        suggest if knows_space else None,
+        (lambda network: ([network[0]], [network[1]])) if knows_space else None,
+        n_startup_trials=4,
+        tolerance=math.inf,
+        seed=0,
+    )
+    study = create_study(sampler, storage=f"sqlite:///{tmp_path}/study.db" if is_stored else None)
+    study.optimize(objective, n_trials=12)
+    assert len({str(trial.params) for trial in study.trials}) == 12
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
