@@ -21,6 +21,8 @@ _logger = get_logger(f"optuna.{__name__}")
 
 # Names in the database; they must never change, nor be derived from a class's name.
 PROPOSAL = "partial_order_pruning:proposal"
+_OUTCOME = "outcome"
+_TOO_LARGE = ("too_large", "out_of_memory")
 _FIXED_PARAMS = "fixed_params"  # Where Optuna's enqueue_trial keeps them; there is no public name for it.
 
 
@@ -91,7 +93,7 @@ class Record:
         if trial.state == TrialState.COMPLETE:
             excess = max(trial.constraints.values(), default=0.0)
             self.archive.add(trial.number, candidate, (self.signs * trial.values).tolist(), excess)
-        elif candidate is not None and "out of memory" in str(trial.user_attrs.get("reason", "")).lower():
+        elif candidate is not None and _is_too_large(trial):
             self.archive.add_too_large(candidate)
 
     def decode_pending(self, trial: FrozenTrial) -> Candidate | None:
@@ -104,3 +106,11 @@ class Record:
 def fixed_params(trial: FrozenTrial) -> Mapping[str, Any]:
     """Return the parameters that an enqueued trial must have."""
     return trial.system_attrs.get(_FIXED_PARAMS) or {}
+
+
+def _is_too_large(trial: FrozenTrial) -> bool:
+    """Say whether a trial that was not completed did not fit into memory."""
+    if _OUTCOME in trial.user_attrs:
+        return trial.user_attrs[_OUTCOME] in _TOO_LARGE
+    # Studies from before there was this attribute have only a sentence. Nothing writes it for this any more.
+    return "out of memory" in str(trial.user_attrs.get("reason", "")).lower()

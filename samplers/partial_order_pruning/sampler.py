@@ -47,6 +47,13 @@ class PartialOrderPruningSampler(BaseSampler):
     with capacity. Objectives whose value falls as capacity grows, such as an error rate, are named by
     ``decreasing``.
 
+    A trial that was not completed and whose user attribute ``outcome`` is ``"too_large"`` or ``"out_of_memory"`` bounds
+    what fits into memory: nothing at least as large is proposed again, unless something as large has been trained.
+
+    What contradicts the rest of the order, such as a large network whose training diverged, bounds nothing, and the
+    surrogate hardly learns from it. If two contradict each other and nothing tells which is wrong, neither bounds
+    anything. What is left of the violations is taken for noise, and its root mean square is tolerated.
+
     Args:
         search_space: ``trial -> architecture``, the very function that the objective calls; it may raise
             :class:`optuna.TrialPruned` for an invalid combination. None: the architecture is the dictionary of

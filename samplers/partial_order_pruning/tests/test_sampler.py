@@ -110,7 +110,7 @@ def test_choices_without_a_hash_are_tried_once_each(
 
     sampler = PartialOrderPruningSampler(
         suggest if knows_space else None,
-        (lambda network: ([network[0]], [network[1]])) if knows_space else None,
+        (lambda network: (network[:1], [network[1]])) if knows_space else None,
         n_startup_trials=4,
         tolerance=math.inf,
         seed=0,
@@ -185,22 +185,59 @@ def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
     assert set(reasons) == {None}
 
 
-def test_nothing_larger_than_what_ran_out_of_memory_is_proposed() -> None:
+@pytest.mark.parametrize(
+    ("attributes", "bounds_memory"),
+    [
+        ({"outcome": "out_of_memory"}, True),
+        ({"outcome": "too_large", "reason": "the device has 0.5 GiB"}, True),
+        ({"outcome": "crashed", "reason": "out of memory, says the log of another program"}, False),
+        # Of a study from before there were outcomes.
+        ({"reason": "CUDA out of memory"}, True),
+        ({"reason": "loss became nan"}, False),
+    ],
+)
+def test_nothing_larger_than_what_did_not_fit_is_proposed(attributes: dict[str, str], bounds_memory: bool) -> None:
     grid = Grid.additive(6, (1, 5, 5))
     study = create_study(sampler_for(grid, tolerance=math.inf))
-    failed: list[tuple[int, ...]] = []
+    study.enqueue_trial({"group": 0, "capacity0": 2, "capacity1": 2})
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         key = grid.search_space(trial)
-        assert not [other for other in failed if np.all(np.array(other) <= key)]
-        if sum(key) > 5:
-            failed.append(key)
-            trial.set_user_attr("reason", "CUDA out of memory")
+        if key == (0, 2, 2):
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
             raise MemoryError
         return grid.values(key)
 
-    study.optimize(objective, n_trials=30, catch=MemoryError)
-    assert failed
+    study.optimize(objective, n_trials=25, catch=MemoryError)
+    at_least_as_large = [
+        trial.params
+        for trial in study.trials[1:]
+        if len(trial.params) == 3 and trial.params["capacity0"] >= 2 and trial.params["capacity1"] >= 2
+    ]
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+    assert bool(at_least_as_large) != bounds_memory
+
+
+@pytest.mark.parametrize("knows_cost", [True, False])
+def test_trainings_that_diverge_do_not_end_the_search(knows_cost: bool) -> None:
+    true = Grid.additive(0, (1, 3, 3, 3, 3, 3))
+    rng = np.random.default_rng(0)
+    largest = sorted(true.keys, key=sum)[-len(true.keys) // 10 :]
+    # The very largest, which the start design asks for, and a third of the others; they score as the smallest does.
+    seen = Grid(true.accuracy.copy(), true.cost)
+    for key in largest:
+        if key == largest[-1] or rng.random() < 0.3:
+            seen.accuracy[key] = true.accuracy.min()
+    areas = []
+    for order in (seen.order, None):
+        known = seen.known() if knows_cost else None
+        study = create_study(PartialOrderPruningSampler(seen.search_space, order, known, seed=0))
+        study.optimize(seen.objective, n_trials=40)
+        assert len(study.trials) == 40
+        areas.append(seen.hypervolume([(trial.values[0], trial.values[1]) for trial in study.trials]))
+    assert areas[0] > 0.97 * seen.hypervolume([seen.values(key) for key in seen.keys])
+    assert areas[0] > areas[1] - 0.01
 
 
 def test_violated_order_hardly_costs_hypervolume() -> None:
