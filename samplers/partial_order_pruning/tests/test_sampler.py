@@ -213,7 +213,7 @@ def test_nothing_larger_than_what_did_not_fit_is_proposed(attributes: dict[str, 
     at_least_as_large = [
         trial.params
         for trial in study.trials[1:]
-        if trial.params and trial.params["capacity0"] >= 2 and trial.params["capacity1"] >= 2
+        if len(trial.params) == 3 and trial.params["capacity0"] >= 2 and trial.params["capacity1"] >= 2
     ]
     assert study.trials[0].state == optuna.trial.TrialState.FAIL
     assert bool(at_least_as_large) != bounds_memory
