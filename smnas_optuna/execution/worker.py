@@ -20,7 +20,7 @@ from smnas_optuna.execution.loop import Run, SearchStopped, search_all
 from smnas_optuna.objective import DetectorObjective
 from smnas_optuna.patient_storage import PATIENCE
 from smnas_optuna.reporting.dashboard import describe_trial
-from smnas_optuna.reporting.pareto import hypervolume
+from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.retry import retry_too_large
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
@@ -48,13 +48,22 @@ class Heard:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial has ended; ``done`` of its study's trials count by now."""
+    """A trial has ended.
+
+    Args:
+        worker: Number of the worker.
+        study: Tells its study, see Search.path.
+        trial: The trial as it ended.
+        done: Trials of its study that count by now.
+        hypervolume: The study's, in words, relative to that of its starting detectors, see
+            :func:`~smnas_optuna.reporting.hypervolume.measure_hypervolume`; empty where it has none.
+    """
 
     worker: int
     study: str
     trial: FrozenTrial
     done: int
-    hypervolume: float
+    hypervolume: str
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class _Reporter:
         self._tell = tell
 
     def finished(self, run: Run, trial: FrozenTrial) -> None:
-        self._tell(Finished(self._worker, self._names[id(run)], trial, run.look().done, hypervolume(run.study)))
+        self._tell(Finished(self._worker, self._names[id(run)], trial, run.look().done, hypervolume_text(run.study)))
 
     def requeued(self, run: Run, number: int) -> None:
         self._tell(Requeued(self._worker, self._names[id(run)], number))

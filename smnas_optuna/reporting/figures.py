@@ -12,16 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from smnas_optuna.reporting.hypervolume import measure_hypervolume
 from smnas_optuna.reporting.pareto import (
     Objective,
     accuracy_and_costs,
     by_device,
-    hypervolume_history,
-    hypervolume_quantity,
     natural_order,
     non_dominated,
     objectives_of,
-    reference_point,
     trials_frame,
 )
 from smnas_optuna.reporting.quantity import MISSING
@@ -162,7 +160,7 @@ def front_figure(
 
 
 def hypervolume_figure(study: optuna.Study) -> go.Figure:
-    """Draw the hypervolume after each finished trial, over the worst value that each objective took in the study.
+    """Draw the hypervolume after each finished trial, relative to that of the starting detectors.
 
     Raises:
         ValueError: With a single objective, whose course :func:`front_figure` draws.
@@ -170,15 +168,15 @@ def hypervolume_figure(study: optuna.Study) -> go.Figure:
     objectives = objectives_of(study)
     if len(objectives) < 2:
         raise ValueError(f"the hypervolume needs two objectives or more; the study has {len(objectives)}")
-    numbers, values = hypervolume_history(study)
-    hover = "trial %{x}<br>hypervolume %{y:.4g}<extra></extra>"
+    measured = measure_hypervolume(study)
+    numbers, values = (measured.numbers, measured.values) if measured else ((), ())
+    hover = "trial %{x}<br>hypervolume %{y:.3g}<extra></extra>"
     line = {"shape": "hv", "width": 2, "color": COLOURS[0]}
-    quantity = hypervolume_quantity(objectives)
-    scaled = [value / quantity.scale for value in values]
-    figure = go.Figure(go.Scatter(x=numbers, y=scaled, mode="lines", line=line, hovertemplate=hover))
+    figure = go.Figure(go.Scatter(x=numbers, y=values, mode="lines", line=line, hovertemplate=hover))
     dress(figure, 360)
     figure.update_xaxes(title_text="trial number", dtick=1 if len(numbers) <= _FEW_TRIALS else None)
-    figure.update_yaxes(title_text=html.escape(quantity.axis_title), rangemode="tozero")
+    whole = measured.basis if measured and measured.basis else "the range of values seen"
+    figure.update_yaxes(title_text=f"hypervolume (1 = {whole})", rangemode="tozero")
     title = "<br>".join(map(html.escape, textwrap.wrap(reference_text(study), LINE_WIDTH)))
     figure.update_layout(showlegend=False, title={"text": title, "font_size": 13, "x": 0})
     return figure
@@ -186,9 +184,16 @@ def hypervolume_figure(study: optuna.Study) -> go.Figure:
 
 def reference_text(study: optuna.Study) -> str:
     """Say which reference point the hypervolume is measured from."""
-    worst = zip(objectives_of(study), reference_point(study), strict=False)
-    parts = [f"{objective.quantity.title} {objective.quantity.text_with_unit(value)}" for objective, value in worst]
-    return f"Reference point, the worst values seen: {', '.join(parts) or MISSING}"
+    measured = measure_hypervolume(study)
+    if measured is None:
+        return f"Reference point: {MISSING}"
+    parts = ", ".join(
+        f"{objective.quantity.title} {objective.quantity.text_with_unit(value)}"
+        for objective, value in zip(objectives_of(study), measured.reference, strict=True)
+    )
+    if measured.basis:
+        return f"Reference point: {parts}; what costs more does not count"
+    return f"Reference point, the worst values seen: {parts}"
 
 
 def _panels(finished: pd.DataFrame, objectives: Sequence[Objective]) -> list[_Panel]:

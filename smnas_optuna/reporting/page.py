@@ -21,13 +21,11 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.correlation import PART_TITLES, module_importances
 from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
+from smnas_optuna.reporting.hypervolume import measure_hypervolume
 from smnas_optuna.reporting.pareto import (
     PARTS,
     Objective,
     accuracy_and_costs,
-    hypervolume,
-    hypervolume_quantity,
-    hypervolume_under,
     objectives_of,
     pareto_front,
     trials_frame,
@@ -120,6 +118,8 @@ def _render(study: optuna.Study, known: Show) -> str:
     front = pareto_front(study)
     objectives = objectives_of(study)
     sections = [] if front.empty else _sections(study, trials, objectives, known)
+    if sections and len(objectives) > 1 and measure_hypervolume(study) is None:
+        left_out += " The hypervolume is not shown, for times of several devices cannot be compared."
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.get_template("page.html").render(
@@ -131,7 +131,7 @@ def _render(study: optuna.Study, known: Show) -> str:
         objectives=[f"{objective.quantity.title} {'↑' if objective.maximize else '↓'}" for objective in objectives],
         descent=_descent(study),
         left_out=left_out,
-        headlines=_headlines(study, search, trials, front, objectives),
+        headlines=_headlines(study, trials, front, objectives),
         front_title="Pareto front" if len(objectives) > 1 else "Best trials",
         front_table=_front_table(front, objectives, study),
         csv=_csv(trials),
@@ -161,7 +161,7 @@ def _sections(
         text = "Every detector of the search over its measured time; stars are those that stage two took on."
         sections.append(_section("stages", "Stage one and stage two", text, text, stages))
     sections.append(_effects(study, trials))
-    if several:
+    if measure_hypervolume(study):
         figure = hypervolume_figure(study).update_layout(title_text=None, margin_t=12)
         label = "Hypervolume after each finished trial"
         sections.append(
@@ -215,11 +215,7 @@ def _count_states(trials: pd.DataFrame) -> str:
 
 
 def _headlines(
-    study: optuna.Study,
-    search: Search | None,
-    trials: pd.DataFrame,
-    front: pd.DataFrame,
-    objectives: Sequence[Objective],
+    study: optuna.Study, trials: pd.DataFrame, front: pd.DataFrame, objectives: Sequence[Objective]
 ) -> list[_Headline]:
     if front.empty:
         return []
@@ -239,25 +235,10 @@ def _headlines(
                 ", ".join([f"trial {best['number']}", *with_others, *([best["device"]] if several_devices else [])]),
             )
         )
-    # Over times of several devices a hypervolume means nothing.
-    if costs and not several_devices:
-        quantity = hypervolume_quantity(objectives)
-        volume = hypervolume(study)
-        headlines.append(_Headline("hypervolume", quantity.text(volume), quantity.unit))
-        headlines += _gain(study, search, trials, volume)
+    if measured := measure_hypervolume(study):
+        headlines.append(_Headline("hypervolume", measured.number, measured.remark))
     headlines.append(_Headline("trials", str(len(trials)), _count_states(trials)))
     return headlines
-
-
-def _gain(study: optuna.Study, search: Search | None, trials: pd.DataFrame, volume: float) -> list[_Headline]:
-    """Tell what the search has found beyond the detectors that it began with."""
-    starts = {str(architecture) for architecture in search.references} if search else set()
-    seeds = trials[trials["is_finished"] & trials["architecture"].isin(starts)]
-    alone = hypervolume_under(study, set(seeds["number"]))
-    if not alone:
-        return []
-    what = "the detector" if len(seeds) == 1 else f"the {len(seeds)} detectors"
-    return [_Headline("gain", f"{volume / alone - 1:+.0%}", f"of hypervolume, over {what} that it began with")]
 
 
 def _violations(study: optuna.Study, search: Search | None, objectives: Sequence[Objective]) -> list[str]:

@@ -1,8 +1,6 @@
-"""What a study has found so far: its trials as a table, the Pareto front and the hypervolume under it."""
+"""What a study has found so far: its trials as a table, and the Pareto front."""
 
-import math
 import re
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -133,71 +131,6 @@ def pareto_front(study: optuna.Study) -> pd.DataFrame:
     order = [cost.name for cost in costs[:1]]
     ascending = [not cost.maximize for cost in costs[:1]]
     return frame[frame["on_front"]].sort_values([*order, "number"], ascending=[*ascending, True])
-
-
-def reference_point(study: optuna.Study) -> list[float]:
-    """Return the worst finite value that each objective took in a finished trial; empty without finished trials."""
-    values = np.array([trial.values for trial in _finite_trials(study)])
-    if not len(values):
-        return []
-    signs = [objective.sign for objective in objectives_of(study)]
-    return [float(worst) for worst in (values * signs).max(axis=0) * signs]
-
-
-def hypervolume_history(study: optuna.Study) -> tuple[list[int], list[float]]:
-    """Return the finished trials' numbers and the hypervolume over :func:`reference_point` after each of them.
-
-    The unit is the product of the objectives' units as stored. With one objective it is the distance between the
-    worst and the best value so far.
-    """
-    reference = reference_point(study)
-    if not reference:
-        return [], []
-    if len(reference) == 1:
-        trials = _finite_trials(study)
-        gains = [abs(trial.values[0] - reference[0]) for trial in trials]
-        return [trial.number for trial in trials], [float(gain) for gain in np.maximum.accumulate(gains)]
-    return _hypervolumes(study, reference)
-
-
-def hypervolume(study: optuna.Study) -> float:
-    """Return the hypervolume between the Pareto front and the worst value seen per objective; 0 without a front.
-
-    The reference point moves when a worse value is seen, so compare values of one moment, or use
-    :func:`hypervolume_history`, which keeps one reference point.
-    """
-    _, values = hypervolume_history(study)
-    return values[-1] if values else 0.0
-
-
-def hypervolume_under(study: optuna.Study, numbers: Collection[int]) -> float:
-    """Return the hypervolume of some of a study's trials alone, over the reference point of all of them."""
-    reference = reference_point(study)
-    chosen = [trial for trial in _finite_trials(study) if trial.number in numbers]
-    if not chosen or len(reference) == 1:
-        return max((abs(trial.values[0] - reference[0]) for trial in chosen), default=0.0)
-    part = optuna.create_study(directions=study.directions)
-    part.add_trials(chosen)
-    return _hypervolumes(part, reference)[1][-1]
-
-
-def hypervolume_quantity(objectives: Sequence[Objective]) -> Quantity:
-    """Return how a hypervolume is shown: in the product of the units in which the objectives are shown."""
-    quantities = [objective.quantity for objective in objectives]
-    unit = " \N{MULTIPLICATION SIGN} ".join(quantity.measure for quantity in quantities)
-    return Quantity("hypervolume", unit=unit, scale=math.prod(quantity.scale for quantity in quantities))
-
-
-def _hypervolumes(study: optuna.Study, reference: list[float]) -> tuple[list[int], list[float]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        history = optuna.visualization.plot_hypervolume_history(study, reference).data[0]
-    return list(history.x), [float(value) for value in history.y]
-
-
-def _finite_trials(study: optuna.Study) -> list[FrozenTrial]:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in trials if np.isfinite(trial.values).all()]
 
 
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:

@@ -163,7 +163,9 @@ class SearchProgress:
         words = []
         if message.study in self._best:
             of = f" of {_candidate(message.study)}" if _candidate(message.study) else ""
-            words.append(f"best mAP{of} {self._best[message.study]:.3f}, hypervolume {message.hypervolume:.4g}")
+            words.append(f"best mAP{of} {self._best[message.study]:.3f}")
+            if message.hypervolume:
+                words.append(f"hypervolume {message.hypervolume}")
         if self._before < done < total:
             seconds = (time.monotonic() - self._started) / (done - self._before) * (total - done)
             words.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")

@@ -10,6 +10,7 @@ from rich.console import Console
 from smnas_optuna.errors import UserError
 from smnas_optuna.patient_storage import PatientStorage
 from smnas_optuna.recipe import Recipe
+from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.summary import front_table
 from smnas_optuna.search import Search
 from smnas_optuna.storage import open_storage
@@ -65,6 +66,8 @@ def _lines(study: optuna.Study, storage: PatientStorage, total: int) -> list[str
     if not running:
         lines.append("  no worker")
     lines += _rate(done, total)
+    if hypervolume := hypervolume_text(study):
+        lines.append(f"  hypervolume: {hypervolume}")
     return lines
 
 

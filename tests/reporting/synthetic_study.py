@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from hypothesis import strategies as st
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 ARCHITECTURES = (
@@ -69,3 +71,14 @@ def detectors() -> list[FrozenTrial]:
         create_trial(state=TrialState.PRUNED, user_attrs=pruned),
         create_trial(state=TrialState.FAIL, user_attrs=failed),
     ]
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> optuna.Study:
+    """Draw a study of one to three objectives in any directions, with ties and equal points."""
+    either = st.sampled_from([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE])
+    directions = draw(st.lists(either, min_size=1, max_size=3))
+    point = st.tuples(*[st.integers(0, 6)] * len(directions))
+    study = optuna.create_study(directions=directions)
+    study.add_trials([finished(*map(float, values)) for values in draw(st.lists(point, max_size=12))])
+    return study

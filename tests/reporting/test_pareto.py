@@ -1,4 +1,3 @@
-import itertools
 import math
 from pathlib import Path
 
@@ -7,30 +6,14 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from smnas_optuna.reporting.pareto import (
-    hypervolume,
-    hypervolume_history,
     non_dominated,
     pareto_front,
-    reference_point,
     trials_frame,
 )
-from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
-
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
-
-
-@st.composite
-def studies(draw: st.DrawFn) -> optuna.Study:
-    """Draw a study of one to three objectives in any directions, with ties and equal points."""
-    directions = draw(st.lists(st.sampled_from(DIRECTIONS), min_size=1, max_size=3))
-    point = st.tuples(*[st.integers(0, 6)] * len(directions))
-    study = optuna.create_study(directions=directions)
-    study.add_trials([finished(*map(float, values)) for values in draw(st.lists(point, max_size=12))])
-    return study
+from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study, studies
 
 
 def test_a_row_has_the_values_the_parts_and_the_attributes(tmp_path: Path) -> None:
@@ -86,8 +69,6 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     study.tell(study.ask(), [math.nan, 1.0])
     study.add_trial(create_trial(state=TrialState.RUNNING))
     assert list(pareto_front(study)["number"]) == [0]
-    assert reference_point(study) == [0.3, 20.0]
-    assert hypervolume(study) == 0.0
 
 
 @given(points=st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=30))
@@ -103,32 +84,3 @@ def test_non_dominated_agrees_with_the_definition(points: list[tuple[int, int, i
 @settings(deadline=None, max_examples=60)
 def test_the_front_is_that_of_optuna(study: optuna.Study) -> None:
     assert set(pareto_front(study)["number"]) == {trial.number for trial in study.best_trials}
-
-
-@given(study=studies())
-@settings(deadline=None, max_examples=60)
-def test_hypervolume_counts_the_dominated_unit_cells(study: optuna.Study) -> None:
-    signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in study.directions]
-    losses = [[sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in study.trials]
-    sides = [range(int(min(side)), int(max(side))) for side in zip(*losses, strict=True)]
-    cells = itertools.product(*sides) if losses else []
-    dominated = [
-        cell
-        for cell in cells
-        if any(all(value <= corner for value, corner in zip(loss, cell, strict=True)) for loss in losses)
-    ]
-    assert hypervolume(study) == pytest.approx(len(dominated))
-
-
-@given(study=studies())
-@settings(deadline=None, max_examples=30)
-def test_hypervolume_never_falls_during_a_search(study: optuna.Study) -> None:
-    numbers, values = hypervolume_history(study)
-    assert numbers == [trial.number for trial in study.trials]
-    assert values == sorted(values)
-
-
-def test_hypervolume_of_two_named_objectives(tmp_path: Path) -> None:
-    study = make_study(tmp_path, [finished(0.2, 10.0), finished(0.4, 30.0), finished(0.1, 50.0)])
-    assert reference_point(study) == [0.1, 50.0]
-    assert hypervolume(study) == pytest.approx(0.1 * 40 + 0.2 * 20)
