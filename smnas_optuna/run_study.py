@@ -19,6 +19,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.gpus import assign_gpus
 from smnas_optuna.evaluation.process import preload, visible_gpus
+from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import SearchStopped
 from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
@@ -214,7 +215,8 @@ def _run_stage(
                 if isinstance(message, Finished):
                     frontispiece.renew(message.study)
 
-            launch(orders, hear, progress.say)
+            with Interruption().listen(signal.SIGINT, signal.SIGTERM):
+                launch(orders, hear, progress.say)
     except KeyboardInterrupt:
         done, total = sum(_done(order, database).values()), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")

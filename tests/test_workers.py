@@ -62,6 +62,22 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: P
     assert len({trial.user_attrs["worker"] for trial in trials}) >= 2
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_two_signals_at_once_end_a_search_as_one_does(tiny_recipe: Path, tmp_path: Path) -> None:
+    arguments = command("run_study", tiny_recipe, "--set", "structural.training.epochs=500")
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "epoch 2/500" in line:
+                # As timeout does, which signals a command and then the group of both.
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    (trial,) = load(tmp_path).get_trials(states=[TrialState.RUNNING, TrialState.FAIL])
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["outcome"] == "interrupted"
+
+
 def test_the_status_is_told_from_the_database_alone_and_nothing_is_written(tiny_recipe: Path, tmp_path: Path) -> None:
     absent = run("run_study", tiny_recipe, "--status", folder=tmp_path)
     assert absent.returncode == 2

@@ -1,4 +1,4 @@
-"""Interruption: the wish that a worker end, which a trial that is under way takes in at a point of its own choice."""
+"""Interruption: a signal to end, which what is under way takes in once, and at a point of its own choice."""
 
 import contextlib
 import os
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 
 class Interruption:
-    """Turns signals into a KeyboardInterrupt, at once or, within :meth:`deferred`, only where it is asked for.
+    """Turns the first signal into a KeyboardInterrupt: at once or, within :meth:`deferred`, only where it is asked for.
+
+    Later signals are ignored. They would break off the orderly end that the first one has set going, and many senders,
+    such as ``timeout``, signal a process and its group.
 
     Optuna cannot be interrupted while it begins or ends a trial: the trial would be left running. And an exception
     that a signal raises in a finalizer is lost. It has a ``fileno()`` that becomes readable with the first signal, for
@@ -19,10 +22,15 @@ class Interruption:
         self._is_deferred = False
         self._reader, self._writer = os.pipe()
 
-    def listen(self, *signals: signal.Signals) -> None:
-        """Take signals in from now on."""
-        for number in signals:
-            signal.signal(number, self._take_in)
+    @contextlib.contextmanager
+    def listen(self, *signals: signal.Signals) -> Iterator[None]:
+        """Take signals in within."""
+        former = {number: signal.signal(number, self._take_in) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def fileno(self) -> int:
         """Return a file descriptor that becomes readable when the worker has to end."""
@@ -44,7 +52,6 @@ class Interruption:
         self.check()
 
     def _take_in(self, *_: object) -> None:
-        # Later signals must not break off what the first one has set going.
         if self._is_wanted:
             return
         self._is_wanted = True

@@ -129,14 +129,14 @@ def _enter(order: Order, connection: Connection) -> None:
     """Begin a worker's process."""
     follow_parent()
     interruption = Interruption()
-    interruption.listen(signal.SIGTERM)
 
     def tell(message: Message) -> None:
         # Nobody listens any more to a worker that is being ended.
         with contextlib.suppress(OSError):
             connection.send(message)
 
-    tell(work(order, tell, interruption))
+    with interruption.listen(signal.SIGTERM):
+        tell(work(order, tell, interruption))
 
 
 def _how(code: int | None) -> str:

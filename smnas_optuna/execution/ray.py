@@ -114,8 +114,8 @@ def supervise_on_ray(
 def _work(order: Order, queue: Any) -> Ended:
     interruption = Interruption()
     # With this signal Ray cancels a task.
-    interruption.listen(signal.SIGINT)
-    return work(order, queue.put, interruption)
+    with interruption.listen(signal.SIGINT):
+        return work(order, queue.put, interruption)
 
 
 def _take_in(place: _Place, say: Callable[[str], None]) -> None:

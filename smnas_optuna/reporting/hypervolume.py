@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.pareto import objectives_of
-from smnas_optuna.study import counts, search_of
+from smnas_optuna.study import search_of
+from smnas_optuna.trial_outcome import counts_toward_total
 
 # The reference point lies at so many times the largest cost of a starting detector.
 _COST_MARGIN = 2.0
@@ -102,7 +103,9 @@ def _starting_trials(study: optuna.Study, finished: Sequence[FrozenTrial]) -> tu
     wanted = {str(architecture) for architecture in search.references}
     trials = study.get_trials(deepcopy=False)
     ended = {
-        trial.user_attrs.get("architecture") for trial in trials if counts(trial) or trial.state == TrialState.PRUNED
+        trial.user_attrs.get("architecture")
+        for trial in trials
+        if counts_toward_total(trial) or trial.state == TrialState.PRUNED
     }
     running = {trial.user_attrs.get("architecture") for trial in trials if trial.state == TrialState.RUNNING}
     if not wanted <= ended - running:
