@@ -42,7 +42,10 @@ python_maximum_signature_line_length = 100
 
 nitpicky = True
 # Other packages' names: their pages are not at hand where these are built, which may be without a network.
-_OTHERS = "collections|pathlib|optuna|pydantic|rich|torch|mmengine|mmdet|numpy|pandas|pd|plotly|go|sqlalchemy"
+_OTHERS = (
+    "collections|datetime|multiprocessing|pathlib|signal|optuna|pydantic|pydantic_core|rich|torch|mmengine|mmdet|numpy|"
+    "pandas|pd|plotly|go|sqlalchemy"
+)
 # Those of variables that stand for a type have none.
 _VARIABLES = r"smnas_optuna\.(architecture\._Neck|patient_storage\._T)"
 nitpick_ignore_regex = [("py:.*", rf"({_OTHERS})\..*"), ("py:class", _VARIABLES)]

@@ -35,7 +35,7 @@ class ClaimLock:
 
     On PostgreSQL and MySQL it is the server's own advisory lock, which goes with the connection that holds it; beside
     an SQLite file it is a lock on ``<file>.lock``, which goes with the process. A worker that is killed leaves none. On
-    a server a turn ends after :data:`LONGEST_TURN` at the latest. No connection is kept between turns.
+    a server a turn ends after ``LONGEST_TURN`` at the latest. No connection is kept between turns.
 
     Args:
         storage: The study's.
