@@ -7,6 +7,7 @@ worker that finds it expired takes the trial over in one transaction, which ends
 
 import logging
 import threading
+from functools import partial
 from multiprocessing import Pipe
 from types import TracebackType
 
@@ -14,7 +15,7 @@ import optuna
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
-from smnas_optuna.patient_storage import PatientStorage
+from smnas_optuna.patient_storage import PatientStorage, wait_for_database
 from smnas_optuna.process_identity import ProcessIdentity
 
 _logger = logging.getLogger(__name__)
@@ -48,12 +49,15 @@ class Lease:
     def __enter__(self) -> "Lease":
         try:
             self._trial.set_user_attr("worker", str(ProcessIdentity.current()))
+            renew = partial(self._storage.renew_lease, self._trial._trial_id)
+            if not wait_for_database(renew, self._storage.patience):
+                raise LeaseLost(self._text)
         except UpdateFinishedTrialError:
             self._close()
             raise LeaseLost(self._text) from None
-        if not self._storage.renew_lease(self._trial._trial_id):
+        except BaseException:
             self._close()
-            raise LeaseLost(self._text)
+            raise
         self._thread.start()
         return self
 
@@ -85,6 +89,7 @@ class Lease:
                 wait = self._storage.lease_seconds
             except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
                 _logger.debug("the lease of trial %d could not be renewed: %s", self._trial.number, error)
+                self._storage.note_failure()
                 wait = min(_RETRY_SECONDS, self._storage.lease_seconds)
                 continue
             if not is_held:

@@ -22,7 +22,7 @@ from smnas_optuna.evaluation.job import (
     TooLarge,
     UntrainedLatency,
 )
-from smnas_optuna.evaluation.process import Waitable, evaluate
+from smnas_optuna.evaluation.process import EvaluationInterrupted, Waitable, evaluate
 from smnas_optuna.evaluation.trial_folder import folder_of, prepare_folder
 from smnas_optuna.outcome import Outcome
 from smnas_optuna.retry import belonging_of, interrupted_before
@@ -98,7 +98,7 @@ class DetectorObjective:
             optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
                 fit into memory.
             EvaluationFailed: It could not be evaluated.
-            RuntimeError: No architecture could be evaluated here now, as on a full disk.
+            EvaluationInterrupted: No architecture could be evaluated here now, as on a full disk.
         """
         started = time.perf_counter()
         settings = self._search.settings
@@ -152,7 +152,7 @@ class DetectorObjective:
                     losses.append(event.loss)
                 elif isinstance(event, Failure):
                     if event.outcome is Outcome.INTERRUPTED:
-                        raise RuntimeError(event.reason)
+                        raise EvaluationInterrupted(event.reason)
                     _record_outcome(trial, event.outcome, event.reason)
                     self._describe_safely(trial, losses, job.folder)
                     raise EvaluationFailed(event.reason)

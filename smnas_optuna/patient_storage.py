@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import random
 import sqlite3
 import time
@@ -90,6 +91,11 @@ class PatientStorage(RDBStorage):
         super().__init__(*args, **others)
         self.patience = patience
         self.lease_seconds = lease_seconds
+        self.last_failure = -math.inf
+
+    def note_failure(self) -> None:
+        """Note that the database has not answered just now; ``last_failure`` has the time by ``time.monotonic()``."""
+        self.last_failure = time.monotonic()
 
     def renew_lease(self, trial_id: int) -> bool:
         """Record that the owner of a trial is alive, and return whether the trial is still its own; does not wait."""
@@ -150,7 +156,7 @@ class PatientStorage(RDBStorage):
                 return RDBStorage.set_trial_state_values(self, trial_id, state, values)
 
         try:
-            return wait_for_database(attempt, self.patience)
+            return wait_for_database(attempt, self.patience, self.note_failure)
         except UpdateFinishedTrialError:
             # The connection may have dropped after the first attempt had been committed.
             if attempts > 1 and self.get_trial(trial_id).state == state:
@@ -163,7 +169,7 @@ def _patiently(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def repeat(self: PatientStorage, *args: Any, **others: Any) -> Any:
-        return wait_for_database(functools.partial(method, self, *args, **others), self.patience)
+        return wait_for_database(functools.partial(method, self, *args, **others), self.patience, self.note_failure)
 
     return repeat
 
@@ -172,12 +178,13 @@ for _name in _TRANSACTIONS:
     setattr(PatientStorage, _name, _patiently(_name))
 
 
-def wait_for_database(attempt: Callable[[], _T], patience: float) -> _T:
+def wait_for_database(attempt: Callable[[], _T], patience: float, failed: Callable[[], None] = lambda: None) -> _T:
     """Call ``attempt`` until the database answers it.
 
     Args:
         attempt: What to do in the database.
         patience: Seconds after which the last error is raised.
+        failed: Called each time that the database does not answer.
     """
     started = time.monotonic()
     wait = _FIRST_WAIT
@@ -185,6 +192,7 @@ def wait_for_database(attempt: Callable[[], _T], patience: float) -> _T:
         try:
             return attempt()
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            failed()
             if not _is_of_the_moment(error) or time.monotonic() + wait > started + patience:
                 raise
             if time.monotonic() > started + _SILENT_SECONDS:

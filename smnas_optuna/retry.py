@@ -86,11 +86,14 @@ class OwnerWatch:
         if trial._trial_id not in self._expired or (before and before.moment) != (sign and sign.moment):
             self._expired[trial._trial_id] = sign, now
             return False
-        return now - since >= period
+        # While the database was away nobody could renew.
+        return now - max(since, self._storage.last_failure) >= period
 
 
 def requeue_interrupted(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[int]:
     """Put what was interrupted, and is not repeated yet, back into the queue, and return the trials' numbers.
+
+    What was not needed is put there too, for a run that wants more trials.
 
     Args:
         study: The study.
@@ -100,7 +103,8 @@ def requeue_interrupted(study: optuna.Study, trials: Sequence[FrozenTrial]) -> l
     left = [
         trial
         for trial in trials
-        if outcome_of(trial) is Outcome.INTERRUPTED
+        if outcome_of(trial) in (Outcome.INTERRUPTED, Outcome.NOT_NEEDED)
+        and trial.state == TrialState.FAIL
         and trial.number not in repeated
         # Of a trial that was never told what to evaluate there is nothing to repeat.
         and (trial.params or "fixed_params" in trial.system_attrs)
@@ -114,7 +118,7 @@ def requeue_interrupted(study: optuna.Study, trials: Sequence[FrozenTrial]) -> l
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             RetryHeartbeatStaleTrialCallback()(study, repeat)
-    return [trial.number for trial in left]
+    return [trial.number for trial in left if outcome_of(trial) is Outcome.INTERRUPTED]
 
 
 def retry_too_large(study: optuna.Study, trials: Sequence[FrozenTrial], memory: int) -> None:

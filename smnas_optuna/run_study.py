@@ -36,7 +36,7 @@ from smnas_optuna.study import refuse_other_search
 from smnas_optuna.transfer import transfer_search
 from smnas_optuna.trial_outcome import evaluated_trials
 
-Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None]], None]
+Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None], Interruption], None]
 
 
 def run_study(
@@ -215,8 +215,9 @@ def _run_stage(
                 if isinstance(message, Finished):
                     frontispiece.renew(message.study)
 
-            with Interruption().listen(signal.SIGINT, signal.SIGTERM):
-                launch(orders, hear, progress.say)
+            interruption = Interruption()
+            with interruption.listen(signal.SIGINT, signal.SIGTERM):
+                launch(orders, hear, progress.say, interruption)
     except KeyboardInterrupt:
         done, total = sum(_done(order, database).values()), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")

@@ -28,6 +28,9 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
     if trial.state == TrialState.COMPLETE:
         return Outcome.COMPLETED
     recorded = trial.user_attrs.get("outcome")
+    if recorded == Outcome.COMPLETED:
+        # Its owner wrote this at the very moment in which another worker took the trial over.
+        return Outcome.INTERRUPTED
     return Outcome(recorded) if recorded else _former_outcome(trial)
 
 

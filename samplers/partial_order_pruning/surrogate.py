@@ -197,4 +197,6 @@ def doubts(archive: Archive, n_rows: int, rows: Integers, objective: int, target
     pairs = pairs[np.all(pairs >= 0, axis=1)]
     doubt = np.zeros(len(rows))
     np.maximum.at(doubt, pairs, np.abs(targets[pairs[:, 0]] - targets[pairs[:, 1]])[:, None])
+    # Where none of the rows that it contradicts is among the targets, it may be off by all that they span.
+    doubt = np.where(doubt > 0, doubt, np.ptp(targets))
     return np.where(contradictions.rows[rows, objective], _DOUBT * doubt, 0.0)

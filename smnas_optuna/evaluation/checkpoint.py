@@ -94,15 +94,10 @@ def training_record(job: Job, kind: str, parts: int) -> dict[str, Any]:
     if job.belonging is None:
         return {}
     train = job.dataset.train
-    digest = hashlib.sha256()
-    with train.annotations.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
     sections = {
         "dataset": {
-            "annotations": str(train.annotations),
-            "sha256": digest.hexdigest(),
-            "images": str(train.images),
+            # Not where they are: machines mount the same data at different places.
+            "annotations": _digest(train.annotations),
             "classes": list(job.dataset.classes),
         },
         "detector": job.detector.model_dump(mode="json"),
@@ -115,8 +110,17 @@ def training_record(job: Job, kind: str, parts: int) -> dict[str, Any]:
         "first_trial": job.belonging.first_trial,
         "architecture": str(job.architecture),
         "weights": job.weights,
+        "weights.content": _digest(Path(job.weights)) if job.weights and Path(job.weights).is_file() else None,
         **{f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()},
     }
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:

@@ -26,6 +26,8 @@ _LONGEST_PAUSE = 0.05
 # How often a wait is spoken of, and how long a process may do nothing for those that wait for it.
 _WARNING_SECONDS = 60.0
 _PATIENCE_SECONDS = 600.0
+# How long another process may time one detector.
+_LONGEST_TIMING_SECONDS = 3600.0
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
@@ -111,7 +113,8 @@ class DeviceLock:
     the log for which. It gives up on one that does not finish its iteration within ten minutes: the trial then counts
     as interrupted, and another resumes it from its last checkpoint. A process that is stopped, as by SIGSTOP, computes
     nothing, so timing goes ahead beside it. Nobody takes the turn of a process that was stopped while it timed, since
-    it would not know of it when it goes on: others give up on it after ten minutes too.
+    it would not know of it when it goes on: others give up on it after ten minutes too, and after an hour on one that
+    hangs while it times.
 
     Args:
         name: Of the device: ``cpu``, or a GPU's unique identifier.
@@ -175,8 +178,10 @@ class DeviceLock:
         wait = _Wait(action)
         while not self._gate.try_acquire():
             owner = self._gate.owner
-            # While it runs, its measurement may take as long as the recipe wants.
-            if wait.pause(owner) > _PATIENCE_SECONDS and owner is not None and owner.is_stopped:
+            # While it runs, its measurement may take long: the recipe says how many images and rounds.
+            waited = wait.pause(owner)
+            is_stopped = owner is not None and owner.is_stopped
+            if waited > _LONGEST_TIMING_SECONDS or (waited > _PATIENCE_SECONDS and is_stopped):
                 raise EvaluationInterrupted(f"{action} cannot go on before {owner} does, or is killed")
         self._gate.owner = self._me
 

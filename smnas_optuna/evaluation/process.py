@@ -29,6 +29,8 @@ from smnas_optuna.outcome import Outcome
 _TRAINING = "smnas_optuna.evaluation.training"
 context = multiprocessing.get_context("forkserver")
 
+# How often the time of an evaluation is looked at, in seconds.
+_CLOCK_SECONDS = 1.0
 # How long a process that has said its last may take to end by itself, in seconds.
 _ENDING_SECONDS = 0.5
 
@@ -165,19 +167,21 @@ def _run(
     """Call a function of the training module in a process of its own and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(function, argument, output, sender, _visible_devices(argument)))
-    started = time.monotonic()
+    clock = _RunningTime()
     kills = _memory_kills()
     process.start()
     sender.close()
     patience = _ENDING_SECONDS
     try:
         while True:
-            remaining = None if time_limit is None else max(0.0, started + time_limit - time.monotonic())
-            ready = wait([receiver, *(each.fileno() for each in until)], remaining)
+            ready = wait([receiver, *(each.fileno() for each in until)], None if time_limit is None else _CLOCK_SECONDS)
             if any(each is not receiver for each in ready):
                 patience = 0.0
                 return
+            elapsed = clock.seconds()
             if not ready:
+                if time_limit is None or elapsed < time_limit:
+                    continue
                 yield Failure(f"time limit: over {time_limit:.0f} s", Outcome.TIMED_OUT)
                 return
             try:
@@ -192,6 +196,21 @@ def _run(
     finally:
         _end(process, patience)
         receiver.close()
+
+
+class _RunningTime:
+    """Counts the seconds since it was made, without those in which this process was suspended; look often."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._looked = time.monotonic()
+
+    def seconds(self) -> float:
+        now = time.monotonic()
+        # A suspended process looks late; one that waits for a message looks in time.
+        self._seconds += min(now - self._looked, 2 * _CLOCK_SECONDS)
+        self._looked = now
+        return self._seconds
 
 
 def _visible_devices(argument: object) -> str | None:

@@ -13,7 +13,7 @@ from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
 
-# How long a worker may take to put its trial back into the queue, in seconds.
+# How long a worker may take to end its trial in order, in seconds.
 _ENDING_SECONDS = 30.0
 _SIGNAL_EVERY = 1.0
 
@@ -36,30 +36,42 @@ class _Place:
         return self.restarts.are_over or (self.process is None and self.ended is not None)
 
 
-def supervise(orders: Sequence[Order], hear: Callable[[Message], None], say: Callable[[str], None]) -> None:
+def supervise(
+    orders: Sequence[Order],
+    hear: Callable[[Message], None],
+    say: Callable[[str], None],
+    interruption: Interruption | None = None,
+) -> None:
     """Run a worker process for each order, and return when each has nothing more to do.
 
     Args:
         orders: What the workers are told.
         hear: Called with what they tell.
         say: Called with a line about a worker that has died.
+        interruption: Ends the workers in order.
 
     Raises:
         UserError: A worker has found a mistake of the user's; the others are ended.
         SearchStopped: A search could not reach its number of trials, or no worker is left to go on with it.
-        KeyboardInterrupt: The workers are ended, and what they evaluated is back in the queue.
+        KeyboardInterrupt: The workers have ended, and what they evaluated will be repeated.
     """
     places = [_Place(order) for order in orders]
+    interruption = interruption or Interruption()
     try:
         while any(not place.is_over for place in places):
-            _step(places, hear, say)
+            _step(places, hear, say, interruption)
     finally:
         _end(places)
     conclude([place.ended for place in places])
 
 
-def _step(places: Sequence[_Place], hear: Callable[[Message], None], say: Callable[[str], None]) -> None:
-    """Start what is due, then wait for a message, a death or the next start."""
+def _step(
+    places: Sequence[_Place],
+    hear: Callable[[Message], None],
+    say: Callable[[str], None],
+    interruption: Interruption,
+) -> None:
+    """Start what is due, then wait for a message, a death, the next start or an interruption."""
     waiting = [place for place in places if place.process is None and not place.is_over]
     now = time.monotonic()
     for place in waiting:
@@ -67,7 +79,9 @@ def _step(places: Sequence[_Place], hear: Callable[[Message], None], say: Callab
             _start(place)
     connections = {place.connection: place for place in places if place.connection is not None}
     pauses = [place.restarts.due - now for place in waiting if place.process is None]
-    for connection in wait(list(connections), timeout=min(pauses, default=None)):
+    ready = wait([*connections, interruption.fileno()], timeout=min(pauses, default=None))
+    interruption.check()
+    for connection in ready:
         assert isinstance(connection, Connection)
         place = connections[connection]
         try:

@@ -1,6 +1,7 @@
 """What a worker does: trial after trial, of one study or of several in turn, together with others."""
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.claim import ClaimLock
+from smnas_optuna.evaluation.process import EvaluationInterrupted
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.lease import Lease, LeaseLost
 from smnas_optuna.objective import EvaluationFailed, Turn
@@ -95,6 +97,7 @@ class Run:
     _failures: int = 0
     _duplicates: int = 0
     _too_large: int = 0
+    # Of the trial under way; negative until it has been proposed.
     _number: int = -1
     _lock: ClaimLock = field(init=False)
     _owners: OwnerWatch = field(init=False)
@@ -137,7 +140,8 @@ class Run:
         finally:
             self._lock.release()
         if not is_held:
-            listener.lost(self, self._number)
+            if self._number >= 0:
+                listener.lost(self, self._number)
             return True
         if self.study._stop_flag:
             # Nobody here stops a study, so the sampler has: there is nothing left to propose.
@@ -151,13 +155,19 @@ class Run:
 
     def _run_trial(self, interruption: Interruption) -> bool:
         """Let Optuna run a trial, and tell whether this worker had it to its end."""
+        self._number = -1
         try:
             self.study.optimize(
                 lambda trial: self._evaluate(trial, interruption), n_trials=1, catch=(EvaluationFailed, TrialNotNeeded)
             )
-        except Exception:
-            # Optuna cannot end a trial that another worker has ended, which it says in several ways.
-            if "taken_over_by" in self.study.get_trials(deepcopy=False)[self._number].user_attrs:
+        except Exception as error:
+            if self._number < 0:
+                # Still being proposed; nobody but another worker that takes it over ends such a trial.
+                is_lost = isinstance(error, UpdateFinishedTrialError)
+            else:
+                # Optuna cannot end a trial that another worker has ended, which it says in several ways.
+                is_lost = "taken_over_by" in self.study.get_trials(deepcopy=False)[self._number].user_attrs
+            if is_lost:
                 return False
             raise
         return True
@@ -180,12 +190,16 @@ class Run:
             except (EvaluationFailed, LeaseLost, UpdateFinishedTrialError):
                 raise
             except TrialNotNeeded as error:
-                _give_up(trial, Outcome.NOT_NEEDED, str(error))
+                _record_outcome(trial, Outcome.NOT_NEEDED, str(error))
                 raise
             except (Exception, KeyboardInterrupt) as error:
                 # Not the architecture's fault: a later trial shall evaluate it.
-                _give_up(trial, Outcome.INTERRUPTED, f"interrupted: {_text(error)}")
+                _record_outcome(trial, Outcome.INTERRUPTED, f"interrupted: {_text(error)}")
                 raise
+            if any(map(math.isnan, values)):
+                reason = f"an objective is not a number: {values}"
+                _record_outcome(trial, Outcome.DIVERGED, reason)
+                raise EvaluationFailed(reason)
             trial.set_user_attr("outcome", Outcome.COMPLETED)
             return values
 
@@ -250,8 +264,8 @@ class Run:
             self.problem = f"{_MOST_FAILURES} trials in a row failed, the last with {trial.user_attrs.get('reason')}"
 
 
-def _give_up(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
-    """Record why a worker does not bring a trial to its end; nothing where the trial is not its own any more."""
+def _record_outcome(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
+    """Record what became of a trial; nothing where it is another worker's by now."""
     with contextlib.suppress(UpdateFinishedTrialError):
         trial.set_user_attr("reason", reason)
         trial.set_user_attr("outcome", outcome)
@@ -260,6 +274,8 @@ def _give_up(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
 def _text(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "its worker was stopped"
+    if isinstance(error, EvaluationInterrupted):
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -80,20 +80,27 @@ def sharing(device: Device, workers: int) -> int:
 
 
 def supervise_on_ray(
-    device: Device, orders: Sequence[Order], hear: Callable[[Message], None], say: Callable[[str], None]
+    device: Device,
+    orders: Sequence[Order],
+    hear: Callable[[Message], None],
+    say: Callable[[str], None],
+    interruption: Interruption | None = None,
 ) -> None:
     """Run a Ray task for each order, and return when each has nothing more to do; see ``local.supervise``.
 
     A task for which there is no room waits until there is: an autoscaling cluster makes some. The trial of a lost node
-    goes back to the queue when its heartbeat has been silent for long enough.
+    is taken over by another worker once its lease has expired.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # With the driver, so that no other node's end takes the messages along.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    start = ray.remote(_work).options(max_retries=0, **needs(device))
+    # Each has a process of its own: whether a trial's owner is alive is told by its process.
+    start = ray.remote(_work).options(max_retries=0, max_calls=1, **needs(device))
     found = [_Place(order) for order in orders]
     try:
         while any(not place.is_over for place in found):
+            if interruption:
+                interruption.check()
             for place in found:
                 if place.task is None and not place.is_over and place.restarts.due <= time.monotonic():
                     place.task = start.remote(place.order, queue)
@@ -148,7 +155,7 @@ def _pass_on(queue: Any, found: Sequence[_Place], hear: Callable[[Message], None
 
 
 def _end(tasks: Sequence[Any]) -> None:
-    """Interrupt what still runs, so that it puts its trials back into the queue; then end it by force."""
+    """Interrupt what still runs, so that it ends its trials in order; then end it by force."""
     for task in tasks:
         ray.cancel(task)
     _, left = ray.wait(list(tasks), num_returns=len(tasks), timeout=_ENDING_SECONDS) if tasks else ([], [])

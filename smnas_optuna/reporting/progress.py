@@ -94,7 +94,7 @@ class SearchProgress:
             self._lanes[message.worker] = _Lane()
             self.say(
                 f"{_name(message.study, message.trial)} was taken over by another worker, since worker "
-                f"{message.worker} could not renew its lease in time"
+                f"{message.worker} was not heard in the database for over a minute"
             )
 
     def view(self) -> RenderableType:
