@@ -147,6 +147,17 @@ def test_an_owner_that_renews_its_lease_after_an_outage_keeps_its_trial(
     assert storage.renew_lease(trial._trial_id)
 
 
+def test_an_outage_does_not_count_as_watching(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
+    trial = begin(study, recipe, ELSEWHERE)
+    storage.renew_lease(trial._trial_id)
+    watch = OwnerWatch(storage)
+    wait_until_expired(watch, storage, trial, study)
+    storage.note_failure()
+    assert watch.take_over(study.trials) == []
+    time.sleep(3 * LEASE_SECONDS + 0.1)
+    assert watch.take_over(study.trials) == [0]
+
+
 def test_what_earlier_versions_signed_is_taken_over_by_its_silence_alone(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
@@ -226,3 +237,13 @@ def test_a_user_who_stops_a_search_often_loses_no_architecture(study: optuna.Stu
         trial.set_user_attr("outcome", "interrupted")
         study.tell(trial, state=TrialState.FAIL)
         assert requeue_interrupted(study, study.trials) == [number]
+
+
+def test_what_was_not_needed_waits_for_a_run_that_wants_more(study: optuna.Study, recipe: Recipe) -> None:
+    trial = begin(study, recipe, str(HERE))
+    trial.set_user_attr("outcome", "not_needed")
+    study.tell(trial, state=TrialState.FAIL)
+    assert requeue_interrupted(study, study.trials) == []
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert requeue_interrupted(study, study.trials) == []
+    assert len(study.trials) == 2

@@ -15,7 +15,7 @@ def ended(state: TrialState, **attributes: Any) -> optuna.trial.FrozenTrial:
     return create_trial(state=state, values=values, user_attrs=attributes)
 
 
-@pytest.mark.parametrize("outcome", list(Outcome))
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.COMPLETED])
 def test_the_outcome_decides_whatever_the_reason_says(outcome: Outcome) -> None:
     trial = ended(FAIL, outcome=outcome.value, reason="interrupted: duplicate, would run out of memory")
     assert outcome_of(trial) is outcome
@@ -24,7 +24,7 @@ def test_the_outcome_decides_whatever_the_reason_says(outcome: Outcome) -> None:
 
 def test_what_counts_is_trained_or_cannot_be_trained() -> None:
     counted = [outcome.value for outcome in Outcome if counts_toward_total(ended(FAIL, outcome=outcome.value))]
-    assert counted == ["completed", "stopped", "out_of_memory", "diverged", "crashed", "timed_out"]
+    assert counted == ["stopped", "out_of_memory", "diverged", "crashed", "timed_out"]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,10 @@ def test_studies_made_before_outcomes_were_recorded_are_read_by_their_reasons(
     state: TrialState, reason: str | None, expected: Outcome
 ) -> None:
     assert outcome_of(ended(state, **({"reason": reason} if reason else {}))) is expected
+
+
+def test_what_was_taken_over_at_the_moment_of_its_completion_is_repeated() -> None:
+    assert outcome_of(ended(FAIL, outcome="completed")) is Outcome.INTERRUPTED
 
 
 def test_a_trial_that_has_not_ended_has_no_outcome() -> None:

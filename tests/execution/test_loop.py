@@ -87,3 +87,51 @@ def test_what_nobody_else_has_goes_on_although_the_lock_was_lost(postgresql: Pos
     run = open_run(url, interrupted)
     assert run.advance(Silent(), Interruption())
     assert run.look().done == 1
+
+
+def test_a_worker_whose_trial_was_taken_over_while_it_proposed_goes_on(url: str) -> None:
+    class Proposing(optuna.samplers.RandomSampler):
+        """Another worker takes the first trial over while this one still proposes it."""
+
+        def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            if trial.number == 0:
+                assert run.storage.take_over(trial._trial_id, None, {"outcome": "interrupted", "taken_over_by": "x"})
+                study._storage.set_trial_system_attr(trial._trial_id, "proposal", 1)
+
+    run = open_run(url, propose)
+    run.study.sampler = Proposing(seed=0)
+    assert run.advance(Silent(), Interruption())
+    assert run.advance(Silent(), Interruption())
+    assert run.look().done == 1
+    assert [trial.state for trial in run.study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_an_error_of_a_sampler_is_raised_though_the_trial_before_was_taken_over(url: str) -> None:
+    class Failing(optuna.samplers.RandomSampler):
+        def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            if trial.number == 1:
+                raise RuntimeError("a bug")
+
+    def taken_over(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+        last = run.storage.sign_of_life(trial._trial_id)
+        assert run.storage.take_over(trial._trial_id, last, {"outcome": "interrupted", "taken_over_by": "x"})
+        return propose(trial, turn)
+
+    run = open_run(url, taken_over)
+    run.study.sampler = Failing(seed=0)
+    assert run.advance(Silent(), Interruption())
+    with pytest.raises(RuntimeError, match="a bug"):
+        run.advance(Silent(), Interruption())
+
+
+def test_an_objective_that_is_not_a_number_fails_and_is_not_repeated(url: str) -> None:
+    def diverge(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+        propose(trial, turn)
+        return (float("nan"),)
+
+    run = open_run(url, diverge)
+    run.study.sampler = optuna.samplers.RandomSampler(seed=0)
+    assert run.advance(Silent(), Interruption())
+    (trial,) = run.study.trials
+    assert trial.user_attrs["outcome"] == "diverged"
+    assert run.look().done == 1
