@@ -221,8 +221,8 @@ def test_a_process_that_is_killed_within_an_iteration_leaves_nothing_behind(devi
     holder.process.join()
     lock = DeviceLock(device, "this test")
     with lock.alone():
-        left = [path.name for path in lock._users.iterdir()]
-    assert [name.partition(".")[0] for name in left] == [str(os.getpid())]
+        left = {path.name.partition(".")[0] for path in lock._users.iterdir()}
+    assert left == {str(os.getpid())}
 
 
 def _train_together(rank: int, folder: Path, name: str, iterations: Connection) -> None:
