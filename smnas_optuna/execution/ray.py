@@ -95,7 +95,7 @@ def supervise_on_ray(
     # With the driver, so that no other node's end takes the messages along.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     # Each has a process of its own: whether a trial's owner is alive is told by its process.
-    start = ray.remote(_work).options(max_retries=0, max_calls=1, **needs(device))
+    start = ray.remote(max_calls=1)(_work).options(max_retries=0, **needs(device))
     found = [_Place(order) for order in orders]
     try:
         while any(not place.is_over for place in found):
