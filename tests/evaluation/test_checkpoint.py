@@ -173,7 +173,7 @@ def _with_other_boxes(job: Job) -> Job:
             lambda job: replace(job, dataset=replace(job.dataset, classes=("1", "0"))),
             "dataset.classes: found ['0', '1'], expected ['1', '0']",
         ),
-        (_with_other_boxes, "dataset.sha256: found "),
+        (_with_other_boxes, "dataset.annotations: found "),
         (
             lambda job: replace(job, device=job.device.model_copy(update={"gpus_per_trial": 2})),
             "device.gpus_per_trial: found 1, expected 2",
