@@ -18,7 +18,18 @@ from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.fitting import fit_batch, machine_memory, usable_memory
-from smnas_optuna.evaluation.job import Costs, Demand, Event, Job, Memory, Progress, Resumed, Scores, TooLarge
+from smnas_optuna.evaluation.job import (
+    Belonging,
+    Costs,
+    Demand,
+    Event,
+    Job,
+    Memory,
+    Progress,
+    Resumed,
+    Scores,
+    TooLarge,
+)
 from smnas_optuna.evaluation.process import evaluate, preload, probe
 from smnas_optuna.evaluation.training import runner_config
 from smnas_optuna.recipe_file import load_recipe
@@ -186,13 +197,20 @@ def _first_epoch(job: Job) -> None:
     events.close()
 
 
-def test_an_interrupted_training_in_parts_goes_on_in_as_many_and_starts_over_in_others(job: Job) -> None:
-    tight = in_parts(replace(job, training=job.training.model_copy(update={"epochs": 8})))
+def test_an_interrupted_training_in_parts_resumes_in_as_many_and_starts_over_in_others(job: Job) -> None:
+    training = job.training.model_copy(update={"epochs": 8})
+    tight = in_parts(replace(job, training=training, belonging=Belonging("a1", "tiny/structural", 3, 3)))
+    again = replace(
+        tight,
+        folder=tight.folder.with_name("trial_00005"),
+        belonging=Belonging("a1", "tiny/structural", 5, 3),
+        former=(tight.folder,),
+    )
     _first_epoch(tight)
-    resumed: list[Event] = [event for event in evaluate(tight) if isinstance(event, Resumed | Scores)]
+    resumed: list[Event] = [event for event in evaluate(again) if isinstance(event, Resumed | Scores)]
     assert [type(event) for event in resumed] == [Resumed, Scores]
     _first_epoch(tight)
-    whole = [event for event in evaluate(replace(job, training=tight.training)) if isinstance(event, Resumed | Scores)]
+    whole = [event for event in evaluate(replace(again, memory=job.memory)) if isinstance(event, Resumed | Scores)]
     assert [type(event) for event in whole] == [Scores]
 
 
