@@ -144,14 +144,15 @@ def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert told[-1] == "interrupted with 0 of 3 trials done, all kept; the same command goes on\n"
-    states = [trial.state for trial in load(tmp_path).trials]
-    assert states == [TrialState.FAIL, TrialState.WAITING]
+    (interrupted,) = load(tmp_path).trials
+    assert interrupted.state == TrialState.FAIL
+    assert interrupted.user_attrs["outcome"] == "interrupted"
 
     resumed = run(
         *("run_study", tiny_recipe, "--n-trials", 1), "--set", "structural.training.epochs=30", folder=tmp_path
     )
     assert resumed.returncode == 0, resumed.stderr
-    interrupted, again = load(tmp_path).trials
+    _, again = load(tmp_path).trials
     assert again.state == TrialState.COMPLETE
     assert again.user_attrs["architecture"] == interrupted.user_attrs["architecture"]
 
