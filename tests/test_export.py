@@ -262,7 +262,7 @@ def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
     architecture = content["meta"]["architecture"]
     of_trial_1 = partial(export, study="tiny/structural", trial=1, storage=f"sqlite:///{searched}/smnas.db")
     for changed, message in (
-        ({"study_name": "mine/structural"}, "is of another study: found 'mine/structural' "),
+        ({"study": "b2", "study_name": "mine/structural"}, "is of another study: found 'mine/structural' "),
         ({"trial": 1}, f"is of another detector: found {architecture}, expected 64x48 "),
     ):
         torch.save({**content, "meta": {**content["meta"], **changed}}, searched / "other.pth")

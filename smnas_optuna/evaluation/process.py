@@ -179,11 +179,11 @@ def _run(
                 patience = 0.0
                 return
             elapsed = clock.seconds()
-            if not ready:
-                if time_limit is None or elapsed < time_limit:
-                    continue
+            if time_limit is not None and elapsed >= time_limit:
                 yield Failure(f"time limit: over {time_limit:.0f} s", Outcome.TIMED_OUT)
                 return
+            if not ready:
+                continue
             try:
                 answer = receiver.recv()
             except EOFError:
