@@ -1,5 +1,6 @@
 """A search on a real Ray cluster of three nodes, all on this machine."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +22,13 @@ DEVICE = Device(kind="cpu", cpu_threads=1)
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
+    handler = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+    # Ray keeps its own, and pools of processes that later tests fork would not end at their pool's SIGTERM.
+    signal.signal(signal.SIGTERM, handler)
 
 
 def workers() -> list[psutil.Process]:
