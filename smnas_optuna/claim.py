@@ -55,7 +55,7 @@ class ClaimLock:
             self._acquire_file()
         else:
             while not wait_for_database(self._acquire_on_server, PATIENCE):
-                self._say_who_waits()
+                self._warn_of_wait()
 
     def release(self) -> bool:
         """Give the lock back.
@@ -109,7 +109,7 @@ class ClaimLock:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        with self._said_after_longest_turn():
+        with self._warn_after_longest_turn():
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def _acquire_on_server(self) -> bool:
@@ -148,8 +148,8 @@ class ClaimLock:
         return True
 
     @contextlib.contextmanager
-    def _said_after_longest_turn(self) -> Iterator[None]:
-        timer = threading.Timer(LONGEST_TURN, self._say_who_waits)
+    def _warn_after_longest_turn(self) -> Iterator[None]:
+        timer = threading.Timer(LONGEST_TURN, self._warn_of_wait)
         timer.daemon = True
         timer.start()
         try:
@@ -157,7 +157,7 @@ class ClaimLock:
         finally:
             timer.cancel()
 
-    def _say_who_waits(self) -> None:
+    def _warn_of_wait(self) -> None:
         _logger.warning(
             "%s: has waited %.0f s for another worker to start its trial; it may be suspended", self._name, LONGEST_TURN
         )

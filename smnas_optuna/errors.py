@@ -1,4 +1,4 @@
-"""The one error that a user can mend, and the words for values that pydantic refuses."""
+"""UserError, a user's mistake as one line, and the wording of values that pydantic refuses."""
 
 from pydantic_core import ErrorDetails
 

@@ -35,14 +35,13 @@ class Lease:
 
     Args:
         storage: The database that the trial is in.
-        trial: The trial, just begun.
+        trial: The trial, just started.
     """
 
     def __init__(self, storage: PatientStorage, trial: optuna.Trial) -> None:
         self._storage = storage
         self._trial = trial
         self._over = threading.Event()
-        self._lost = threading.Event()
         self._receiver, self._sender = Pipe(duplex=False)
         self._thread = threading.Thread(target=self._renew, name=f"lease of trial {trial.number}", daemon=True)
 
@@ -74,7 +73,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` where it is known that another worker has taken over the trial."""
-        if self._lost.is_set():
+        if self._receiver.poll():
             raise LeaseLost(self._text)
 
     @property
@@ -93,7 +92,6 @@ class Lease:
                 wait = min(_RETRY_SECONDS, self._storage.lease_seconds)
                 continue
             if not is_held:
-                self._lost.set()
                 self._sender.send(None)
                 break
         # This thread's own; the database would keep its connection open.

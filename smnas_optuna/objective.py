@@ -29,6 +29,7 @@ from smnas_optuna.retry import belonging_of, interrupted_before
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search import Search, known_costs
 from smnas_optuna.timing_margin import optimistic_latency, timing_pairs
+from smnas_optuna.trial_outcome import record_outcome
 
 _logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class DetectorObjective:
                 elif isinstance(event, Failure):
                     if event.outcome is Outcome.INTERRUPTED:
                         raise EvaluationInterrupted(event.reason)
-                    _record_outcome(trial, event.outcome, event.reason)
+                    record_outcome(trial, event.outcome, event.reason)
                     self._describe_safely(trial, losses, job.folder)
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):
@@ -180,7 +181,7 @@ class DetectorObjective:
         known = {index: float(costs[name]) for index, name in enumerate(objectives) if name in costs}
         reason = sampler.is_dominated(trial.study, trial, known) if known else None
         if reason:
-            _record_outcome(trial, Outcome.DOMINATED, reason)
+            record_outcome(trial, Outcome.DOMINATED, reason)
             raise optuna.TrialPruned(reason)
 
     def _skip(self, trial: optuna.Trial, found: TooLarge) -> None:
@@ -191,7 +192,7 @@ class DetectorObjective:
             f"{found.usable / 2**30:.3g} GiB are usable on {self._device}"
         )
         trial.set_user_attr("memory_gb", found.needed / 2**30)
-        _record_outcome(trial, Outcome.TOO_LARGE, reason)
+        record_outcome(trial, Outcome.TOO_LARGE, reason)
         raise optuna.TrialPruned(reason)
 
     def _record(self, trial: optuna.Trial, scores: Scores) -> None:
@@ -202,8 +203,3 @@ class DetectorObjective:
         trial.set_user_attr("train_seconds", scores.train_seconds)
         trial.set_user_attr("evaluation_seconds", scores.evaluation_seconds)
         trial.set_user_attr("timing_seconds", scores.timing_seconds)
-
-
-def _record_outcome(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
-    trial.set_user_attr("outcome", outcome)
-    trial.set_user_attr("reason", reason)

@@ -103,7 +103,7 @@ class PatientStorage(RDBStorage):
         return RDBStorage.get_trial(self, trial_id).state == TrialState.RUNNING
 
     def sign_of_life(self, trial_id: int) -> SignOfLife | None:
-        """Return when the lease of a trial was renewed last; None where its owner has not got so far."""
+        """Return when the lease of a trial was renewed last; None where its owner has not recorded one yet."""
         now = sqlalchemy.func.now()
         query = sqlalchemy.select(models.TrialHeartbeatModel.heartbeat, now).filter_by(trial_id=trial_id)
         with _create_scoped_session(self.scoped_session) as session:

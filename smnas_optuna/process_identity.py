@@ -1,4 +1,4 @@
-"""ProcessIdentity: tells a worker's process from every other one, on this machine and others, now and later."""
+"""ProcessIdentity: identifies a worker's process, unique across machines, containers and time."""
 
 import functools
 import os

@@ -73,7 +73,7 @@ class OwnerWatch:
             attributes |= {"outcome": Outcome.INTERRUPTED, "reason": "interrupted: the process that evaluated it ended"}
         else:
             attributes |= {"outcome": Outcome.CRASHED, "reason": f"crashed: its worker has died {deaths} times"}
-        return bool(self._storage.take_over(trial._trial_id, sign, attributes))
+        return self._storage.take_over(trial._trial_id, sign, attributes)
 
     def _has_expired(self, trial: FrozenTrial, sign: SignOfLife | None) -> bool:
         """Tell whether a lease has expired and was not renewed while this process watched."""

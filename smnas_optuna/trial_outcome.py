@@ -45,6 +45,12 @@ def _former_outcome(trial: FrozenTrial) -> Outcome:
     return Outcome.CRASHED if reason else Outcome.INTERRUPTED
 
 
+def record_outcome(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
+    """Record what became of a trial that is about to end, and why, for people."""
+    trial.set_user_attr("reason", reason)
+    trial.set_user_attr("outcome", outcome)
+
+
 def counts_toward_total(trial: FrozenTrial) -> bool:
     """Tell whether a trial is one of those that ``--n-trials`` counts.
 

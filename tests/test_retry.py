@@ -47,12 +47,19 @@ def begin(study: optuna.Study, recipe: Recipe, worker: str) -> optuna.Trial:
     return trial
 
 
-def wait_until_expired(watch: OwnerWatch, storage: PatientStorage, trial: optuna.Trial, study: optuna.Study) -> None:
-    """Wait until a lease has expired and the watch has seen it so for long enough."""
+def begin_and_fall_silent(
+    study: optuna.Study, storage: PatientStorage, recipe: Recipe, worker: str
+) -> tuple[optuna.Trial, OwnerWatch]:
+    """Start a trial, and wait until its lease has expired and a watch has seen it so for long enough."""
+    trial = begin(study, recipe, worker)
+    assert storage.renew_lease(trial._trial_id)
+    watch = OwnerWatch(storage)
+    assert watch.take_over(study.trials) == []
     while (sign := storage.sign_of_life(trial._trial_id)) is None or sign.age <= 3 * LEASE_SECONDS:
         time.sleep(0.1)
     assert watch.take_over(study.trials) == []
     time.sleep(3 * LEASE_SECONDS + 0.1)
+    return trial, watch
 
 
 def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
@@ -111,10 +118,7 @@ def test_an_unsigned_trial_is_given_time_to_be_signed(storage: PatientStorage, s
 def test_a_living_process_of_this_machine_keeps_its_trial_however_long_it_is_silent(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    trial = begin(study, recipe, str(HERE))
-    assert storage.renew_lease(trial._trial_id)
-    watch = OwnerWatch(storage)
-    wait_until_expired(watch, storage, trial, study)
+    _, watch = begin_and_fall_silent(study, storage, recipe, str(HERE))
     assert watch.take_over(study.trials) == []
     # Optuna itself fails what is silent, at the start of each trial, where it knows of heartbeats.
     study.optimize(lambda trial: (0.0, 1.0), n_trials=1)
@@ -124,11 +128,7 @@ def test_a_living_process_of_this_machine_keeps_its_trial_however_long_it_is_sil
 def test_a_process_of_another_machine_loses_its_trial_once_its_lease_has_expired(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    trial = begin(study, recipe, ELSEWHERE)
-    storage.renew_lease(trial._trial_id)
-    watch = OwnerWatch(storage)
-    assert watch.take_over(study.trials) == []
-    wait_until_expired(watch, storage, trial, study)
+    trial, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
     assert watch.take_over(study.trials) == [0]
     assert not storage.renew_lease(trial._trial_id)
     assert requeue_interrupted(study, study.trials) == [0]
@@ -137,10 +137,7 @@ def test_a_process_of_another_machine_loses_its_trial_once_its_lease_has_expired
 def test_an_owner_that_renews_its_lease_after_an_outage_keeps_its_trial(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    trial = begin(study, recipe, ELSEWHERE)
-    storage.renew_lease(trial._trial_id)
-    watch = OwnerWatch(storage)
-    wait_until_expired(watch, storage, trial, study)
+    trial, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
     # The watch is ready to take it over, as after an outage of the database that was as long.
     assert storage.renew_lease(trial._trial_id)
     assert watch.take_over(study.trials) == []
@@ -148,10 +145,7 @@ def test_an_owner_that_renews_its_lease_after_an_outage_keeps_its_trial(
 
 
 def test_an_outage_does_not_count_as_watching(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
-    trial = begin(study, recipe, ELSEWHERE)
-    storage.renew_lease(trial._trial_id)
-    watch = OwnerWatch(storage)
-    wait_until_expired(watch, storage, trial, study)
+    _, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
     storage.note_failure()
     assert watch.take_over(study.trials) == []
     time.sleep(3 * LEASE_SECONDS + 0.1)
@@ -161,10 +155,7 @@ def test_an_outage_does_not_count_as_watching(storage: PatientStorage, study: op
 def test_what_earlier_versions_signed_is_taken_over_by_its_silence_alone(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    trial = begin(study, recipe, f"{HERE.host}:{HERE.pid}:1790000000.25")
-    storage.renew_lease(trial._trial_id)
-    watch = OwnerWatch(storage)
-    wait_until_expired(watch, storage, trial, study)
+    _, watch = begin_and_fall_silent(study, storage, recipe, f"{HERE.host}:{HERE.pid}:1790000000.25")
     assert watch.take_over(study.trials) == [0]
 
 

@@ -21,7 +21,7 @@ _MAX_VIOLATED, _MIN_COMPARISONS = 0.25, 8
 
 
 def rows_to_fit(n_rows: int) -> int:
-    """Return how many rows is fitted to when there are ``n_rows``.
+    """Return to how many of ``n_rows`` rows hyperparameters and noise levels are fitted.
 
     All up to 32, then 10 % more each time: a function of the study alone, so a restarted sampler goes on as before.
     """

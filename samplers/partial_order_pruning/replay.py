@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -151,11 +151,21 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     return abs(steps - round(steps)) < 1e-8
 
 
-def restored(distribution: BaseDistribution, value: Any) -> Any:
-    """Return a distribution's own value for one from the database, where a tuple has become a list."""
+# What :func:`value_of` returns where there is no value; None may be a choice.
+MISSING = object()
+
+
+def value_of(params: Mapping[str, Any], name: str, distribution: BaseDistribution) -> Any:
+    """Return a distribution's own value for that of a parameter from the database, where a tuple has become a list.
+
+    ``MISSING`` where the parameter is not there, or has none of the distribution's values.
+    """
+    if name not in params:
+        return MISSING
+    value = params[name]
     if isinstance(distribution, CategoricalDistribution) and isinstance(value, list):
-        return next((choice for choice in distribution.choices if _without_tuples(choice) == value), value)
-    return value
+        value = next((choice for choice in distribution.choices if _without_tuples(choice) == value), value)
+    return value if contains(distribution, value) else MISSING
 
 
 def _without_tuples(value: Any) -> Any:

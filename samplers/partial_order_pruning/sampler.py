@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive, rows_to_fit
 from .record import PROPOSAL, Record, fixed_params
-from .replay import contains, draw, restored
+from .replay import MISSING, draw, value_of
 from .screen import KnownLosses, Screen, Screened
 from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
 from .space import Candidate, Order, SearchSpace, Space
@@ -137,10 +137,10 @@ class PartialOrderPruningSampler(BaseSampler):
         proposal = self._proposal_of(study, trial)
         if proposal is None:
             raise TrialPruned(_EXHAUSTED)
-        proposed = restored(param_distribution, proposal.get(param_name))
-        if param_name in proposal and contains(param_distribution, proposed):
-            return proposed
-        return draw(param_distribution, random.Random(f"{self._seed} {trial.number} {param_name}"))
+        proposed = value_of(proposal, param_name, param_distribution)
+        if proposed is MISSING:
+            return draw(param_distribution, random.Random(f"{self._seed} {trial.number} {param_name}"))
+        return proposed
 
     def _proposal_of(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:
         """Return what was proposed for a trial; None if nothing is left to propose."""

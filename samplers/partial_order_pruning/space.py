@@ -10,7 +10,7 @@ from typing import Any
 from optuna import TrialPruned
 from optuna.distributions import BaseDistribution
 
-from .replay import Choose, ReplayTrial, change, contains, draw, every_replay, restored
+from .replay import MISSING, Choose, ReplayTrial, change, contains, draw, every_replay, value_of
 
 SearchSpace = Callable[[Any], Any]
 Order = Callable[[Any], tuple[Hashable, Sequence[float]]]
@@ -100,8 +100,8 @@ class Space:
             return self._candidate(trial, trial.params)
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            value = restored(distribution, params.get(name))
-            if name not in params or not contains(distribution, value):
+            value = value_of(params, name, distribution)
+            if value is MISSING:
                 raise _NotOfThisSpace
             return value
 
@@ -131,7 +131,7 @@ class Space:
         shape = rng.choice(sorted(self._shapes)) if self._shapes else ()
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            if name in fixed and contains(distribution, value := restored(distribution, fixed[name])):
+            if (value := value_of(fixed, name, distribution)) is not MISSING:
                 return value
             return draw(distribution, rng)
 
@@ -155,7 +155,7 @@ class Space:
         changed = set(rng.sample(names, min(n_changes, len(names))))
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            if name in fixed and contains(distribution, value := restored(distribution, fixed[name])):
+            if (value := value_of(fixed, name, distribution)) is not MISSING:
                 return value
             parent = parents[0] if len(parents) == 1 else rng.choice(parents)
             if name not in parent.params:

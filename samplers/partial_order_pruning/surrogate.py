@@ -94,7 +94,8 @@ def fit(archive: Archive, n_rows: int, modelled: Sequence[int]) -> Fit:
     encoded = features.encode([candidate for candidate in candidates if candidate is not None])
     hyperparameters = []
     for objective in modelled:
-        targets = Warp.of(archive.losses[rows, objective])(archive.losses[rows, objective])
+        losses = archive.losses[rows, objective]
+        targets = Warp.of(losses)(losses)
         doubt = doubts(archive, n_rows, rows, objective, targets)
         hyperparameters.append(fit_hyperparameters(encoded, features.n_numerical, targets, doubt))
     excesses = np.array(archive.excesses)[rows]

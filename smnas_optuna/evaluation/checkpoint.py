@@ -128,7 +128,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return _load(folder / _NAME)
 
 
-def take_over(job: Job, record: dict[str, Any]) -> Checkpoint | None:
+def adopt_checkpoint(job: Job, record: dict[str, Any]) -> Checkpoint | None:
     """Take the newest checkpoint of a job's former attempts that it can resume from into the job's folder.
 
     A process that was thought dead may still write the former ones.

@@ -26,7 +26,13 @@ from smnas_optuna.detector.counting import build_on_meta, count_costs
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.checkpoint import KeepCheckpoint, delete_checkpoints, resume, take_over, training_record
+from smnas_optuna.evaluation.checkpoint import (
+    KeepCheckpoint,
+    adopt_checkpoint,
+    delete_checkpoints,
+    resume,
+    training_record,
+)
 from smnas_optuna.evaluation.device import conditions, device_name, gpus_in_use
 from smnas_optuna.evaluation.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.evaluation.distributed import backend, join
@@ -120,7 +126,7 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
         return
     config = runner_config(job, kind, memory.parts)
     record = training_record(job, kind, memory.parts)
-    resumed = take_over(job, record)
+    resumed = adopt_checkpoint(job, record)
     if resumed is not None:
         resume(config, resumed)
     checkpoints = KeepCheckpoint(job.folder, record, resumed)

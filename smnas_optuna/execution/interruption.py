@@ -1,4 +1,4 @@
-"""Interruption: a signal to end, which what is under way takes in once, and at a point of its own choice."""
+"""Interruption: ends a worker, or the process that supervises workers, in order when it gets a signal."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def listen(self, *signals: signal.Signals) -> Iterator[None]:
-        """Take signals in within."""
+        """Handle these signals while the context is entered, and restore their former handlers at its end."""
         former = {number: signal.signal(number, self._take_in) for number in signals}
         try:
             yield
@@ -43,7 +43,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let signals raise nothing within, and at its end if there was one."""
+        """Raise nothing while the context is entered; raise KeyboardInterrupt at its end if there was a signal."""
         self._is_deferred = True
         try:
             yield

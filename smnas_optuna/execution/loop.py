@@ -1,6 +1,5 @@
 """What a worker does: trial after trial, of one study or of several in turn, together with others."""
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -19,7 +18,13 @@ from smnas_optuna.objective import EvaluationFailed, Turn
 from smnas_optuna.outcome import Outcome
 from smnas_optuna.patient_storage import PatientStorage
 from smnas_optuna.retry import OwnerWatch, requeue_interrupted
-from smnas_optuna.trial_outcome import counts_toward_total, evaluated_trials, is_too_large, outcome_of
+from smnas_optuna.trial_outcome import (
+    counts_toward_total,
+    evaluated_trials,
+    is_too_large,
+    outcome_of,
+    record_outcome,
+)
 
 _LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
 # So many trials in a row that fail, or that propose what is known or too large, mean that going on is of no use.
@@ -190,15 +195,15 @@ class Run:
             except (EvaluationFailed, LeaseLost, UpdateFinishedTrialError):
                 raise
             except TrialNotNeeded as error:
-                _record_outcome(trial, Outcome.NOT_NEEDED, str(error))
+                record_outcome(trial, Outcome.NOT_NEEDED, str(error))
                 raise
             except (Exception, KeyboardInterrupt) as error:
                 # Not the architecture's fault: a later trial shall evaluate it.
-                _record_outcome(trial, Outcome.INTERRUPTED, f"interrupted: {_text(error)}")
+                record_outcome(trial, Outcome.INTERRUPTED, f"interrupted: {_text(error)}")
                 raise
             if any(map(math.isnan, values)):
                 reason = f"an objective is not a number: {values}"
-                _record_outcome(trial, Outcome.DIVERGED, reason)
+                record_outcome(trial, Outcome.DIVERGED, reason)
                 raise EvaluationFailed(reason)
             trial.set_user_attr("outcome", Outcome.COMPLETED)
             return values
@@ -220,8 +225,7 @@ class Run:
         if twin is not None:
             does = "evaluates" if twin.state == TrialState.RUNNING else "has evaluated"
             reason = f"duplicate: trial {twin.number} {does} this architecture"
-            trial.set_user_attr("reason", reason)
-            trial.set_user_attr("outcome", Outcome.DUPLICATE)
+            record_outcome(trial, Outcome.DUPLICATE, reason)
             raise optuna.TrialPruned(reason)
         progress = self.look()
         if progress.claimed > self._goal(progress):
@@ -262,13 +266,6 @@ class Run:
             self.problem = f"{_MOST_TOO_LARGE} proposals in a row did not fit, the last {trial.user_attrs['reason']}"
         elif self._failures == _MOST_FAILURES:
             self.problem = f"{_MOST_FAILURES} trials in a row failed, the last with {trial.user_attrs.get('reason')}"
-
-
-def _record_outcome(trial: optuna.Trial, outcome: Outcome, reason: str) -> None:
-    """Record what became of a trial; nothing where it is another worker's by now."""
-    with contextlib.suppress(UpdateFinishedTrialError):
-        trial.set_user_attr("reason", reason)
-        trial.set_user_attr("outcome", outcome)
 
 
 def _text(error: BaseException) -> str:

@@ -94,7 +94,7 @@ def supervise_on_ray(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # With the driver, so that no other node's end takes the messages along.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    # Each has a process of its own: whether a trial's owner is alive is told by its process.
+    # Each worker gets a process of its own, since a trial's owner is taken for alive as long as its process is.
     start = ray.remote(max_calls=1)(_work).options(max_retries=0, **needs(device))
     found = [_Place(order) for order in orders]
     try:

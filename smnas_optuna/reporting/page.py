@@ -21,7 +21,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.correlation import PART_TITLES, module_importances
 from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
-from smnas_optuna.reporting.hypervolume import measure_hypervolume
+from smnas_optuna.reporting.hypervolume import Hypervolume, measure_hypervolume
 from smnas_optuna.reporting.pareto import (
     PARTS,
     Objective,
@@ -117,8 +117,9 @@ def _render(study: optuna.Study, known: Show) -> str:
     trials = trials_frame(study)
     front = pareto_front(study)
     objectives = objectives_of(study)
-    sections = [] if front.empty else _sections(study, trials, objectives, known)
-    if sections and len(objectives) > 1 and measure_hypervolume(study) is None:
+    hypervolume = measure_hypervolume(study)
+    sections = [] if front.empty else _sections(study, trials, objectives, hypervolume, known)
+    if sections and len(objectives) > 1 and hypervolume is None:
         left_out += " The hypervolume is not shown, for times of several devices cannot be compared."
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -131,7 +132,7 @@ def _render(study: optuna.Study, known: Show) -> str:
         objectives=[f"{objective.quantity.title} {'↑' if objective.maximize else '↓'}" for objective in objectives],
         descent=_descent(study),
         left_out=left_out,
-        headlines=_headlines(study, trials, front, objectives),
+        headlines=_headlines(trials, front, objectives, hypervolume),
         front_title="Pareto front" if len(objectives) > 1 else "Best trials",
         front_table=_front_table(front, objectives, study),
         csv=_csv(trials),
@@ -144,7 +145,11 @@ def _render(study: optuna.Study, known: Show) -> str:
 
 
 def _sections(
-    study: optuna.Study, trials: pd.DataFrame, objectives: Sequence[Objective], known: Show
+    study: optuna.Study,
+    trials: pd.DataFrame,
+    objectives: Sequence[Objective],
+    hypervolume: Hypervolume | None,
+    known: Show,
 ) -> list[_Section]:
     several = len(objectives) > 1
     sections = [
@@ -161,7 +166,7 @@ def _sections(
         text = "Every detector of the search over its measured time; stars are those that stage two took on."
         sections.append(_section("stages", "Stage one and stage two", text, text, stages))
     sections.append(_effects(study, trials))
-    if measure_hypervolume(study):
+    if hypervolume:
         figure = hypervolume_figure(study).update_layout(title_text=None, margin_t=12)
         label = "Hypervolume after each finished trial"
         sections.append(
@@ -183,7 +188,7 @@ def _effects(study: optuna.Study, trials: pd.DataFrame) -> _Section:
 
 
 def _search(study: optuna.Study) -> tuple[Search | None, str]:
-    """Return what the study searches; where that cannot be told, None and what the page leaves out for which cause."""
+    """Return what the study searches; or None and a sentence on what the page leaves out and why."""
     try:
         return search_of(study), ""
     except UserError as error:
@@ -215,7 +220,7 @@ def _count_states(trials: pd.DataFrame) -> str:
 
 
 def _headlines(
-    study: optuna.Study, trials: pd.DataFrame, front: pd.DataFrame, objectives: Sequence[Objective]
+    trials: pd.DataFrame, front: pd.DataFrame, objectives: Sequence[Objective], hypervolume: Hypervolume | None
 ) -> list[_Headline]:
     if front.empty:
         return []
@@ -235,8 +240,8 @@ def _headlines(
                 ", ".join([f"trial {best['number']}", *with_others, *([best["device"]] if several_devices else [])]),
             )
         )
-    if measured := measure_hypervolume(study):
-        headlines.append(_Headline("hypervolume", measured.number, measured.remark))
+    if hypervolume:
+        headlines.append(_Headline("hypervolume", hypervolume.number, hypervolume.remark))
     headlines.append(_Headline("trials", str(len(trials)), _count_states(trials)))
     return headlines
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from smnas_optuna.architecture import Architecture
-from smnas_optuna.evaluation.checkpoint import delete_checkpoints, find_checkpoint, take_over, training_record
+from smnas_optuna.evaluation.checkpoint import adopt_checkpoint, delete_checkpoints, find_checkpoint, training_record
 from smnas_optuna.evaluation.datasets import open_dataset
 from smnas_optuna.evaluation.job import Belonging, Event, Job, Progress, Resumed, Scores, UntrainedLatency
 from smnas_optuna.evaluation.process import evaluate, preload
@@ -186,7 +186,7 @@ def test_a_training_that_differs_does_not_resume_and_says_in_what(
     assert callable(change)
     job: Job = change(second)
     job.folder.mkdir()
-    assert take_over(job, training_record(job, "cpu", 1)) is None
+    assert adopt_checkpoint(job, training_record(job, "cpu", 1)) is None
     assert message in capsys.readouterr().out
     assert not list(job.folder.iterdir())
     delete_checkpoints(job, training_record(job, "cpu", 1))
@@ -196,13 +196,13 @@ def test_a_training_that_differs_does_not_resume_and_says_in_what(
 @pytest.mark.parametrize(("kind", "parts"), [("cuda", 1), ("cpu", 2)])
 def test_a_checkpoint_is_of_a_kind_of_device_and_a_number_of_parts(second: Job, kind: str, parts: int) -> None:
     second.folder.mkdir()
-    assert take_over(second, training_record(second, kind, parts)) is None
+    assert adopt_checkpoint(second, training_record(second, kind, parts)) is None
 
 
 def test_loaders_and_the_time_limit_may_change(second: Job) -> None:
     job = _with_training(second, loader_workers=3, time_limit_minutes=7.0)
     job.folder.mkdir()
-    assert take_over(job, training_record(job, "cpu", 1)) is not None
+    assert adopt_checkpoint(job, training_record(job, "cpu", 1)) is not None
 
 
 def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_not_used(
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_not_used(
     del content["meta"]["record"]  # as an earlier version saved it
     torch.save(content, file)
     second.folder.mkdir()
-    assert take_over(second, training_record(second, "cpu", 1)) is None
+    assert adopt_checkpoint(second, training_record(second, "cpu", 1)) is None
     assert "it does not say what it belongs to" in capsys.readouterr().out
 
 
@@ -224,7 +224,7 @@ def test_the_newest_checkpoint_is_taken(second: Job) -> None:
     second.former[0].mkdir()
     torch.save(content, second.former[0] / "checkpoint.pth")
     second.folder.mkdir()
-    taken = take_over(second, training_record(second, "cpu", 1))
+    taken = adopt_checkpoint(second, training_record(second, "cpu", 1))
     assert taken is not None
     assert taken.epochs == EPOCHS - 1
 
@@ -241,12 +241,12 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_checkpoint_is_taken_across_file_systems(second: Job, other_file_system: Path) -> None:
     job = replace(second, folder=other_file_system)
-    assert take_over(job, training_record(job, "cpu", 1)) == find_checkpoint(other_file_system)
+    assert adopt_checkpoint(job, training_record(job, "cpu", 1)) == find_checkpoint(other_file_system)
 
 
 def test_an_owner_that_was_thought_dead_cannot_change_the_checkpoint_that_was_taken(second: Job) -> None:
     second.folder.mkdir()
-    taken = take_over(second, training_record(second, "cpu", 1))
+    taken = adopt_checkpoint(second, training_record(second, "cpu", 1))
     former = second.former[1]
     (former / "checkpoint.pth.partial").write_bytes(b"of a later epoch")
     os.replace(former / "checkpoint.pth.partial", former / "checkpoint.pth")

@@ -30,11 +30,7 @@ def workers() -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_workers_share_a_study_and_reach_its_total_exactly(
-    database: str, tmp_path: Path, postgresql: PostgreSQL
-) -> None:
-    url = f"sqlite:///{tmp_path}/cheap.db" if database == "sqlite" else postgresql.create_database()
+def test_workers_share_a_study_and_reach_its_total_exactly(url: str) -> None:
     create_cheap_study(url)
     heard: list[Message] = []
     said: list[str] = []

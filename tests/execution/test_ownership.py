@@ -74,11 +74,7 @@ def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_w
     assert study.trials[taken[0]].user_attrs["outcome"] == "interrupted"
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_a_worker_of_this_machine_keeps_its_trial_however_long_it_is_suspended(
-    database: str, tmp_path: Path, postgresql: PostgreSQL
-) -> None:
-    url = f"sqlite:///{tmp_path}/cheap.db" if database == "sqlite" else postgresql.create_database()
+def test_a_worker_of_this_machine_keeps_its_trial_however_long_it_is_suspended(url: str) -> None:
     create_cheap_study(url)
     suspended: list[psutil.Process] = []
     resumed: list[int] = []
