@@ -1,12 +1,13 @@
 # make demo        search detectors of handwritten digits and say where the report is
 # make dashboard   look at the demo's studies with optuna-dashboard, on this machine only
-# make test        the whole suite: style, types, tests
+# make test        style, types and tests
+# make test-long   the tests that take longest: chaos with 300 trials, the commands of all documents, the notebooks
 # make docs        the guide and the reference as HTML, in build/docs
 # They need Python 3.10 to 3.13 only; what they install goes to .venv and is used again.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-study dashboard docs test lint format clean
+.PHONY: demo demo-study dashboard docs test test-long lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
@@ -22,8 +23,13 @@ docs: .venv/installed-docs
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
 
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadgroup --no-loadscope-reorder
+
 test: lint .venv/browser
-	$(BIN)/python -m pytest --numprocesses logical --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) -m "not long" --durations=30
+
+test-long: .venv/browser
+	$(PYTEST) -m long
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -138,11 +138,16 @@ def reader(
         yield Reader(home, temporary, placeholders)
 
 
+def _long(document: Path) -> list[pytest.MarkDecorator]:
+    """Return the mark of all documents but those that every reader follows."""
+    return [] if document.name in ("README.md", "many_workers.md") else [pytest.mark.long]
+
+
 @pytest.mark.takes_minutes
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(document, id=name, marks=pytest.mark.xdist_group(name))
+        pytest.param(document, id=name, marks=[pytest.mark.xdist_group(name), *_long(document)])
         for document in DOCUMENTS
         for name in [str(document.relative_to(ROOT))]
     ],

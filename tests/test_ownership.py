@@ -35,6 +35,7 @@ def check(url: str, told: str, total: int) -> list[FrozenTrial]:
 
 
 @pytest.mark.takes_minutes
+@pytest.mark.long
 def test_another_worker_goes_on_and_nothing_is_trained_twice(url: str, tiny_recipe: Path, tmp_path: Path) -> None:
     arguments = command(
         *("run_study", tiny_recipe, "--storage", url, "--n-trials", 8, "--workers", 2),
@@ -68,6 +69,7 @@ def test_another_worker_goes_on_and_nothing_is_trained_twice(url: str, tiny_reci
 
 
 @pytest.mark.takes_minutes
+@pytest.mark.long
 def test_an_outage_of_the_database_costs_four_workers_nothing(
     postgresql: PostgreSQL, tiny_recipe: Path, tmp_path: Path
 ) -> None:

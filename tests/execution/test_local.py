@@ -47,7 +47,10 @@ def test_workers_share_a_study_and_reach_its_total_exactly(url: str) -> None:
 
 @pytest.mark.takes_minutes
 @pytest.mark.xdist_group("wreckers")  # not both at a time, for each has eight workers
-def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: PostgreSQL) -> None:
+@pytest.mark.parametrize(("trials", "away"), [(100, 5.0), pytest.param(300, 30.0, marks=pytest.mark.long)])
+def test_a_search_survives_killed_workers_and_a_restarting_server(
+    postgresql: PostgreSQL, trials: int, away: float
+) -> None:
     url = postgresql.create_database()
     create_cheap_study(url)
     finished = 0
@@ -57,11 +60,11 @@ def test_a_search_survives_killed_workers_and_a_restarting_server(postgresql: Po
         nonlocal finished
         finished += isinstance(message, Finished)
 
-    with Wrecker(workers, lambda: finished, postgresql, away=[30.0, 0.5]) as wrecker:
-        supervise([CheapOrder(worker, url, 300, 1.0) for worker in range(8)], hear, said.append)
+    with Wrecker(workers, lambda: finished, postgresql, away=[away, 0.5]) as wrecker:
+        supervise([CheapOrder(worker, url, trials, 1.0) for worker in range(8)], hear, said.append)
     assert wrecker.restarts == 2
     assert wrecker.kills >= 8
-    check(url, 300)
+    check(url, trials)
     assert any("has died (SIGKILL); it is restarted in 1 s, restart 1 of 5" in line for line in said)
 
 

@@ -42,7 +42,8 @@ def workers() -> list[psutil.Process]:
 
 @pytest.mark.takes_minutes
 @pytest.mark.xdist_group("wreckers")  # not both at a time, for each has eight workers
-def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL) -> None:
+@pytest.mark.parametrize("trials", [100, pytest.param(300, marks=pytest.mark.long)])
+def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL, trials: int) -> None:
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     url = postgresql.create_database()
     create_cheap_study(url)
@@ -55,16 +56,16 @@ def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreS
     def hear(message: Message) -> None:
         nonlocal finished
         finished += isinstance(message, Finished)
-        if finished == 100:
+        if finished == trials // 3:
             cluster.remove_node(nodes[1], allow_graceful=False)
             finished += 1
 
     with Wrecker(workers, lambda: finished, postgresql, away=[0.5, 0.5]) as wrecker:
-        supervise_on_ray(DEVICE, [CheapOrder(worker, url, 300, 1.0) for worker in range(8)], hear, said.append)
-    assert finished > 100
+        supervise_on_ray(DEVICE, [CheapOrder(worker, url, trials, 1.0) for worker in range(8)], hear, said.append)
+    assert finished > trials // 3
     assert wrecker.restarts == 2
     assert wrecker.kills >= 8
-    check(url, 300)
+    check(url, trials)
     assert any("has died" in line for line in said)
 
 

@@ -10,14 +10,14 @@ import psutil
 
 from tests.servers import PostgreSQL
 
-_EVERY = 3.0
+_EVERY = 1.0
 # Trials that have to finish between two kills, or where the machine is slow the workers would only ever start.
 _TRIALS_BETWEEN_KILLS = 5
 _KILLS_BETWEEN_RESTARTS = 4
 
 
 class Wrecker:
-    """While it is entered, kills a worker every three seconds, and restarts the database server now and then.
+    """While it is entered, kills a worker every second at the most, and restarts the database server now and then.
 
     Args:
         workers: Finds the processes of those that live.
