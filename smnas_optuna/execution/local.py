@@ -149,8 +149,11 @@ def _enter(order: Order, connection: Connection) -> None:
         with contextlib.suppress(OSError):
             connection.send(message)
 
-    with interruption.listen(signal.SIGTERM):
-        tell(work(order, tell, interruption))
+    # The signal may come while a worker that has come to its end says so.
+    with contextlib.suppress(KeyboardInterrupt), interruption.listen(signal.SIGTERM):
+        ended = work(order, tell, interruption)
+        with interruption.deferred():
+            tell(ended)
 
 
 def _how(code: int | None) -> str:

@@ -10,6 +10,7 @@ import optuna
 import psutil
 from optuna.trial import TrialState
 
+from smnas_optuna.errors import UserError
 from smnas_optuna.execution.loop import Run
 from smnas_optuna.execution.worker import Tell
 from smnas_optuna.objective import Turn
@@ -67,6 +68,17 @@ class CheapOrder:
         sampler = create_sampler(self.sampler, self.worker, suggest, order, exclusive=True)
         study = optuna.load_study(study_name="cheap", storage=storage, sampler=sampler)
         return {"cheap": Run(study, storage, CheapObjective(self.seconds), self.total, SIZE)}
+
+
+@dataclass(frozen=True)
+class MistakenOrder:
+    """End at once with a mistake of the user's, of so many letters."""
+
+    worker: int
+    letters: int
+
+    def runs(self, tell: Tell) -> dict[str, Run]:
+        raise UserError(self.letters * "x")
 
 
 def create_cheap_study(url: str) -> None:

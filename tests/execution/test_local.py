@@ -6,12 +6,12 @@ import optuna
 import psutil
 import pytest
 
-from smnas_optuna.evaluation.process import preload
-from smnas_optuna.execution.local import supervise
+from smnas_optuna.evaluation.process import context, preload
+from smnas_optuna.execution.local import _enter, supervise
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.storage import open_storage
 from smnas_optuna.trial_outcome import counts_toward_total
-from tests.execution.cheap import CheapOrder, check, create_cheap_study
+from tests.execution.cheap import CheapOrder, MistakenOrder, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
 
@@ -83,3 +83,16 @@ def test_an_interrupt_ends_every_worker_and_loses_nothing(tmp_path: Path) -> Non
     assert 1 <= sum(map(counts_toward_total, study.trials)) < 30
     supervise([CheapOrder(worker, url, 30, 0.0) for worker in range(3)], lambda message: None, lambda line: None)
     check(url, 30)
+
+
+def test_a_worker_that_is_ended_while_it_says_its_last_ends_in_order() -> None:
+    receiver, sender = context.Pipe(duplex=False)
+    # More than a pipe holds: the worker waits in the middle of its message.
+    process = context.Process(target=_enter, args=(MistakenOrder(0, 2**22), sender))
+    process.start()
+    sender.close()
+    assert receiver.poll(60)
+    process.terminate()
+    receiver.close()
+    process.join()
+    assert process.exitcode == 0
