@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from ray.cluster_utils import Cluster
 
 from smnas_optuna.evaluation.digits import make_digits
 from tests import stand_ins
 from tests.documents import Step, steps_of
 from tests.labelled_digits import make_labelled_digits
 from tests.published_formats import Thing, write_voc
+from tests.ray_cluster import ray_cluster
 from tests.servers import PostgreSQL
 from tests.stand_ins import ROOT
 
@@ -68,9 +68,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """Where a Ray cluster runs."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
+    with ray_cluster(cores=1) as cluster:
+        yield cluster.address
 
 
 class Reader:

@@ -1,6 +1,7 @@
 """Timing has a device alone, and waits for nobody in vain: real processes, stopped, hanging and killed."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Queue
 
+import psutil
 import pytest
 import torch.distributed
 
@@ -293,6 +295,20 @@ def test_two_processes_train_beside_one_that_times_again_and_again(job: Job) -> 
     timing.wait()
 
 
+def suspend_in_iteration(pid: int, gate: Path) -> None:
+    """Suspend a training process that is not just taking its turn, in which it would hold up all others."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            pass
+        with open(gate, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_a_training_that_is_suspended_holds_up_no_timing(job: Job) -> None:
     training = job.training.model_copy(update={"epochs": 10_000})
     with contextlib.closing(evaluate(replace(job, training=training))) as events:
@@ -301,7 +317,7 @@ def test_a_training_that_is_suspended_holds_up_no_timing(job: Job) -> None:
         (trial,) = [path for path in users.iterdir() if str(job.folder) in path.read_text(encoding="utf-8")]
         pid = int(trial.name.partition(".")[0])
         for _ in range(5):
-            os.kill(pid, signal.SIGSTOP)
+            suspend_in_iteration(pid, users.with_suffix(".gate"))
             Background(lambda: time_on("cpu")).wait()
             os.kill(pid, signal.SIGCONT)
             next(event for event in events if isinstance(event, Progress))

@@ -1,13 +1,10 @@
 """A search on a real Ray cluster of three nodes, all on this machine."""
 
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.ray import connect, places, sharing, supervise_on_ray
@@ -15,6 +12,7 @@ from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.settings import Device
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
+from tests.ray_cluster import ray_cluster
 from tests.servers import PostgreSQL
 
 DEVICE = Device(kind="cpu", cpu_threads=1)
@@ -22,13 +20,8 @@ DEVICE = Device(kind="cpu", cpu_threads=1)
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    handler = signal.getsignal(signal.SIGTERM)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    # Ray keeps its own, and pools of processes that later tests fork would not end at their pool's SIGTERM.
-    signal.signal(signal.SIGTERM, handler)
+    with ray_cluster(cores=2) as cluster:
+        yield cluster
 
 
 def workers() -> list[psutil.Process]:

@@ -1,0 +1,27 @@
+"""A Ray cluster of several nodes on this machine."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+
+@contextlib.contextmanager
+def ray_cluster(cores: int) -> Iterator[Any]:
+    """Run a cluster whose head node has so many cores.
+
+    Ray puts a handler of SIGTERM of its own into this process. Processes that a later test forks would inherit it and
+    not end when their pool tells them to, for which that test would wait for ever.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "include_dashboard": False})
+        signal.signal(signal.SIGTERM, handler)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
