@@ -28,7 +28,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadgroup --no-l
 test: lint .venv/browser
 	$(PYTEST) -m "not long" --durations=30
 
-test-long: .venv/browser
+test-long: .venv/installed-dev .venv/browser
 	$(PYTEST) -m long
 
 lint: .venv/installed-dev

@@ -13,8 +13,8 @@ from ray.cluster_utils import Cluster
 def ray_cluster(cores: int) -> Iterator[Any]:
     """Run a cluster whose head node has so many cores.
 
-    Ray puts a handler of SIGTERM of its own into this process. Processes that a later test forks would inherit it and
-    not end when their pool tells them to, for which that test would wait for ever.
+    Ray installs its own SIGTERM handler in this process. Worker processes of a pool that a later test forks would
+    inherit it, ignore their pool's SIGTERM, and hang that test.
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
