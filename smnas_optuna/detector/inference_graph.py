@@ -6,14 +6,14 @@ depend on the image. Layers, anchors and box coders are the detector's own. torc
 mmcv's, which no exporter knows.
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  # registers torch.ops.torchvision
-from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from torch import Tensor, nn
+
+from smnas_optuna.detector.deployment import deployed
 
 Candidates = tuple[Tensor, Tensor, Tensor]  # boxes n x 4, scores n, groups n that suppress nothing of each other
 
@@ -32,8 +32,7 @@ class InferenceGraph(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).eval()
-        _standardize_weights_once(self.model)
+        self.model = deployed(model)
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.
@@ -66,28 +65,6 @@ class InferenceGraph(nn.Module):
         height, width = image.shape[-2:]
         covered = (torch.arange(height) < size[0])[:, None] & (torch.arange(width) < size[1])
         return torch.where(covered, (image - preprocessor.mean) / preprocessor.std, 0.0)
-
-
-def _standardize_weights_once(model: nn.Module) -> None:
-    """Put standardised weights in place of the layers that standardise them at each call."""
-    for module in list(model.modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, ConvWS2d):
-                weight = layer.weight.data
-                variation, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)
-                plain = nn.Conv2d(
-                    layer.in_channels,
-                    layer.out_channels,
-                    layer.kernel_size,
-                    layer.stride,
-                    layer.padding,
-                    layer.dilation,
-                    layer.groups,
-                    layer.bias is not None,
-                )
-                plain.weight.data = (weight - mean) / (variation + layer.eps)
-                plain.bias = layer.bias
-                setattr(module, name, plain)
 
 
 def _decode_anchors(head: Any, features: tuple[Tensor, ...], extent: Tensor, *, class_groups: bool) -> Candidates:

@@ -1,15 +1,17 @@
 """Layers that MMDetection's registry lacks.
 
-Group norm of any width, a MobileNetV2 that stops where it is used, guided anchoring that may find nothing, and RPNs
-with normalisation. Searched backbones are in ``backbone.py``.
+Group norm of any width, a MobileNetV2 that stops where it is used, guided anchoring that may find nothing, RPNs with
+normalisation, and region features in mixed precision. Searched backbones are in ``backbone.py``.
 
 A config that names any of them says ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import
 also provides mmcv's operators where they are not compiled.
 """
 
 import math
+import sys
 from typing import Any
 
+import torch
 from mmcv.cnn import ConvModule
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
@@ -20,6 +22,7 @@ from smnas_optuna.detector import backbone, mmcv_ops  # noqa: F401  # registers 
 mmcv_ops.install()
 from mmdet.models.backbones import MobileNetV2  # noqa: E402  # imports mmcv.ops
 from mmdet.models.dense_heads import GARPNHead, RPNHead  # noqa: E402
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor  # noqa: E402
 
 
 @MODELS.register_module()
@@ -58,7 +61,13 @@ class LenientGARPNHead(GARPNHead):  # type: ignore[misc]  # mmdet is untyped
     """Guided anchoring that proposes nothing where no location of an image is likely enough.
 
     MMDetection's raises a RuntimeError then (its issue 1041), which would fail a whole evaluation for one empty image.
+    It also takes a batch of more than 32 images only if 32 divides it; here it may have any size.
     """
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        # Images per call of the kernel; mmcv takes the whole batch if it is smaller.
+        self.feature_adaption.conv_adaption.im2col_step = sys.maxsize
 
     def _predict_by_feat_single(
         self, *, cls_scores: list[Tensor], mlvl_masks: list[Tensor], **others: Any
@@ -102,3 +111,18 @@ class NormalizedRPNHead(_NormalizedConvolution, RPNHead):  # type: ignore[misc] 
 @MODELS.register_module()
 class NormalizedGARPNHead(_NormalizedConvolution, LenientGARPNHead):
     """Guided anchoring with normalisation; see :class:`NormalizedRPNHead`."""
+
+
+@MODELS.register_module()
+class ExactRoIExtractor(SingleRoIExtractor):  # type: ignore[misc]  # as above
+    """Cuts regions out of a pyramid's levels, in mixed precision, too.
+
+    MMDetection's casts regions to the features' half precision before it chooses their levels. The area of a region of
+    more than 256x256 pixels overflows then, and coordinates above 1024 are rounded to whole pixels.
+    """
+
+    def forward(self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
+        """Return the features of regions; see SingleRoIExtractor."""
+        exact = torch.promote_types(feats[0].dtype, torch.float32)
+        found: Tensor = super().forward(tuple(level.to(exact) for level in feats), rois, roi_scale_factor)
+        return found.to(feats[0].dtype)

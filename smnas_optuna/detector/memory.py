@@ -73,10 +73,10 @@ def training_memory(
             loss = _loss(model, batch, boxes, device)
         torch.autograd.backward(loss)
         del loss
-        # With weight decay the step works on copies of the gradients, on CUDA of all at once, on a CPU in turn.
-        copied = trained if device == "cuda" else [max(trained, key=torch.numel)]
-        copies = [torch.empty_like(parameter) for parameter in copied]
-        del copies
+        if device == "cpu":
+            # With weight decay the step works on a copy of each gradient in turn; on CUDA one kernel does all of it.
+            copy = torch.empty_like(max(trained, key=torch.numel))
+            del copy
     peak: int = allocations.peak
     momentum = _bytes(trained)
     buckets = _bytes(trained) if distributed else 0
@@ -296,23 +296,42 @@ def _with_own_deformation(rpn_head: Any) -> Any:
 
 
 class _DeformableConvolution(torch.autograd.Function):
-    """A 3x3 deformable convolution, whose kernels copy the window of every location side by side."""
+    """A 3x3 deformable convolution, whose kernels copy the window of every location side by side.
+
+    As ``mmcv_ops.py`` does it: in float32 at least, with copies of what comes in another precision.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        # mmcv casts features and weight as the offset, which autocast gives in half precision.
+        features, weight = features.to(offset.dtype), weight.to(offset.dtype)
         ctx.save_for_backward(features, offset, weight)
-        images, channels, height, width = features.shape
-        windows = features.new_empty(images, channels * 9, height, width)
-        del windows
-        return features.new_empty(images, weight.size(0), height, width)
+        images, _, height, width = features.shape
+        output = features.new_empty(images, weight.size(0), height, width)
+        exact = _exact(features, offset, weight)
+        windows = _windows(exact[0])
+        computed = torch.empty(output.shape)
+        del windows, computed, exact
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         features, offset, weight = ctx.saved_tensors
         found = tuple(map(torch.empty_like, (features, offset, weight)))
-        windows = features.new_empty(features.size(0), features.size(1) * 9, *features.shape[2:])
-        del windows
+        exact = _exact(*gradients, features, offset, weight)
+        computed = tuple(map(torch.empty_like, exact[1:]))
+        windows = _windows(exact[1])
+        del windows, computed, exact
         return found
+
+
+def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
+
+
+def _windows(features: Tensor) -> Tensor:
+    images, channels, height, width = features.shape
+    return features.new_empty(images, channels * 9, height, width)
 
 
 def _region_loss(roi_head: Any, settings: Any, features: Sequence[Tensor]) -> Tensor:
@@ -336,15 +355,15 @@ def _region_loss(roi_head: Any, settings: Any, features: Sequence[Tensor]) -> Te
 
 
 def _extract(extractor: Any, features: Sequence[Tensor], number: int) -> Tensor:
-    """Cut regions out of the features, evenly from all levels."""
-    levels = features[: extractor.num_inputs]
+    """Cut regions out of the features, evenly from all levels, as :class:`~.layers.ExactRoIExtractor` does."""
+    levels = _exact(*features[: extractor.num_inputs])
     size = extractor.roi_layers[0].output_size
-    regions = features[0].new_zeros(number, extractor.out_channels, *size)
+    regions = torch.zeros(number, extractor.out_channels, *size)
     for level, layer in zip(levels, extractor.roi_layers, strict=True):
         share = math.ceil(number / len(levels))
-        places = torch.empty(share, 5, dtype=level.dtype)
+        places = torch.empty(share, 5)
         found: Tensor = roi_align(level, places, size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
         if len(levels) == 1:
-            return found
+            return found.to(features[0].dtype)
         regions[torch.empty(share, dtype=torch.long)] = found
-    return regions
+    return regions.to(features[0].dtype)

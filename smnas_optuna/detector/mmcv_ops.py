@@ -108,7 +108,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         Indices of the kept boxes, int64, highest score first; of equal scores the earlier box first.
     """
     boxes, scores = _promote(boxes, scores)
-    kept: Tensor = torch.ops.torchvision.nms(boxes + boxes.new_tensor([0, 0, offset, offset]), scores, iou_threshold)
+    if offset:
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
+    kept: Tensor = torch.ops.torchvision.nms(boxes, scores, iou_threshold)
     return kept
 
 
@@ -215,11 +217,14 @@ def deform_conv_backward_input(
 ) -> None:
     """Add the gradients of :func:`deform_conv_forward` to `grad_input` and `grad_offset`.
 
-    The gradients have the shapes of `output`, `input` and `offset` there; the other arguments are the same.
+    The gradients have the shapes of `output`, `input` and `offset` there; the other arguments are the same, except that
+    the gradient of the weight is left in `columns` for :func:`deform_conv_backward_parameters`, which gets the same
+    buffer from mmcv: torchvision computes all three gradients at once.
     """
-    to_input, _, to_offset = _deform_conv_gradients(grad_output, input, weight, offset, geometry)
+    to_input, to_weight, to_offset = _deform_conv_gradients(grad_output, input, weight, offset, geometry)
     grad_input.add_(to_input)
     grad_offset.add_(to_offset)
+    columns.resize_(to_weight.shape).copy_(to_weight)
 
 
 def deform_conv_backward_parameters(
@@ -235,11 +240,14 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Add `scale` times the gradient of :func:`deform_conv_forward` with respect to its `weight` to `grad_weight`.
 
-    The gradients have the shapes of `output` and `weight` there; the other arguments are the same.
+    The gradients have the shapes of `output` and `weight` there; `columns` holds the gradient if
+    :func:`deform_conv_backward_input` has been called before; the other arguments are the same.
     """
-    # The output is linear in the weight, so this gradient depends on the weight's shape alone.
-    _, to_weight, _ = _deform_conv_gradients(grad_output, input, torch.zeros_like(grad_weight), offset, geometry)
-    grad_weight.add_(to_weight, alpha=scale)
+    if columns.shape != grad_weight.shape:
+        # Nobody has asked for the other gradients. The output is linear in the weight, so this one depends on the
+        # weight's shape alone.
+        _, columns, _ = _deform_conv_gradients(grad_output, input, torch.zeros_like(grad_weight), offset, geometry)
+    grad_weight.add_(columns, alpha=scale)
 
 
 def _deform_conv_gradients(

@@ -11,13 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import DefaultScope
 
+from smnas_optuna.architecture import Architecture
+from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.layers import (
     DividingGroupNorm,
+    ExactRoIExtractor,
     LenientGARPNHead,
     NormalizedGARPNHead,
     NormalizedRPNHead,
     TruncatedMobileNetV2,
 )
+from smnas_optuna.settings import Detector
+from tests.detector.training_step import measured_memory
 
 from mmdet.models.backbones import MobileNetV2  # isort: skip  # needs the operators that our layers provide
 from mmdet.models.dense_heads import RPNHead  # isort: skip  # as well
@@ -139,3 +144,31 @@ def build_head(kind: Any, **settings: Any) -> Any:
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return head.train()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_regions_keep_their_level_and_place_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        layer = {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 2}
+        extractor = ExactRoIExtractor(layer, out_channels=4, featmap_strides=[4, 8, 16, 32])
+    # Levels that say which they are, in a slope over the image's width.
+    levels = [
+        torch.linspace(number, number + 1, 1600 // stride).expand(1, 4, 320 // stride, -1).contiguous()
+        for number, stride in enumerate([4, 8, 16, 32])
+    ]
+    # 300 and 500 pixels wide and high, and at a column that half precision does not hold.
+    rois = torch.tensor([[0, 10, 5, 310, 305], [0, 1049.3, 0, 1559.3, 310], [0, 1101.7, 10, 1201.7, 110]])
+    exact = extractor(tuple(levels), rois)
+    found = extractor(tuple(level.to(dtype) for level in levels), rois)
+    assert found.dtype == dtype
+    assert torch.equal(exact.mean(dim=(1, 2, 3)).floor(), torch.tensor([2.0, 2.0, 0.0]))
+    # What is left is the rounding of the features themselves.
+    torch.testing.assert_close(found.float(), exact, atol=0.002, rtol=0)
+
+
+def test_guided_anchoring_learns_from_batches_that_32_does_not_divide() -> None:
+    architecture = Architecture.parse("64x48 ResNet18(w=4) FPN(P2-P3,c=8) GA-RPN 2FC")
+    detector = Detector(roi_samples=4, fc_channels=8, proposals=10)
+    config = model_config(architecture, classes=2, detector=detector)
+    assert measured_memory(config, architecture.input_size, 33, 1, "cpu") > 0

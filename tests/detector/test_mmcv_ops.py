@@ -29,6 +29,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
+from tests.detector.counted_calls import CountedCalls
+
 Array = NDArray[np.float64]
 
 DEVICES = [
@@ -354,6 +356,24 @@ def test_deform_conv_has_the_gradients_of_its_value(groups: int, deform_groups: 
 
     tensors = deform_conv_tensors(groups, deform_groups, device)
     assert torch.autograd.gradcheck(convolve, tensors, nondet_tol=1e-12)
+
+
+def test_deform_conv_computes_its_gradients_once() -> None:
+    tensors = [tensor.requires_grad_() for tensor in deform_conv_tensors(1, 1, "cpu")]
+    for wanted in ([0, 1, 2], [2]):
+        output = mmcv.ops.deform_conv2d(*tensors, *STRIDED, 1, 1)
+        with CountedCalls() as counted:
+            torch.autograd.grad(output.sum(), [tensors[number] for number in wanted])
+        assert counted.calls["torchvision._deform_conv2d_backward"] == 1
+
+
+def test_nms_of_boxes_whose_corners_are_exact_takes_nothing_from_the_host() -> None:
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [20, 20, 30, 30]]), torch.tensor([0.9, 0.8])
+    for offset in (0, 1):
+        with CountedCalls() as counted:
+            mmcv.ops.nms(boxes, scores, 0.5, offset)
+        # Of a list of numbers torch makes a tensor on the CPU and copies it, for which a GPU is waited for.
+        assert not [call for call in counted.calls if call.startswith(("aten.lift_fresh", "aten._to_copy"))]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
