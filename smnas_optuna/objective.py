@@ -19,6 +19,7 @@ from smnas_optuna.evaluation.job import (
     Progress,
     Resumed,
     Scores,
+    Target,
     TooLarge,
     UntrainedLatency,
 )
@@ -61,11 +62,10 @@ class DetectorObjective:
         search: What the study searches.
         dataset: Checked.
         device: What trials say of the device that they are timed on.
-        memory: Bytes that training may take on each GPU.
+        target: The device.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
         listen: Called with each trial's number, its architecture and what happens in it.
         describe: Called with a trial that is about to end, its epochs' losses and its folder.
-        gpus: Names of the GPUs to use, see ``evaluation/gpus.py``; None for those that this process sees.
     """
 
     def __init__(
@@ -73,20 +73,18 @@ class DetectorObjective:
         search: Search,
         dataset: CheckedDataset,
         device: str,
-        memory: int,
+        target: Target,
         folder: Path,
         listen: Callable[[int, str, Event], None],
         describe: Callable[[optuna.Trial, list[float], Path], None],
-        gpus: tuple[str, ...] | None = None,
     ) -> None:
         self._search = search
         self._dataset = dataset
         self._device = device
-        self._memory = memory
+        self._target = target
         self._folder = folder
         self._listen = listen
         self._describe = describe
-        self._gpus = gpus
 
     def __call__(self, trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
         """Evaluate and return the values of the recipe's objectives.
@@ -114,6 +112,7 @@ class DetectorObjective:
         folder = folder_of(self._folder, trial.number)
         if moved := prepare_folder(folder, belonging, architecture):
             _logger.warning("%s: was another study's, and is now %s", folder, moved)
+        loaders = settings.training.loader_workers
         job = Job(
             architecture,
             self._dataset,
@@ -121,11 +120,13 @@ class DetectorObjective:
             settings.training,
             self._search.recipe.device,
             folder,
-            self._gpus,
-            self._search.weights(architecture.backbone),
-            self._memory,
-            belonging,
-            tuple(folder_of(self._folder, number) for number in reversed(interrupted_before(frozen))),
+            kind=self._target.kind,
+            gpus=self._target.gpus,
+            weights=self._search.weights(architecture.backbone),
+            loader_workers=self._target.loader_workers if loaders is None else loaders,
+            memory=self._target.memory,
+            belonging=belonging,
+            former=tuple(folder_of(self._folder, number) for number in reversed(interrupted_before(frozen))),
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
@@ -200,6 +201,8 @@ class DetectorObjective:
             trial.set_user_attr(name, value)
         trial.set_user_attr("latency_ms", scores.latency_ms)
         trial.set_user_attr("latency_spread_ms", scores.latency_spread_ms)
+        if scores.gpu_busy_ms is not None:
+            trial.set_user_attr("gpu_busy_ms", scores.gpu_busy_ms)
         trial.set_user_attr("train_seconds", scores.train_seconds)
         trial.set_user_attr("evaluation_seconds", scores.evaluation_seconds)
         trial.set_user_attr("timing_seconds", scores.timing_seconds)

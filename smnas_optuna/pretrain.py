@@ -1,6 +1,5 @@
 """``python -m smnas_optuna.pretrain``: train a backbone as a classifier, for detectors to begin with its weights."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.detector.flops import backbone_costs
 from smnas_optuna.detector.zoo import DETECTORS, find_backbone
 from smnas_optuna.errors import UserError
+from smnas_optuna.evaluation.cores import usable_cores
 from smnas_optuna.evaluation.distributed import is_first, process_count, processes_here, told_once
 from smnas_optuna.evaluation.image_folder import check_image_folder
 
@@ -66,7 +66,7 @@ def pretrain(
             batch_size=batch_size,
             lr=lr,
             input_size=input_size,
-            workers=(os.cpu_count() or 1) // processes_here() if workers is None else workers,
+            workers=len(usable_cores()) // processes_here() if workers is None else workers,
             amp=amp,
             seed=seed,
             folder=folder,

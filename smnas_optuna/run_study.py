@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -127,8 +128,8 @@ def run_study(
     url = storage_url(storage)
     if url.password and any(url.password in argument for argument in sys.argv):
         out.print("the password in --storage shows in lists of processes; in SMNAS_STORAGE or @FILE it does not")
-    launch, gpus, sharing = _launcher(launcher, ray_address, workers, search, folder)
-    if len(gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
+    crew = _crew(launcher, ray_address, workers, search, folder, out)
+    if len(crew.gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
         raise UserError(
             f"--storage {mask(url)}: lies on a network file system ({kind}), where SQLite cannot be shared by several "
             "workers; expected a local disk or PostgreSQL"
@@ -153,12 +154,13 @@ def run_study(
                 sampler,
                 seed,
                 gpus=own,
-                sharing=sharing or gpus.count(own),
+                sharing=crew.sharing or crew.gpus.count(own),
+                workers=crew.per_machine,
                 mixed_devices=mixed_devices,
             )
-            for worker, own in enumerate(gpus)
+            for worker, own in enumerate(crew.gpus)
         ]
-        _run_stage(orders, launch, database, out, quiet=quiet)
+        _run_stage(orders, crew.launch, database, out, quiet=quiet)
 
 
 def _to_read(storage: str) -> BaseStorage:
@@ -169,13 +171,25 @@ def _to_read(storage: str) -> BaseStorage:
     return open_storage(storage, create=False)
 
 
-def _launcher(
-    name: str, address: str | None, workers: str, recipe: Recipe, folder: Path
-) -> tuple[Launch, list[tuple[str, ...] | None], int | None]:
-    """Return what starts the workers, for each its GPUs or None for those that it sees, and how many share memory.
+@dataclass(frozen=True)
+class _Crew:
+    """The workers of a run.
 
-    That is None where those do which have the same GPUs.
+    Args:
+        launch: Starts them.
+        gpus: Of each worker the names of its GPUs, or None for those that it sees.
+        sharing: How many share a device's memory; None for those that have the same GPUs.
+        per_machine: How many are on a machine.
     """
+
+    launch: Launch
+    gpus: list[tuple[str, ...] | None]
+    sharing: int | None
+    per_machine: int
+
+
+def _crew(name: str, address: str | None, workers: str, recipe: Recipe, folder: Path, out: Console) -> _Crew:
+    """Decide how many workers there are and where they run."""
     count = None if workers == "auto" else int(workers) if workers.isascii() and workers.isdigit() else 0
     if count == 0:
         raise UserError(f"--workers {workers}: expected a number from 1, or auto")
@@ -185,12 +199,17 @@ def _launcher(
 
         ray.connect(address)
         count = count or ray.places(recipe.device)
-        return partial(ray.supervise_on_ray, recipe.device), [None] * count, ray.sharing(recipe.device, count)
+        launch = partial(ray.supervise_on_ray, recipe.device)
+        return _Crew(launch, [None] * count, ray.sharing(recipe.device, count), ray.workers_per_node(count))
     if count == 1 or recipe.device.kind == "cpu":
         preload(training=False)
-        return supervise, [None] * (count or 1), None
+        return _Crew(supervise, [None] * (count or 1), None, count or 1)
     preload()
-    return supervise, assign_gpus(visible_gpus(folder / "output.log"), each, count), None
+    names, problem = visible_gpus(folder / "output.log")
+    if names and problem:
+        out.print(f"not used: {problem}", soft_wrap=True)
+    gpus = assign_gpus(names, each, count)
+    return _Crew(supervise, gpus, None, len(gpus))
 
 
 def _run_stage(

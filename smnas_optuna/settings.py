@@ -116,6 +116,8 @@ class Timing(Section):
         rounds: Times that the timed images are gone through; the spread is that of the rounds' medians.
         spread_limit: Largest spread, as a share of the time, with which a measurement is taken as it is.
         attempts: Measurements at the most; of several the one with the least spread counts.
+        compiled: Time layers as torch.compile compiles them, on a GPU with CUDA graphs. Otherwise the time of a small
+            detector on a fast GPU is that of Python. It takes a minute or more per trial.
     """
 
     images: PositiveInt = 100
@@ -123,6 +125,7 @@ class Timing(Section):
     rounds: Annotated[int, Field(ge=2)] = 5
     spread_limit: PositiveFloat = 0.1
     attempts: PositiveInt = 3
+    compiled: bool = False
 
 
 class Device(Section):
@@ -189,7 +192,8 @@ class Training(Section):
         flip: Probability of a horizontal flip.
         weights: Where the backbones start: ``imagenet``, ``none`` (from scratch), or a file per backbone.
         amp: Automatic mixed precision in training; CUDA only.
-        loader_workers: Processes that load images, per GPU.
+        loader_workers: Processes that load images, per GPU; null for 2 on a CPU, and on GPUs for what the cores allow,
+            2 to 8.
         time_limit_minutes: Longest time for one trial; null for none.
         seed: Of initialisation and shuffling.
     """
@@ -206,7 +210,7 @@ class Training(Section):
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     weights: Literal["imagenet", "none"] | dict[str, Path] = "imagenet"
     amp: bool = False
-    loader_workers: NonNegativeInt = 2
+    loader_workers: NonNegativeInt | None = None
     time_limit_minutes: PositiveFloat | None = None
     seed: NonNegativeInt = 0
 

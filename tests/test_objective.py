@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from smnas_optuna.architecture import Architecture
 from smnas_optuna.evaluation.datasets import open_dataset
+from smnas_optuna.evaluation.job import Target
 from smnas_optuna.evaluation.process import preload
 from smnas_optuna.objective import DetectorObjective, Turn
 from smnas_optuna.recipe_file import load_recipe
@@ -94,8 +95,9 @@ def test_a_time_before_training_proves_only_what_the_studys_trained_times_allow(
     study.enqueue_trial(search.space.params(Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P3,c=16) RPN 2FC")))
 
     def evaluate(device: str) -> tuple[float, ...]:
+        target = Target("cpu", "CPU", 1, 2**30, {})
         objective = DetectorObjective(
-            search, open_dataset(search.recipe.dataset), device, 2**30, tmp_path, lambda *_: None, lambda *_: None
+            search, open_dataset(search.recipe.dataset), device, target, tmp_path, lambda *_: None, lambda *_: None
         )
         return objective(trial, Turn(lambda: None, (), lambda: None))
 

@@ -83,12 +83,11 @@ class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
             os.replace(self._folder / partial, self._folder / _NAME)
 
 
-def training_record(job: Job, kind: str, parts: int) -> dict[str, Any]:
+def training_record(job: Job, parts: int) -> dict[str, Any]:
     """Return all that a checkpoint has to share with a training that resumes from it; empty if it belongs to no trial.
 
     Args:
         job: The training.
-        kind: Of device, ``cpu`` or ``cuda``.
         parts: In how many each GPU's batch goes through the detector.
     """
     if job.belonging is None:
@@ -103,7 +102,7 @@ def training_record(job: Job, kind: str, parts: int) -> dict[str, Any]:
         "detector": job.detector.model_dump(mode="json"),
         # The weights below are those of this backbone; the other two do not change what is trained.
         "training": job.training.model_dump(mode="json", exclude={"weights", "loader_workers", "time_limit_minutes"}),
-        "device": {"kind": kind, "gpus_per_trial": job.device.gpus_per_trial, "gradient_accumulation": parts},
+        "device": {"kind": job.kind, "gpus_per_trial": job.device.gpus_per_trial, "gradient_accumulation": parts},
     }
     return {
         "study": job.belonging.study,

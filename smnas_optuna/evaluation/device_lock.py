@@ -1,23 +1,20 @@
 """Whose turn it is on a device: trainings share it, and whoever times a detector has it alone."""
 
 import contextlib
-import fcntl
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from smnas_optuna.evaluation.owned_lock import OwnedLock, Owner, shared_folder
 from smnas_optuna.evaluation.process import EvaluationInterrupted
 
 # In seconds: how often a lock that another has is tried, at first and later.
@@ -28,25 +25,6 @@ _WARNING_SECONDS = 60.0
 _PATIENCE_SECONDS = 600.0
 # How long another process may time one detector.
 _LONGEST_TIMING_SECONDS = 3600.0
-_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-
-
-@dataclass(frozen=True)
-class _Owner:
-    """A process that has taken a lock: its number and what it does, such as a trial's folder."""
-
-    pid: int
-    purpose: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} ({self.purpose}{', stopped' if self.is_stopped else ''})"
-
-    @property
-    def is_stopped(self) -> bool:
-        try:
-            return psutil.Process(self.pid).status() in _STOPPED
-        except psutil.Error:
-            return False
 
 
 class _Wait:
@@ -55,10 +33,10 @@ class _Wait:
     def __init__(self, action: str) -> None:
         self._action = action
         self._pause = _FIRST_PAUSE
-        self._owner: _Owner | None = None
+        self._owner: Owner | None = None
         self._since = self._warned = time.monotonic()
 
-    def pause(self, owner: _Owner | None) -> float:
+    def pause(self, owner: Owner | None) -> float:
         """Sleep a little, and return for how many seconds this owner has been waited for."""
         now = time.monotonic()
         if owner != self._owner:
@@ -69,37 +47,6 @@ class _Wait:
         time.sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return now - self._since
-
-
-class _OwnedLock:
-    """A lock on a file in which its owner is written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-    def try_acquire(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    @property
-    def owner(self) -> _Owner | None:
-        pid, _, purpose = os.pread(self._file, 4096, 0).decode(errors="replace").partition("\n")
-        return _Owner(int(pid), purpose) if pid.isdigit() else None
-
-    @owner.setter
-    def owner(self, owner: _Owner) -> None:
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{owner.pid}\n{owner.purpose}".encode(), 0)
 
 
 class DeviceLock:
@@ -122,17 +69,11 @@ class DeviceLock:
     """
 
     def __init__(self, name: str, purpose: str) -> None:
-        folder = Path(tempfile.gettempdir()) / f"smnas_optuna-{os.getuid()}"
-        self._users = folder / f"{name}.users"
-        for each in (folder, self._users):
-            each.mkdir(mode=0o700, exist_ok=True)
-        self._me = _Owner(os.getpid(), purpose)
-        self._gate = _OwnedLock(folder / f"{name}.gate")
-        # Each has a file of its own, whose name no other will have: so whoever times knows whom it waits for.
-        file, path = tempfile.mkstemp(dir=self._users, prefix=f"{os.getpid()}.")
-        os.close(file)
-        self._use = _OwnedLock(Path(path))
-        self._use.owner = self._me
+        self._users = shared_folder(f"{name}.users")
+        self._me = Owner(os.getpid(), purpose)
+        self._gate = OwnedLock(shared_folder() / f"{name}.gate")
+        # Each has a file of its own: so whoever times knows whom it waits for.
+        self._use = OwnedLock.unique(self._users, self._me)
 
     @classmethod
     def of(cls, kind: str, purpose: str) -> "DeviceLock":
@@ -187,7 +128,7 @@ class DeviceLock:
 
     def _wait_for(self, path: Path) -> None:
         """Wait for the end of another process's iteration, and remove what is left of a process that has ended."""
-        use = _OwnedLock(path)
+        use = OwnedLock(path)
         wait = _Wait("timing")
         try:
             while not use.try_acquire():
@@ -197,8 +138,7 @@ class DeviceLock:
                     return
                 if wait.pause(owner) > _PATIENCE_SECONDS:
                     raise EvaluationInterrupted(f"timing has waited too long for an iteration of {owner} to end")
-            if use.owner is not None and not psutil.pid_exists(use.owner.pid):
-                path.unlink()
+            use.discard_if_abandoned()
         finally:
             use.close()
 

@@ -23,7 +23,7 @@ _SHARE = {"cuda": 0.92, "cpu": 0.8}
 
 
 def usable_memory(
-    kind: str, device: str, wanted_gb: float | None, *, total: int | None = None, trainings: int = 1, processes: int = 1
+    kind: str, device: str, wanted_gb: float | None, *, total: int, trainings: int = 1, processes: int = 1
 ) -> int:
     """Return the bytes that the tensors of one training may take on a device.
 
@@ -31,18 +31,16 @@ def usable_memory(
     does not depend on when it is tried.
 
     Args:
-        kind: ``cpu`` or ``cuda``; of several GPUs the smallest counts.
+        kind: ``cpu`` or ``cuda``.
         device: Its name, for messages.
         wanted_gb: GiB that the recipe gives to the tensors of all trainings on the device instead.
-        total: Bytes that the device has; None to ask it.
+        total: Bytes that the device has, the smallest of several GPUs; see :func:`gpu_memory`, :func:`machine_memory`.
         trainings: How many share the device, each with as much of it.
         processes: Of each training on the device. Each of them needs memory before its first tensor.
 
     Raises:
         UserError: There is less than ``wanted_gb``.
     """
-    if total is None:
-        total = _gpu_memory() if kind == "cuda" else machine_memory()
     if wanted_gb is not None:
         if wanted_gb * 2**30 > total:
             raise UserError(f"device.memory_gb: found {wanted_gb:g}, but {device} has {total / 2**30:.1f} GiB")
@@ -51,8 +49,10 @@ def usable_memory(
     return max(0, int(tensors) // trainings)
 
 
-def _gpu_memory() -> int:
-    return min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+def gpu_memory(index: int) -> int:
+    """Return the bytes of a GPU that this process sees."""
+    total: int = torch.cuda.get_device_properties(index).total_memory
+    return total
 
 
 def machine_memory(root: Path = Path("/")) -> int:

@@ -1,7 +1,7 @@
 """What is asked of a training process and what it tells while it works; knows neither torch nor Optuna."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from smnas_optuna.architecture import Architecture, Backbone
@@ -40,8 +40,11 @@ class Job:
         training: How to train.
         device: Where, and how to time.
         folder: For the config, the log and the checkpoint; made if absent.
+        kind: Kind of device to train and time on, ``cpu`` or ``cuda``; see Target. The job fails as interrupted where
+            CUDA is not available any more.
         gpus: Names of the GPUs to use, see ``evaluation/gpus.py``; None for those that the calling process sees.
         weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
+        loader_workers: Processes that load images, for each GPU.
         memory: Bytes that training may take on each GPU.
         belonging: The trial that this evaluates; None to keep no checkpoints and resume from none.
         former: Folders of the interrupted attempts that this one repeats, newest first. Training resumes from the
@@ -54,8 +57,10 @@ class Job:
     training: Training
     device: Device
     folder: Path
+    kind: str = field(kw_only=True)
     gpus: tuple[str, ...] | None = None
     weights: str | None = None
+    loader_workers: int = 0
     memory: int = sys.maxsize
     belonging: Belonging | None = None
     former: tuple[Path, ...] = ()
@@ -86,6 +91,7 @@ class Demand:
         pretrained: The weights.
         gpus: As of Job.
         sharing: Workers that use the device at the same time, each with a training of its own.
+        workers: Workers on this machine.
     """
 
     recipe: Recipe
@@ -93,6 +99,7 @@ class Demand:
     pretrained: tuple[Pretrained, ...] = ()
     gpus: tuple[str, ...] | None = None
     sharing: int = 1
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,7 @@ class Scores:
         train_seconds: Time spent training, with that of the attempts that training was resumed from.
         evaluation_seconds: Time spent on the validation split.
         timing_seconds: Time spent measuring inference time.
+        gpu_busy_ms: Milliseconds for which the GPU computes or copies for one image; None on a CPU, or if unknown.
     """
 
     metrics: dict[str, float]
@@ -220,6 +228,7 @@ class Scores:
     train_seconds: float
     evaluation_seconds: float
     timing_seconds: float
+    gpu_busy_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +258,10 @@ class Target:
         count: How many there are.
         memory: Bytes that the tensors of one training may take on each, with as much for every worker that shares it.
         conditions: What else may change a time, by name: ``driver``, ``torch``, ``precision``, ``power limit``.
+        loader_workers: Processes that load images, for each GPU, of which the recipe says no number.
+        gpus: Names of the GPUs to use, as Job takes them; None on a CPU.
+        uuids: Unique identifiers of those GPUs.
+        warning: What the user should know of the choice of this device, one line; empty if nothing.
     """
 
     kind: str
@@ -256,6 +269,10 @@ class Target:
     count: int
     memory: int
     conditions: dict[str, str]
+    loader_workers: int = 2
+    gpus: tuple[str, ...] | None = None
+    uuids: tuple[str, ...] = ()
+    warning: str = ""
 
     @property
     def identity(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ def loader_config(
     learn: bool,
     batch_size: int,
     workers: int,
+    pinned: bool = False,
 ) -> dict[str, Any]:
     """Return the config of a loader.
 
@@ -23,11 +24,13 @@ def loader_config(
         learn: For training: shuffled, images of like shape together, none without objects.
         batch_size: Images per batch and process.
         workers: Processes that load.
+        pinned: Hand batches over in memory from which a GPU copies them while the CPU goes on.
     """
     return {
         "batch_size": batch_size,
         "num_workers": workers,
         "persistent_workers": workers > 0,
+        "pin_memory": pinned,
         "sampler": {"type": "DefaultSampler", "shuffle": learn},
         **({"batch_sampler": {"type": "AspectRatioBatchSampler"}} if learn else {}),
         "dataset": {

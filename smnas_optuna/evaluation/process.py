@@ -27,6 +27,7 @@ from smnas_optuna.evaluation.job import Candidates, Comparison, Costs, Demand, E
 from smnas_optuna.outcome import Outcome
 
 _TRAINING = "smnas_optuna.evaluation.training"
+_SHOW_GPUS = "smnas_optuna.evaluation.show_gpus"
 context = multiprocessing.get_context("forkserver")
 
 # How often the time of an evaluation is looked at, in seconds.
@@ -46,6 +47,16 @@ _ENVIRONMENT_ERRORS = {
     errno.ENOTCONN,
     errno.ENODEV,
 }
+
+
+# What Python, torch, cuBLAS, cuDNN and NCCL say, in lower case, where memory does not suffice.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "status_alloc_failed",
+    "allocation_failed",
+    "error_out_of_memory",
+)
 
 
 class EvaluationInterrupted(Exception):
@@ -68,16 +79,18 @@ def preload(*, training: bool = True) -> None:
     # torch's threads otherwise spin while they wait, and those of forward and backward pass take turns at spinning: a
     # small network trained 15 times slower on 2 cores than without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Without it the libraries' look for a GPU initialises CUDA in the server, and no forked process could use it then.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # A forked process imports the main module again, which is quick where all that it imports is there already.
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
-    context.set_forkserver_preload([_TRAINING, *loaded] if training else loaded)
+    context.set_forkserver_preload([*([_TRAINING] if training else []), *loaded, _SHOW_GPUS])
     # Ctrl-C is for the process that the user started, also while the server is still loading.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries look for a GPU when they are imported. No process that is forked from the server could use CUDA if they
+    # asked CUDA itself. They ask NVML, which does not know parts of a GPU (MIG), but need not ask if none is visible.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     try:
-        forkserver.ensure_running()
+        with gpus.hidden():
+            forkserver.ensure_running()
     except OSError as error:
         if "path too long" not in str(error):
             raise
@@ -101,11 +114,15 @@ def probe(demand: Demand, output: Path) -> Target:
     return target
 
 
-def visible_gpus(output: Path) -> tuple[str, ...]:
-    """Return the names of the CUDA GPUs that this process may use, as Job.gpus takes them."""
-    (names,) = _call("visible_gpus", None, output)
-    assert isinstance(names, tuple)
-    return names
+def visible_gpus(output: Path) -> tuple[tuple[str, ...], str]:
+    """Return the names of the CUDA GPUs that this process may use, as Job.gpus takes them.
+
+    With them goes what is wrong with other GPUs, one line, or an empty text.
+    """
+    (answer,) = _call("visible_gpus", None, output)
+    assert isinstance(answer, tuple)
+    names, problem = answer
+    return names, problem
 
 
 def count(candidates: Candidates, output: Path) -> list[Costs]:
@@ -255,9 +272,7 @@ def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
 def _serve(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
     """Run in the training process."""
     # The environment here is that of the server's start.
-    os.environ.pop(gpus.VARIABLE, None)
-    if visible_devices is not None:
-        os.environ[gpus.VARIABLE] = visible_devices
+    gpus.make_visible(visible_devices)
     follow_parent()
     call: Callable[[object, Callable[[object], None]], None] = getattr(importlib.import_module(_TRAINING), function)
     try:
@@ -303,6 +318,8 @@ def failure_of(error: BaseException, folder: Path) -> Failure:
         return Failure(f"{type(environment).__name__}: {_one_line(environment)}", Outcome.INTERRUPTED)
     if _is_out_of_memory(error):
         return Failure(f"out of memory: {_one_line(error)}", Outcome.OUT_OF_MEMORY)
+    if _is_gpu_fault(error):
+        return Failure(f"{type(error).__name__}: {_one_line(error)}", Outcome.INTERRUPTED)
     reason = f"{type(error).__name__}: {_one_line(error)}"
     if not os.path.isdir(folder):
         return Failure(f"{folder} is not there: {reason}", Outcome.INTERRUPTED)
@@ -325,7 +342,15 @@ def _environment_error(error: BaseException | None) -> OSError | None:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _is_gpu_fault(error: BaseException) -> bool:
+    """Tell whether a GPU, its driver or the connection between GPUs has failed, rather than a kernel's own check."""
+    # By their names, since this module does not load torch.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"AcceleratorError", "DistBackendError"}) and "device-side assert" not in str(error)
 
 
 def follow_parent() -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mmengine.device.utils
@@ -15,14 +16,12 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from smnas_optuna.architecture import BACKBONE_LEVELS, InputSize
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
 from smnas_optuna.detector.counting import build_on_meta, count_costs
+from smnas_optuna.detector.deployment import deployed
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
@@ -33,12 +32,13 @@ from smnas_optuna.evaluation.checkpoint import (
     resume,
     training_record,
 )
-from smnas_optuna.evaluation.device import conditions, device_name, gpus_in_use
+from smnas_optuna.evaluation.cores import usable_cores
+from smnas_optuna.evaluation.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.evaluation.device_lock import DeviceLock, ShareDevice
-from smnas_optuna.evaluation.distributed import backend, join
+from smnas_optuna.evaluation.distributed import ProcessFailed, backend, in_child, join, run_processes
 from smnas_optuna.evaluation.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
-from smnas_optuna.evaluation.fitting import fit_batch, usable_memory
-from smnas_optuna.evaluation.gpus import VARIABLE, gpu_names
+from smnas_optuna.evaluation.fitting import fit_batch, gpu_memory, machine_memory, usable_memory
+from smnas_optuna.evaluation.gpus import VARIABLE, announced_searches, gpu_names
 from smnas_optuna.evaluation.job import (
     Candidates,
     Costs,
@@ -54,19 +54,23 @@ from smnas_optuna.evaluation.job import (
     TooLarge,
     UntrainedLatency,
 )
-from smnas_optuna.evaluation.latency import measure_latency
+from smnas_optuna.evaluation.latency import gpu_busy_time, measure_latency
 from smnas_optuna.evaluation.loaders import loader_config
-from smnas_optuna.evaluation.process import failure_of
+from smnas_optuna.evaluation.process import EvaluationInterrupted, failure_of
 from smnas_optuna.evaluation.runners import environment_config, hooks_config
 from smnas_optuna.evaluation.scoring import precisions, search_metrics
+from smnas_optuna.evaluation.sparse_logging import SparseRuntimeInfoHook  # noqa: F401  # registers it and others
+from smnas_optuna.evaluation.timing_turn import TimingTurn
 from smnas_optuna.evaluation.trial_folder import record_of
 from smnas_optuna.evaluation.weights_file import write_weights
 
 # Done once in the server of training processes, so that a trial does not wait for it.
 register_all_modules()
 
+_LEAST_LOADERS, _MOST_LOADERS = 2, 8
+_LONGEST_REASON = 200
 _LOSS_CHECK_INTERVAL = 20
-# Seconds; the launcher looks at its processes ten times in one.
+# Seconds.
 _UNTIL_CRASHES_ARE_SEEN = 1.0
 
 
@@ -76,13 +80,12 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     Raises:
         UserError: There is no such device, it lacks what a stage needs, or weights cannot be had.
     """
-    recipe = demand.recipe
-    kind = _choose_device(recipe.device.kind)
-    if recipe.device.cpu_threads:
-        torch.set_num_threads(recipe.device.cpu_threads)
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if kind == "cuda" and recipe.device.gpus_per_trial > count:
-        raise UserError(f"device.gpus_per_trial: found {recipe.device.gpus_per_trial}, but there are {count} GPUs here")
+    recipe, device = demand.recipe, demand.recipe.device
+    gpus, problem = _choose_gpus(demand)
+    kind = "cuda" if gpus else "cpu"
+    _use_device(kind)
+    if device.cpu_threads:
+        torch.set_num_threads(device.cpu_threads)
     for stage, settings in recipe.stages.items():
         if kind == "cpu" and settings.detector.norm == "SyncBN":
             raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
@@ -91,17 +94,84 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         config, _ = backbone_config(each.backbone, BACKBONE_LEVELS, settings.detector)
         place = f"{each.key}: {each.weights} for {each.backbone}"
         check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
-    name = device_name(kind)
+    name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()
     # Each process of a training has a GPU of its own, but all of them share the machine's memory.
-    processes = recipe.device.gpus_per_trial if kind == "cpu" else 1
-    memory = usable_memory(kind, name, recipe.device.memory_gb, trainings=demand.sharing, processes=processes)
-    gpus = gpus_in_use(recipe.device.gpus_per_trial) if kind == "cuda" else []
-    report(Target(kind, name, count, memory, conditions(kind, amp=settings.training.amp, gpus=gpus)))
+    processes = 1 if gpus else device.gpus_per_trial
+    total = min(map(gpu_memory, gpus)) if gpus else machine_memory()
+    memory = usable_memory(kind, name, device.memory_gb, total=total, trainings=demand.sharing, processes=processes)
+    uuids = tuple(map(gpu_uuid, gpus))
+    found = conditions(
+        kind, uuids, standardized=settings.detector.weight_standardization, compiled=device.timing.compiled
+    )
+    if device.timing.compiled:
+        _check_compiler(kind)
+    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
+    chosen = tuple(names[index] for index in gpus) if gpus else None
+    loaders = _loader_workers(demand, kind)
+    report(Target(kind, name, max(1, len(gpus)), memory, found, loaders, chosen, uuids, problem))
 
 
-def visible_gpus(_: None, report: Callable[[tuple[str, ...]], None]) -> None:
-    """Report the names of the CUDA GPUs that this process sees."""
-    report(gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()))
+def _check_compiler(kind: str) -> None:
+    """Compile a layer; raises UserError where that is not possible here."""
+    layer = torch.compile(torch.nn.Conv2d(1, 1, 1).to(kind))
+    try:
+        with torch.inference_mode():
+            layer(torch.ones(1, 1, 2, 2, device=kind))
+    except Exception as error:  # of many kinds: no compiler, no Triton, an old GPU
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(f"device.timing.compiled: found true, but torch.compile fails here: {reason}") from None
+
+
+def _loader_workers(demand: Demand, kind: str) -> int:
+    """Return how many processes load images for each GPU: what the machine's cores allow, beside those that train."""
+    if kind == "cpu":
+        return _LEAST_LOADERS
+    processes = demand.workers * demand.recipe.device.gpus_per_trial
+    cores = len(usable_cores()) // processes - 1
+    return min(max(cores, _LEAST_LOADERS), _MOST_LOADERS)
+
+
+def _choose_gpus(demand: Demand) -> tuple[list[int], str]:
+    """Return the indices of the GPUs to use, none to use the CPU, and what the user should know of the choice.
+
+    Raises:
+        UserError: The recipe asks for GPUs that are not there, or that torch cannot use.
+    """
+    device = demand.recipe.device
+    if device.kind == "cpu":
+        return [], ""
+    found = find_gpus()
+    if not found.usable:
+        if device.kind == "cuda":
+            raise UserError(
+                f"device.kind: found cuda, but {found.problem or 'no GPU is visible'}; expected auto or cpu"
+            )
+        return [], f"trains on the CPU, since torch cannot use the GPU: {found.problem}" if found.listed else ""
+    if device.gpus_per_trial > len(found.usable):
+        others = f" that torch can use ({found.problem})" if found.problem else ""
+        raise UserError(
+            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(found.usable)} GPUs{others} here"
+        )
+    usage = {index: announced_searches(gpu_uuid(index)) for index in found.usable}
+    # Workers have been given GPUs already; whoever has not takes those that fewest other searches use.
+    order = found.usable if demand.gpus else sorted(found.usable, key=lambda index: len(usage[index]))
+    chosen = order[: device.gpus_per_trial]
+    crowd = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
+    if not crowd:
+        return list(chosen), found.problem
+    return list(chosen), (
+        f"shares a GPU with {', '.join(crowd)}, each of which may take all of its memory; expected other GPUs in "
+        f"{VARIABLE}, or device.memory_gb"
+    )
+
+
+def visible_gpus(_: None, report: Callable[[tuple[tuple[str, ...], str]], None]) -> None:
+    """Report the names of the CUDA GPUs that torch can use, and what is wrong with others that are listed."""
+    found = find_gpus()
+    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if found.usable else 0)
+    # Of a GPU's parts (MIG) a process sees the first one only.
+    usable = [name for index, name in enumerate(names) if index in found.usable or index >= torch.cuda.device_count()]
+    report((tuple(usable), found.problem if found.listed else ""))
 
 
 def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
@@ -116,40 +186,35 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
 
     One that does not fit into memory is only costed.
     """
-    kind = _choose_device(job.device.kind)
+    _use_device(job.kind)
     if job.device.cpu_threads:
         torch.set_num_threads(job.device.cpu_threads)
-    report(Costs(*count_costs(_model(job), job.architecture.input_size)))
-    memory = _fit(job, kind)
+    costs, memory = in_child(_estimate, job)
+    report(costs)
     report(memory)
     if isinstance(memory, TooLarge):
         return
-    config = runner_config(job, kind, memory.parts)
-    record = training_record(job, kind, memory.parts)
+    config = runner_config(job, memory.parts)
+    record = training_record(job, memory.parts)
     resumed = adopt_checkpoint(job, record)
     if resumed is not None:
         resume(config, resumed)
     checkpoints = KeepCheckpoint(job.folder, record, resumed)
     processes = job.device.gpus_per_trial
     if processes == 1:
-        _train(job, config, kind, checkpoints, report)
+        _initialise(job.kind)
+        _train(job, config, checkpoints, report)
         return
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=job.folder.name,
-        max_restarts=0,
-        start_method="fork",  # hands on the connection behind report; CUDA is not initialised yet
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-    )
     try:
-        elastic_launch(launch, _train_distributed)(job, config, kind, checkpoints, report)
-    except ChildFailedError as error:
+        run_processes(_train_distributed, processes, job, config, checkpoints, report)
+    except ProcessFailed as error:
         # One that could still say what went wrong has done so before, and what comes second is not heard.
-        _, failure = error.get_first_failure()
-        report(Failure(f"crashed: process {failure.local_rank} of {processes}: {failure.message}"))
+        report(Failure(f"crashed: {error}"))
+
+
+def _estimate(job: Job) -> tuple[Costs, Memory | TooLarge]:
+    """Return what an architecture costs, and whether and in how many parts of a batch its training fits into memory."""
+    return Costs(*count_costs(_model(job), job.architecture.input_size)), _fit(job)
 
 
 def _model(job: Job) -> dict[str, Any]:
@@ -157,7 +222,7 @@ def _model(job: Job) -> dict[str, Any]:
     return model_config(job.architecture, classes=classes, detector=job.detector, weights=job.weights)
 
 
-def _fit(job: Job, kind: str) -> Memory | TooLarge:
+def _fit(job: Job) -> Memory | TooLarge:
     """Choose in how many parts each GPU's batch is trained on."""
     training, processes = job.training, job.device.gpus_per_trial
     batch = training.batch_size // processes
@@ -173,29 +238,32 @@ def _fit(job: Job, kind: str) -> Memory | TooLarge:
             model,
             padded,
             images,
-            device=kind,
-            amp=training.amp and kind == "cuda",
+            device=job.kind,
+            amp=training.amp and job.kind == "cuda",
             accumulating=parts > 1,
             distributed=processes > 1,
         )
 
     # Each process has a GPU of its own, but all of them share the machine's memory.
-    usable = job.memory if kind == "cuda" else job.memory // processes
+    usable = job.memory if job.kind == "cuda" else job.memory // processes
     # Batch normalisation in training learns from the images that go through it together: in parts it would be another
     # training. With pre-trained weights the backbone's statistics stay as they are.
     return fit_batch(batch, usable, needed, divisible=not learns_statistics(model))
 
 
-def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
+def runner_config(job: Job, parts: int = 1) -> Config:
     """Return the whole MMEngine config that trains and evaluates a job.
 
     Args:
         job: What.
-        kind: Of device, ``cpu`` or ``cuda``.
         parts: In how many each GPU's batch goes through the detector, one after another. MMEngine takes each for an
             iteration, so that its schedule of the learning rate has as many times more.
     """
     training, architecture, dataset = job.training, job.architecture, job.dataset
+    is_cuda = job.kind == "cuda"
+    model = _model(job)
+    # Together with pinned memory: the CPU prepares what comes next while an image is copied to the GPU.
+    model["data_preprocessor"]["non_blocking"] = is_cuda
     scale = (architecture.input_size.width, architecture.input_size.height)
     load, annotate = {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}
     resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
@@ -220,14 +288,15 @@ def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
         {
             "default_scope": "mmdet",
             "custom_imports": custom_imports(architecture),
-            "model": _model(job),
+            "model": model,
             "train_dataloader": loader_config(
                 dataset.train,
                 dataset.classes,
                 [load, annotate, resize, flip, {"type": "PackDetInputs"}],
                 learn=True,
                 batch_size=training.batch_size // job.device.gpus_per_trial // parts,
-                workers=training.loader_workers,
+                workers=job.loader_workers,
+                pinned=is_cuda,
             ),
             "test_dataloader": loader_config(
                 dataset.val,
@@ -236,25 +305,28 @@ def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
                 [load, resize, annotate, {"type": "PackDetInputs", "meta_keys": meta_keys}],
                 learn=False,
                 batch_size=1,
-                workers=training.loader_workers,
+                workers=job.loader_workers,
+                pinned=is_cuda,
             ),
             "test_evaluator": search_metrics(dataset),
             "train_cfg": {"by_epoch": True, "max_epochs": training.epochs},
             "test_cfg": {"type": "TestLoop"},
             "optim_wrapper": {
-                "type": "AmpOptimWrapper" if training.amp and kind == "cuda" else "OptimWrapper",
+                "type": "SparseAmpOptimWrapper" if training.amp and is_cuda else "SparseOptimWrapper",
                 "optimizer": {
                     "type": "SGD",
                     "lr": training.scaled_lr,
                     "momentum": training.momentum,
                     "weight_decay": training.weight_decay,
+                    # One kernel for all weights.
+                    "fused": is_cuda,
                 },
                 "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
                 "accumulative_counts": parts,
             },
             "param_scheduler": schedule,
-            "default_hooks": hooks_config(),
-            "env_cfg": environment_config(backend(kind)),
+            "default_hooks": hooks_config() | {"runtime_info": {"type": "SparseRuntimeInfoHook"}},
+            "env_cfg": environment_config(backend(job.kind)),
             "find_unused_parameters": True,
             "randomness": {"seed": training.seed},
             "work_dir": str(job.folder),
@@ -264,26 +336,28 @@ def runner_config(job: Job, kind: str, parts: int = 1) -> Config:
 
 
 def _train_distributed(
-    job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, report: Callable[[Event], None]
+    job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callable[[Event], None], meeting: Path
 ) -> None:
-    """Train as one of several processes under torch's launcher, which has set the environment."""
+    """Train as one of several processes."""
     try:
-        join(config, kind)
-        _train(job, config, kind, checkpoints, report)
-    except SignalException:
-        raise  # from the launcher, which ends this process since another has failed
+        _initialise(job.kind)
+        join(config, job.kind, meeting)
+        _train(job, config, checkpoints, report)
     except Exception as error:
-        # Where this is only for want of another that has crashed, the launcher ends this process meanwhile.
+        # Where this is only for want of another that has crashed, this process is ended meanwhile.
         time.sleep(_UNTIL_CRASHES_ARE_SEEN)
         report(failure_of(error, job.folder))
         raise
     torch.distributed.destroy_process_group()
 
 
-def _train(job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, report: Callable[[Event], None]) -> None:
-    lock = DeviceLock.of(kind, str(job.folder))
+def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callable[[Event], None]) -> None:
+    lock = DeviceLock.of(job.kind, str(job.folder))
+    # On a CPU all cores are the device.
+    turn = TimingTurn(lock, usable_cores() if job.kind == "cuda" else (), str(job.folder))
+    turn.leave_core()
     runner = Runner.from_cfg(config)
-    runner.register_hook(ShareDevice(lock, kind), priority="VERY_HIGH")
+    runner.register_hook(ShareDevice(lock, job.kind), priority="VERY_HIGH")
     if job.belonging is not None:
         runner.register_hook(checkpoints, priority="LOWEST")
     runner.register_hook(_ReportProgress(report), priority="LOWEST")
@@ -292,7 +366,8 @@ def _train(job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, rep
     if main:
         config.dump(str(job.folder / "config.py"))
         epochs = checkpoints.epochs_before
-        report(Resumed(epochs) if epochs else UntrainedLatency(_untrained_latency(runner, job, kind, lock)))
+        samples = _samples(runner, job)
+        report(Resumed(epochs) if epochs else UntrainedLatency(_untrained_latency(runner, samples, job, turn)))
     start = time.perf_counter()
     runner.train()
     if main:
@@ -302,16 +377,17 @@ def _train(job: Job, config: Config, kind: str, checkpoints: KeepCheckpoint, rep
     evaluated = time.perf_counter()
     if not main:
         return
-    samples = _samples(runner, job)
-    loaded = time.perf_counter()
-    latency, spread = _calm_latency(runner, samples, job, kind, lock)
+    model = deployed(_detector(runner), compiled=job.device.timing.compiled)
+    latency, spread = _calm_latency(model, samples, job, turn)
+    busy = gpu_busy_time(model, samples) if job.kind == "cuda" else None
     scores = Scores(
         metrics=precisions(measured, job.dataset),
         latency_ms=latency,
         latency_spread_ms=spread,
         train_seconds=checkpoints.seconds_before + trained - start,
         evaluation_seconds=evaluated - trained,
-        timing_seconds=start - built + time.perf_counter() - loaded,
+        timing_seconds=start - built + time.perf_counter() - evaluated,
+        gpu_busy_ms=busy,
     )
     _draw_detections(runner, job, scores, lock)
     report(scores)
@@ -328,13 +404,13 @@ def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock)
         runner.logger.exception(f"{path} could not be drawn")
 
 
-def _calm_latency(runner: Runner, samples: list[Any], job: Job, kind: str, lock: DeviceLock) -> tuple[float, float]:
-    """Time the trained detector, again where the spread is too large, and return the calmest time with its spread."""
+def _calm_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) -> tuple[float, float]:
+    """Time a trained detector, again where the spread is too large, and return the calmest time with its spread."""
     timing = job.device.timing
     measured = []
     for _ in range(timing.attempts):
-        with lock.alone():
-            measured.append(measure_latency(runner.model, samples, timing, torch.device(kind)))
+        with turn.taken():
+            measured.append(measure_latency(model, samples, timing, torch.device(job.kind)))
         latency, spread = measured[-1]
         if spread <= timing.spread_limit * latency:
             break
@@ -353,18 +429,15 @@ def _samples(runner: Runner, job: Job) -> list[Any]:
     return [runner.test_dataloader.collate_fn([dataset[index]]) for index in indices]
 
 
-def _untrained_latency(runner: Runner, job: Job, kind: str, lock: DeviceLock) -> float:
+def _untrained_latency(runner: Runner, samples: list[Any], job: Job, turn: TimingTurn) -> float:
     """Time the detector before training, with a score threshold that no detection passes."""
-    model = _detector(runner)
-    model.init_weights()
-    settings = (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg
-    threshold = settings.score_thr
-    settings.score_thr = 1.0
+    detector = _detector(runner)
+    detector.init_weights()
+    model = deployed(detector, compiled=job.device.timing.compiled)
+    (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg.score_thr = 1.0
     timing = job.device.timing.model_copy(update={"rounds": 2})
-    samples = _samples(runner, job)
-    with lock.alone():
-        latency, _ = measure_latency(model, samples, timing, torch.device(kind))
-    settings.score_thr = threshold
+    with turn.taken():
+        latency, _ = measure_latency(model, samples, timing, torch.device(job.kind))
     return latency
 
 
@@ -410,10 +483,15 @@ class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
         return loss
 
 
-def _choose_device(kind: str) -> str:
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("device.kind: found cuda, but torch sees no CUDA GPU here; expected auto or cpu")
-    chosen = "cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu"
-    # MMEngine's Runner would take whatever device it saw when it was loaded.
-    mmengine.device.utils.DEVICE = chosen
-    return chosen
+def _initialise(kind: str) -> None:
+    """Make sure that CUDA, if it is what the search trains on, can be used in this process."""
+    if kind == "cuda":
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
+        except RuntimeError as error:
+            raise EvaluationInterrupted(f"the GPU cannot be used any more: {error}") from None
+
+
+def _use_device(kind: str) -> None:
+    """Have MMEngine's Runner use a kind of device; it would take whatever it saw when it was loaded."""
+    mmengine.device.utils.DEVICE = kind

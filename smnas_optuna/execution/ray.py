@@ -70,6 +70,12 @@ def places(device: Device) -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def workers_per_node(workers: int) -> int:
+    """Return how many of some workers find themselves on one node if they are spread evenly."""
+    nodes: int = sum(node["Alive"] for node in ray.nodes())
+    return -(-workers // max(1, nodes))
+
+
 def sharing(device: Device, workers: int) -> int:
     """Return how many of some workers may find themselves on one node without a GPU of their own."""
     wanted = needs(device)

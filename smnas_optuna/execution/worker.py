@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from smnas_optuna.claim import ClaimLock
 from smnas_optuna.errors import UserError
 from smnas_optuna.evaluation.datasets import CheckedDataset, find_again
+from smnas_optuna.evaluation.gpus import announce_search
 from smnas_optuna.evaluation.job import Demand, Event, Target
 from smnas_optuna.evaluation.process import preload, probe
 from smnas_optuna.execution.interruption import Interruption
@@ -131,6 +132,7 @@ class SearchOrder:
         seed: For the sampler; each worker makes its own of it.
         gpus: Names of the GPUs that this worker uses, see ``evaluation/gpus.py``; None for those that it sees.
         sharing: Workers that use them at the same time, this one among them; each gets as much of the memory.
+        workers: Workers on this machine, this one among them.
         mixed_devices: Take times of devices that differ.
     """
 
@@ -144,6 +146,7 @@ class SearchOrder:
     seed: int | None = None
     gpus: tuple[str, ...] | None = None
     sharing: int = 1
+    workers: int = 1
     mixed_devices: bool = False
 
     def __repr__(self) -> str:
@@ -155,29 +158,29 @@ class SearchOrder:
         preload()
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
-        demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus, self.sharing)
+        demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus, self.sharing, self.workers)
         target = probe(demand, self.folder / "output.log")
-        memory = target.memory
+        for uuid in target.uuids:
+            announce_search(uuid, str(self.folder.resolve()))
         dataset = find_again(self.dataset)
         runs = {}
         for search in self.searches:
             seed = None if self.seed is None else self.seed + self.worker
             study = open_study(storage, search, sampler=self.sampler, seed=seed)
             with ClaimLock(storage, study.study_name):
-                retry_too_large(study, study.get_trials(deepcopy=False), memory)
+                retry_too_large(study, study.get_trials(deepcopy=False), target.memory)
             device = agree_on_device(study, storage, target.identity, mixed=self.mixed_devices)
             objective = DetectorObjective(
                 search,
                 dataset,
                 device,
-                memory,
+                target,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),
                 partial(describe_trial, artifacts=self.folder / "artifacts"),
-                gpus=self.gpus,
             )
             total = self.n_trials or search.trials
-            runs[search.path] = Run(study, storage, objective, total, search.space.size, memory)
+            runs[search.path] = Run(study, storage, objective, total, search.space.size, target.memory)
         tell(Ready(self.worker, target))
         return runs
 

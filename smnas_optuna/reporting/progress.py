@@ -84,6 +84,8 @@ class SearchProgress:
             device = f"{target.count} x {target.name}" if target.count > 1 else target.name
             self._lanes[message.worker] = _Lane()
             self._tell(f"worker {message.worker} is ready on {device}")
+            if target.warning:
+                self.say(f"worker {message.worker}: {target.warning}")
         elif isinstance(message, Heard):
             self._hear(message)
         elif isinstance(message, Finished):

@@ -37,6 +37,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Job:
         stage.training,
         recipe.device,
         folder / "trial_00003",
+        kind="cpu",
         belonging=Belonging("a1", "tiny/structural", 3, 3),
     )
     preload()
@@ -186,23 +187,23 @@ def test_a_training_that_differs_does_not_resume_and_says_in_what(
     assert callable(change)
     job: Job = change(second)
     job.folder.mkdir()
-    assert adopt_checkpoint(job, training_record(job, "cpu", 1)) is None
+    assert adopt_checkpoint(job, training_record(job, 1)) is None
     assert message in capsys.readouterr().out
     assert not list(job.folder.iterdir())
-    delete_checkpoints(job, training_record(job, "cpu", 1))
+    delete_checkpoints(job, training_record(job, 1))
     assert (second.former[1] / "checkpoint.pth").exists()
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("cuda", 1), ("cpu", 2)])
 def test_a_checkpoint_is_of_a_kind_of_device_and_a_number_of_parts(second: Job, kind: str, parts: int) -> None:
     second.folder.mkdir()
-    assert adopt_checkpoint(second, training_record(second, kind, parts)) is None
+    assert adopt_checkpoint(second, training_record(replace(second, kind=kind), parts)) is None
 
 
 def test_loaders_and_the_time_limit_may_change(second: Job) -> None:
     job = _with_training(second, loader_workers=3, time_limit_minutes=7.0)
     job.folder.mkdir()
-    assert adopt_checkpoint(job, training_record(job, "cpu", 1)) is not None
+    assert adopt_checkpoint(job, training_record(job, 1)) is not None
 
 
 def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_not_used(
@@ -213,7 +214,7 @@ def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_not_used(
     del content["meta"]["record"]  # as an earlier version saved it
     torch.save(content, file)
     second.folder.mkdir()
-    assert adopt_checkpoint(second, training_record(second, "cpu", 1)) is None
+    assert adopt_checkpoint(second, training_record(second, 1)) is None
     assert "it does not say what it belongs to" in capsys.readouterr().out
 
 
@@ -224,7 +225,7 @@ def test_the_newest_checkpoint_is_taken(second: Job) -> None:
     second.former[0].mkdir()
     torch.save(content, second.former[0] / "checkpoint.pth")
     second.folder.mkdir()
-    taken = adopt_checkpoint(second, training_record(second, "cpu", 1))
+    taken = adopt_checkpoint(second, training_record(second, 1))
     assert taken is not None
     assert taken.epochs == EPOCHS - 1
 
@@ -241,12 +242,12 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_checkpoint_is_taken_across_file_systems(second: Job, other_file_system: Path) -> None:
     job = replace(second, folder=other_file_system)
-    assert adopt_checkpoint(job, training_record(job, "cpu", 1)) == find_checkpoint(other_file_system)
+    assert adopt_checkpoint(job, training_record(job, 1)) == find_checkpoint(other_file_system)
 
 
 def test_an_owner_that_was_thought_dead_cannot_change_the_checkpoint_that_was_taken(second: Job) -> None:
     second.folder.mkdir()
-    taken = adopt_checkpoint(second, training_record(second, "cpu", 1))
+    taken = adopt_checkpoint(second, training_record(second, 1))
     former = second.former[1]
     (former / "checkpoint.pth.partial").write_bytes(b"of a later epoch")
     os.replace(former / "checkpoint.pth.partial", former / "checkpoint.pth")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smnas_optuna.evaluation.device import conditions, gpus_in_use
+from smnas_optuna.evaluation.device import conditions, gpu_uuid
 
 # As nvidia-smi 570 prints it, of three GPUs of one machine.
 ANSWER = """\
@@ -38,19 +38,46 @@ def _nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_conditions_are_those_of_the_gpus_in_use(gpus: list[str], limit: str) -> None:
-    expected = {"torch": torch.__version__, "precision": "float32", "driver": "570.86.15", "power limit": limit}
-    assert conditions("cuda", amp=False, gpus=gpus) == expected
+    found = conditions("cuda", gpus)
+    assert (found["driver"], found["power limit"]) == ("570.86.15", limit)
 
 
 def test_a_part_of_a_gpu_has_no_power_limit_of_its_own() -> None:
-    found = conditions("cuda", amp=True, gpus=["MIG-c9dd5b6f-5f1f-5a0a-8e57-0c3e1a6b7d21"])
-    assert found == {"torch": torch.__version__, "precision": "mixed", "driver": "570.86.15"}
+    found = conditions("cuda", ["MIG-c9dd5b6f-5f1f-5a0a-8e57-0c3e1a6b7d21"])
+    assert found["driver"] == "570.86.15"
+    assert "power limit" not in found
 
 
 def test_a_cpu_has_no_conditions_of_a_gpu() -> None:
-    assert set(conditions("cpu", amp=False)) == {"torch", "precision"}
+    assert set(conditions("cpu")) == {"torch", "precision"}
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "matrices", "told"),
+    [
+        (True, False, "convolutions"),
+        (True, True, "convolutions and matrices"),
+        (False, True, "matrices"),
+        (False, False, "off"),
+    ],
+)
+def test_a_time_says_what_tensorfloat_32_has_rounded(
+    convolutions: bool, matrices: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolutions)
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = matrices
+        found = conditions("cuda", [FIRST])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = former
+    assert (found["precision"], found["TF32"]) == ("float32", told)
+
+
+def test_standardised_weights_are_told_to_be_timed_as_constants() -> None:
+    assert conditions("cpu", standardized=True)["standardised weights"] == "folded"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_gpus_in_use_are_named_as_nvidia_smi_names_them() -> None:
-    assert [len(gpu) for gpu in gpus_in_use(1)] == [len(FIRST)]
+def test_a_gpu_is_named_as_nvidia_smi_names_it() -> None:
+    assert len(gpu_uuid(0)) == len(FIRST)

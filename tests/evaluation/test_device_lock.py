@@ -276,7 +276,7 @@ def job(tiny_recipe: Path, tmp_path: Path) -> Job:
     recipe = load_recipe(str(tiny_recipe), ["structural.training.epochs=3"])
     stage, dataset = recipe.structural, open_dataset(recipe.dataset)
     architecture = Architecture.parse("64x48 ResNet18(w=8) RetinaNet")
-    return Job(architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "trial")
+    return Job(architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "trial", kind="cpu")
 
 
 def test_two_processes_train_beside_one_that_times_again_and_again(job: Job) -> None:

@@ -49,7 +49,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Job:
     recipe = load_recipe(str(folder / "tiny.yaml"))
     stage = recipe.structural
     dataset = open_dataset(recipe.dataset)
-    made = Job(ARCHITECTURE, dataset, stage.detector, stage.training, recipe.device, folder / "trial")
+    made = Job(ARCHITECTURE, dataset, stage.detector, stage.training, recipe.device, folder / "trial", kind="cpu")
     preload()
     assert isinstance(list(evaluate(made))[-1], Scores)
     return made

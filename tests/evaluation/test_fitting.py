@@ -57,8 +57,8 @@ def test_a_batch_that_may_not_be_parted_fits_whole_or_not_at_all() -> None:
 
 
 def test_training_may_take_what_the_recipe_gives_it_and_else_most_of_the_machine() -> None:
-    assert usable_memory("cpu", "CPU", 0.5) == 2**29
-    assert 0.5 * machine_memory() < usable_memory("cpu", "CPU", None) < 0.8 * machine_memory()
+    assert usable_memory("cpu", "CPU", 0.5, total=machine_memory()) == 2**29
+    assert 0.5 * machine_memory() < usable_memory("cpu", "CPU", None, total=machine_memory()) < 0.8 * machine_memory()
 
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
@@ -85,7 +85,7 @@ def test_a_worker_asks_for_its_share_of_the_device(tiny_recipe: Path, tmp_path: 
 
 def test_more_than_there_is_is_the_users_error() -> None:
     with pytest.raises(UserError, match=r"device\.memory_gb: found 1e\+06, but CPU of ours has \d+\.\d GiB"):
-        usable_memory("cpu", "CPU of ours", 1e6)
+        usable_memory("cpu", "CPU of ours", 1e6, total=machine_memory())
 
 
 def _file(path: Path, text: str) -> None:
@@ -122,7 +122,7 @@ def job(tiny_recipe: Path, tmp_path: Path) -> Job:
     stage = recipe.structural
     architecture = Architecture.parse(TEXT)
     dataset = open_dataset(recipe.dataset)
-    return Job(architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "trial")
+    return Job(architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "trial", kind="cpu")
 
 
 def evaluate_until_memory(job: Job) -> Memory | TooLarge:
@@ -217,7 +217,7 @@ def test_an_interrupted_training_in_parts_resumes_in_as_many_and_starts_over_in_
 def learning_rates(job: Job, parts: int) -> list[float]:
     """Train here, and return the learning rate of each step of the optimizer."""
     torch.manual_seed(0)
-    runner = Runner.from_cfg(runner_config(replace(job, folder=job.folder / str(parts)), "cpu", parts))
+    runner = Runner.from_cfg(runner_config(replace(job, folder=job.folder / str(parts)), parts))
     rates: list[float] = []
     watch = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     runner.train()

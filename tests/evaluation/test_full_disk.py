@@ -33,7 +33,9 @@ def job(tiny_recipe: Path, tmp_path: Path) -> Job:
     recipe = load_recipe(str(tiny_recipe), [])
     stage, dataset = recipe.structural, open_dataset(recipe.dataset)
     architecture = Architecture.parse("64x48 ResNet18(w=8) RetinaNet")
-    return Job(architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "disk" / "trial")
+    return Job(
+        architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "disk" / "trial", kind="cpu"
+    )
 
 
 def of_two_processes(job: Job) -> Job:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smnas_optuna.evaluation.gpus import assign_gpus, gpu_names
+from smnas_optuna.evaluation.gpus import announced_searches, assign_gpus, gpu_names
 
 # A process that the user starts, a worker of it, and the worker's trainings. In the end CUDA_VISIBLE_DEVICES changes
 # though the server of the training processes runs already, as Ray does it between two tasks of a process.
@@ -39,7 +39,7 @@ def train(name, gpus):
     recipe = load_recipe("tiny.yaml", [])
     stage, dataset = recipe.structural, open_dataset(recipe.dataset)
     architecture = Architecture.parse("64x48 ResNet18(w=8) RetinaNet")
-    job = Job(architecture, dataset, stage.detector, stage.training, recipe.device, Path(name), gpus)
+    job = Job(architecture, dataset, stage.detector, stage.training, recipe.device, Path(name), kind="cpu", gpus=gpus)
     with closing(evaluate(job)) as events:
         next(event for event in events if isinstance(event, UntrainedLatency))
     os.rename("environment", name + ".txt")
@@ -107,3 +107,34 @@ def test_a_training_process_sees_the_gpus_of_its_worker_by_the_users_own_numbers
     subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, check=True)
     seen = {path.stem: path.read_text(encoding="utf-8").strip() for path in tmp_path.glob("*.txt")}
     assert seen == {"given": "3", "seen": "2,3", "changed": "7", "none": ""}
+
+
+ANNOUNCE = """
+import sys
+
+from smnas_optuna.evaluation.gpus import announce_search
+
+announce_search(sys.argv[1], "work_dirs/mine")
+print("announced", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_search_knows_which_others_train_on_a_gpu_until_they_end() -> None:
+    gpu = f"GPU-test-{os.getpid()}"
+    assert announced_searches(gpu) == []
+    program = [sys.executable, "-c", ANNOUNCE, gpu]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as second:
+            assert second.stdout is not None
+            second.stdout.readline()
+            found = announced_searches(gpu)
+            assert {(owner.pid, owner.purpose) for owner in found} == {
+                (process.pid, "work_dirs/mine") for process in (first, second)
+            }
+            second.kill()
+        assert [owner.pid for owner in announced_searches(gpu)] == [first.pid]
+        first.kill()
+    assert announced_searches(gpu) == []

@@ -60,7 +60,7 @@ def job(recipe: Recipe, tmp_path: Path) -> Job:
 def make_job(recipe: Recipe, folder: Path) -> Job:
     stage = recipe.structural
     dataset = open_dataset(recipe.dataset)
-    return Job(ARCHITECTURE, dataset, stage.detector, stage.training, recipe.device, folder / "trial")
+    return Job(ARCHITECTURE, dataset, stage.detector, stage.training, recipe.device, folder / "trial", kind="cpu")
 
 
 def children_of_server() -> set[int]:
@@ -130,7 +130,7 @@ def detections_of_mmdetection(job: Job, weights: Path, image: Path) -> list[list
 def test_mmdetections_own_interface_finds_with_the_weights_what_the_evaluation_finds(job: Job, tmp_path: Path) -> None:
     assert isinstance(list(evaluate(job))[-1], Scores)
     trained = torch.load(job.folder / "weights.pth")
-    runner = Runner.from_cfg(runner_config(replace(job, folder=tmp_path / "again"), "cpu"))
+    runner = Runner.from_cfg(runner_config(replace(job, folder=tmp_path / "again")))
     runner.model.load_state_dict(trained["state_dict"])
     runner.model.eval()
     batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
@@ -197,8 +197,8 @@ def test_a_killed_training_process_fails_its_trial_with_the_signal(job: Job) -> 
 
 def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: Job) -> None:
     before = children_of_server()
-    training = job.training.model_copy(update={"epochs": 10_000, "loader_workers": 1})
-    events = evaluate(replace(job, training=training))
+    training = job.training.model_copy(update={"epochs": 10_000})
+    events = evaluate(replace(job, training=training, loader_workers=1))
     _first_epoch(events)
     assert len(children_of_server() - before) >= 2
     events.close()
@@ -207,10 +207,10 @@ def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: 
 
 def test_an_evaluation_ends_at_once_and_without_a_last_event_when_what_it_watches_becomes_readable(job: Job) -> None:
     before = children_of_server()
-    training = job.training.model_copy(update={"epochs": 10_000, "loader_workers": 1})
+    training = job.training.model_copy(update={"epochs": 10_000})
     read, write = os.pipe()
     with open(read, "rb") as stop, open(write, "wb") as signal_to_stop:
-        events = evaluate(replace(job, training=training), until=[stop])
+        events = evaluate(replace(job, training=training, loader_workers=1), until=[stop])
         _first_epoch(events)
         signal_to_stop.write(b"!")
         signal_to_stop.flush()

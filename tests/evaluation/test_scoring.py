@@ -170,7 +170,7 @@ def test_a_detector_trained_on_voc_data_has_all_scores(tmp_path: Path, tiny_reci
     checked = opened(tmp_path, {name: images[name] for name in list(images)[:8]})
     recipe = load_recipe(str(tiny_recipe))
     stage = recipe.structural
-    job = Job(ARCHITECTURE, checked, stage.detector, stage.training, recipe.device, tmp_path / "trial")
+    job = Job(ARCHITECTURE, checked, stage.detector, stage.training, recipe.device, tmp_path / "trial", kind="cpu")
     scores = list(evaluate(job))[-1]
     assert isinstance(scores, Scores)
     assert set(scores.metrics) == {"map", "map_50", "map_75", "map_small", "map_medium", "map_large"}
