@@ -2,12 +2,13 @@
 # make dashboard   look at the demo's studies with optuna-dashboard, on this machine only
 # make test        style, types and tests
 # make test-long   the tests that take longest: chaos with 300 trials, the commands of all documents, the notebooks
+# make gpu-check   everything that a search does on a GPU, tried and measured in eight minutes
 # make docs        the guide and the reference as HTML, in build/docs
 # They need Python 3.10 to 3.13 only; what they install goes to .venv and is used again.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-study dashboard docs test test-long lint format clean
+.PHONY: demo demo-study dashboard docs test test-long gpu-check lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
@@ -30,6 +31,9 @@ test: lint .venv/browser
 
 test-long: .venv/installed-dev .venv/browser
 	$(PYTEST) -m long
+
+gpu-check: .venv/installed-dev
+	$(BIN)/python -m benchmarks.gpu_check
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

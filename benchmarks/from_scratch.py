@@ -56,7 +56,7 @@ def main() -> None:
             changes = {"lr": arguments.lr * factor, "base_batch_size": None, "seed": seed, "epochs": epochs}
             training = stage.training.model_copy(update=changes)
             with tempfile.TemporaryDirectory() as folder:
-                job = Job(architecture, dataset, detector, training, recipe.device, Path(folder))
+                job = Job(architecture, dataset, detector, training, recipe.device, Path(folder), kind="cpu")
                 with closing(evaluate(job)) as events:
                     for event in events:
                         if isinstance(event, Scores):

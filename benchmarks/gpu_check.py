@@ -1,0 +1,453 @@
+"""Whether this package works on this machine's GPU, and how fast: everything within eight minutes.
+
+    python -m benchmarks.gpu_check [PART ...] [--device cuda|cpu] [--minutes 8] [--output gpu_check]
+
+processes   a search in processes of its own: plain, in mixed precision, on a GPU that is given by its unique
+            identifier, and two processes that are forked after the memory of a training was estimated
+operators   the tests of the operators that this package provides instead of mmcv's compiled ones
+inference   published detectors: milliseconds, of which the GPU is busy, and ratios beside the paper's
+crowd       the same detector timed on an idle machine and beside eight busy processes
+training    images a second that are learnt from
+memory      of training: estimated, allocated, reserved, and what the driver counts
+loaders     images a second that processes load and resize
+
+Writes OUTPUT.md, a table for each part, and OUTPUT.json, the same for programs. A part that cannot run here is skipped
+with the reason; `--device cpu` runs all parts that a CPU can stand in for, on smaller inputs.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+
+from benchmarks.detectors import (
+    CLASSES,
+    MODES,
+    OTHERS,
+    REFERENCE,
+    Subject,
+    batch_of,
+    build,
+    computing,
+    learn,
+    one_image,
+    subjects,
+    wait_for,
+)
+from smnas_optuna.architecture import Architecture, InputSize
+from smnas_optuna.detector.config import model_config
+from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.memory import training_memory
+from smnas_optuna.evaluation.device import cpu_name, find_gpus, gpu_uuid
+from smnas_optuna.evaluation.distributed import in_child, run_processes
+from smnas_optuna.evaluation.latency import gpu_busy_time, measure_latency
+from smnas_optuna.settings import Detector, Timing
+
+_MODELS = "E0,E2,E5,RetinaNet-R50"
+_CROWD = 8
+# What a part is not begun with less of, in seconds.
+_LEAST_SECONDS = 20.0
+_GIB = 2**30
+_ROOT = Path(__file__).parent.parent
+
+
+class Skipped(Exception):
+    """A part, or a line of it, cannot run here; the text says why."""
+
+
+@dataclass
+class Table:
+    """What a part has found.
+
+    Args:
+        part: Its name.
+        columns: Headings.
+        rows: Cells, as they are printed.
+        notes: What could not run, and why.
+        seconds: That the part took.
+    """
+
+    part: str
+    columns: tuple[str, ...]
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = [f"## {self.part} ({self.seconds:.0f} s)", ""]
+        if self.rows:
+            lines += [_line(list(self.columns)), _line(["---"] * len(self.columns)), *map(_line, self.rows), ""]
+        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the parts run.
+
+    Args:
+        device: The GPU, or the CPU that stands in for one.
+        deadline: Time at which all is to be done, of ``time.monotonic``.
+    """
+
+    device: torch.device
+    deadline: float
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until all is to be done."""
+        return self.deadline - time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(_PARTS), metavar="PART", help=", ".join(_PARTS))
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="cuda where there is a GPU that torch can use")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--output", type=Path, default=Path("gpu_check"))
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.parts if name not in _PARTS]
+    if unknown:
+        parser.error(f"{unknown[0]}: expected some of {', '.join(_PARTS)}")
+    deadline = time.monotonic() + 60 * arguments.minutes
+    found = find_gpus()
+    device = arguments.device or ("cuda" if found.usable else "cpu")
+    if device == "cuda" and not found.usable:
+        parser.error(f"--device cuda: {found.problem or 'no GPU is visible'}; expected cpu")
+    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is told
+    machine = Machine(torch.device(device), deadline)
+    name = torch.cuda.get_device_name(0) if machine.is_gpu else cpu_name()
+    print(f"{name}, torch {torch.__version__}" + ("" if machine.is_gpu else "; no GPU, so the CPU stands in for one"))
+    tables = [_run(part, machine) for part in arguments.parts]
+    text = f"# {name}, torch {torch.__version__}\n\n" + "\n".join(table.markdown() for table in tables)
+    arguments.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    record = {"device": name, "torch": torch.__version__, "parts": [asdict(table) for table in tables]}
+    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"{arguments.output.with_suffix('.md')}, {arguments.output.with_suffix('.json')}")
+
+
+def _run(part: str, machine: Machine) -> Table:
+    """Run a part, and print what it has found."""
+    function, columns = _PARTS[part]
+    table = Table(part, columns)
+    started = time.monotonic()
+    try:
+        if machine.seconds_left < _LEAST_SECONDS:
+            raise Skipped("no time left")
+        function(machine, table)
+    except Skipped as reason:
+        table.notes.append(f"skipped: {reason}")
+    except Exception as error:
+        table.notes.append(f"**failed**: {type(error).__name__}: {' '.join(str(error).split())}")
+    table.seconds = time.monotonic() - started
+    print(table.markdown(), flush=True)
+    return table
+
+
+def processes(machine: Machine, table: Table) -> None:
+    """Train in a forked process, and search for a trial each, as a user would."""
+    kind = machine.device.type
+    program = f"from benchmarks.gpu_check import estimate_and_fork; estimate_and_fork({kind!r})"
+    _tell(table, machine, "fork after an estimate of memory", [sys.executable, "-c", program], {})
+    epochs = ("--set", "structural.training.epochs=2")
+    compiled = ("--set", "device.timing.compiled=true")
+    runs: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+        "one trial": ({}, epochs),
+        "one trial, timed with compiled layers": ({}, (*epochs, *compiled)),
+    }
+    if machine.is_gpu:
+        runs["one trial in mixed precision"] = ({}, (*epochs, "--set", "structural.training.amp=true"))
+        runs["by its unique identifier"] = ({"CUDA_VISIBLE_DEVICES": gpu_uuid(0)}, epochs)
+    else:
+        table.notes.append("skipped: mixed precision and GPU-<uuid>, which need a GPU")
+    count = torch.cuda.device_count() if machine.is_gpu else 2
+    if count > 1:
+        two = ("--set", "device.gpus_per_trial=2")
+        runs["two processes for one trial"] = ({}, (*epochs, *two))
+    else:
+        table.notes.append("skipped: two processes for one trial, which need two GPUs")
+    search = [sys.executable, "-m", "smnas_optuna.run_study", "digits", "--n-trials", "1", "--quiet"]
+    for name, (environment, options) in runs.items():
+        _tell(table, machine, name, [*search, "--set", f"device.kind={kind}", *options], environment)
+
+
+def _tell(table: Table, machine: Machine, name: str, command: list[str], environment: dict[str, str]) -> None:
+    """Run a command in a folder of its own, and tell how it ended."""
+    paths = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        ended = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=max(1.0, machine.seconds_left),
+        )
+    last = [line for line in (ended.stderr or ended.stdout).splitlines() if line.strip()][-1:]
+    outcome = f"**failed**: {' '.join(last)}" if ended.returncode else "passed"
+    table.rows.append([name, outcome, f"{time.monotonic() - started:.0f}"])
+
+
+def estimate_and_fork(kind: str) -> None:
+    """Estimate memory in a child process, and train in another that is forked afterwards, as a trial does."""
+    architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC")
+    config = model_config(architecture, classes=CLASSES, detector=Detector())
+    in_child(_estimate, (config, architecture.input_size))
+    run_processes(_train_one_step, 1, kind, config, architecture.input_size)
+
+
+def _estimate(subject: tuple[dict[str, Any], InputSize]) -> int:
+    config, size = subject
+    return training_memory(build_on_meta(config), size, 2)
+
+
+def _train_one_step(kind: str, config: dict[str, Any], size: InputSize, meeting: Path) -> None:
+    device = torch.device(kind)
+    network = build(config, device).train()
+    learn(network, torch.optim.SGD(network.parameters(), lr=1e-4), batch_of(size, 2))
+
+
+def operators(machine: Machine, table: Table) -> None:
+    """Run the tests of the operators on the GPU; the test suite runs them on the CPU."""
+    if not machine.is_gpu:
+        raise Skipped("the test suite runs these on the CPU")
+    try:
+        import pytest  # noqa: F401
+    except ImportError:
+        raise Skipped("pytest is not installed") from None
+    tests = _ROOT / "tests/detector/test_mmcv_ops.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", "-o", "addopts=", "-o", "timeout=0", str(tests)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=machine.seconds_left)
+    table.rows.append([ended.stdout.strip().splitlines()[-1]])
+
+
+def inference(machine: Machine, table: Table) -> None:
+    """Time published detectors, in float32 and in mixed precision."""
+    timing = Timing(warmup=5, rounds=3)
+    reference: dict[str, float] = {}
+    for name, subject in _chosen(machine).items():
+        if machine.seconds_left < _LEAST_SECONDS:
+            raise Skipped(f"{name} and those after it: no time left")
+        samples = [one_image(subject.size, seed) for seed in range(20 if machine.is_gpu else 2)]
+        cells = []
+        for mode in ("fp32", "amp"):
+            with computing(build(subject.model, machine.device), MODES[mode], machine.device) as network:
+                median, spread = measure_latency(network, samples, timing, machine.device)
+                busy = gpu_busy_time(network, samples) if machine.is_gpu else None
+            reference.setdefault(mode, median)
+            cells += [f"{median:.2f} ± {spread:.2f}", "-" if busy is None else f"{busy:.2f}"]
+            cells.append(f"{median / reference[mode]:.2f}")
+        paper = [f"{subject.paper:.1f}", f"{subject.paper / OTHERS[REFERENCE][1]:.2f}"] if machine.is_gpu else ["-"] * 2
+        table.rows.append([name, str(subject.size), *cells, *paper])
+
+
+def _chosen(machine: Machine) -> dict[str, Subject]:
+    """Return published detectors, or a small one where a CPU stands in for the GPU."""
+    if machine.is_gpu:
+        return subjects(_MODELS)
+    architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC")
+    model = model_config(architecture, classes=CLASSES, detector=Detector())
+    return {REFERENCE: Subject(model, architecture.input_size, OTHERS[REFERENCE][1])}
+
+
+def crowd(machine: Machine, table: Table) -> None:
+    """Time a detector alone and beside busy processes, with the core that timing keeps and without it."""
+    name, subject = list(_chosen(machine).items())[-1]
+    network = deployed(build(subject.model, machine.device))
+    samples = [one_image(subject.size, seed) for seed in range(20 if machine.is_gpu else 2)]
+    timing = Timing(warmup=5, rounds=3)
+    cores = os.sched_getaffinity(0)
+    kept = {max(cores)}
+
+    def measure(condition: str) -> None:
+        median, spread = measure_latency(network, samples, timing, machine.device)
+        table.rows.append([name, condition, f"{median:.2f} ± {spread:.2f}"])
+
+    measure("idle")
+    with _busy(cores):
+        measure(f"{_CROWD} busy processes")
+    if len(cores) < 2:
+        raise Skipped("a core for timing: there is one core only")
+    with _busy(cores - kept):
+        os.sched_setaffinity(0, kept)
+        try:
+            measure(f"{_CROWD} busy processes, on a core of its own")
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+@contextlib.contextmanager
+def _busy(cores: set[int]) -> Iterator[None]:
+    """Have processes compute on some cores."""
+    context = multiprocessing.get_context("spawn")
+    # Spawned and not forked, since this process uses the GPU.
+    busy = [context.Process(target=_spin, args=(cores,), daemon=True) for _ in range(_CROWD)]
+    for process in busy:
+        process.start()
+    try:
+        time.sleep(5)  # until they have loaded what they need
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.join()
+
+
+def _spin(cores: set[int]) -> None:
+    os.sched_setaffinity(0, cores)
+    numbers = list(range(100_000))
+    while True:
+        numbers.sort(reverse=numbers[0] == 0)
+
+
+def training(machine: Machine, table: Table) -> None:
+    """Learn from images of noise."""
+    texts = ["512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC", "800x600 ResNet50 FPN(P2-P6,c=256) RPN 2FC"]
+    batches = (4, 16, 32)
+    if not machine.is_gpu:
+        texts, batches = ["128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC"], (4,)  # type: ignore[assignment]
+    kinds = {"BN": Detector(), "GN+WS": Detector(norm="GN", weight_standardization=True)}
+    for text in texts:
+        architecture = Architecture.parse(text)
+        for kind, detector in kinds.items():
+            for precision in ("FP32", "TF32", "AMP") if machine.is_gpu else ("FP32",):
+                row = [text, kind, precision]
+                for batch in batches:
+                    if machine.seconds_left < _LEAST_SECONDS:
+                        raise Skipped(f"{text}, {kind}, {precision} and those after it: no time left")
+                    row.append(_images_per_second(architecture, detector, precision, batch, machine))
+                table.rows.append(row + ["-"] * (len(table.columns) - len(row)))
+
+
+def _images_per_second(
+    architecture: Architecture, detector: Detector, precision: str, batch: int, machine: Machine
+) -> str:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "TF32"
+    try:
+        network = build(model_config(architecture, classes=CLASSES, detector=detector), machine.device).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, fused=machine.is_gpu)
+        data = batch_of(architecture.input_size, batch)
+        steps = 0
+        with torch.autocast(machine.device.type, torch.float16, enabled=precision == "AMP"):
+            learn(network, optimizer, data)
+            wait_for(machine.device)
+            started = time.perf_counter()
+            while steps < 3 or (steps < 20 and time.perf_counter() - started < 2):
+                learn(network, optimizer, data)
+                steps += 1
+            wait_for(machine.device)
+        return f"{batch * steps / (time.perf_counter() - started):.1f}"
+    except torch.OutOfMemoryError:
+        return "out of memory"
+    finally:
+        torch.cuda.empty_cache()
+
+
+def memory(machine: Machine, table: Table) -> None:
+    """Compare estimates with what training takes; on a CPU the test suite does."""
+    if not machine.is_gpu:
+        raise Skipped("the test suite compares the CPU's")
+    texts = {
+        "GA-RPN": "1333x800 ResNet50 FPN(P2-P6,c=256) GA-RPN 2FC",
+        "RetinaNet": "1333x800 ResNet50 FPN(P2-P6,c=256) RetinaNet",
+        "no FPN": "800x600 ResNet50 RPN 2FC",
+    }
+    for name, text in texts.items():
+        architecture = Architecture.parse(text)
+        config = model_config(architecture, classes=CLASSES, detector=Detector())
+        for amp in (False, True):
+            if machine.seconds_left < _LEAST_SECONDS:
+                raise Skipped(f"{name} and those after it: no time left")
+            estimate = training_memory(build_on_meta(config), architecture.input_size, 2, boxes=10, amp=amp)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            network = build(config, machine.device).train()
+            optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+            with torch.autocast("cuda", torch.float16, enabled=amp):
+                for _ in range(2):
+                    learn(network, optimizer, batch_of(architecture.input_size, 2))
+            free, total = torch.cuda.mem_get_info()
+            allocated = torch.cuda.max_memory_allocated() - before
+            numbers = [estimate, allocated, torch.cuda.max_memory_reserved(), total - free]
+            cells = [f"{number / _GIB:.2f}" for number in numbers]
+            table.rows.append([name, "AMP" if amp else "FP32", *cells, f"{estimate / allocated:.2f}"])
+            del network, optimizer
+
+
+def loaders(machine: Machine, table: Table) -> None:
+    """Load and resize the demo's images in processes, as a training does."""
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+
+    from smnas_optuna.evaluation.datasets import open_dataset
+    from smnas_optuna.evaluation.loaders import loader_config
+    from smnas_optuna.settings import DigitsDataset
+
+    init_default_scope("mmdet")
+    dataset = open_dataset(DigitsDataset(kind="digits", train_images=256, val_images=4, width=640, height=480))
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (512, 512), "keep_ratio": True},
+        {"type": "PackDetInputs"},
+    ]
+    cores = len(os.sched_getaffinity(0))
+    for workers in (0, 2, 4, 8):
+        if workers > cores:
+            table.notes.append(f"skipped: {workers} processes, of {cores} cores")
+            continue
+        config = loader_config(
+            dataset.train, dataset.classes, pipeline, learn=True, batch_size=16, workers=workers, pinned=machine.is_gpu
+        )
+        loader = Runner.build_dataloader(config, seed=0)
+        images = sum(len(batch["inputs"]) for batch in loader)  # the processes have started and images are cached
+        started = time.perf_counter()
+        images = sum(len(batch["inputs"]) for batch in loader)
+        table.rows.append([str(workers), f"{images / (time.perf_counter() - started):.0f}"])
+        del loader
+
+
+_PARTS: dict[str, tuple[Callable[[Machine, Table], None], tuple[str, ...]]] = {
+    "processes": (processes, ("a search of", "outcome", "seconds")),
+    "operators": (operators, ("tests",)),
+    "inference": (
+        inference,
+        (
+            *("detector", "input", "FP32 ms", "GPU busy", "ratio", "AMP ms", "GPU busy", "ratio"),
+            *("paper's ms", "paper's ratio"),
+        ),
+    ),
+    "crowd": (crowd, ("detector", "machine", "ms")),
+    "training": (training, ("detector", "layers", "precision", "batch 4", "batch 16", "batch 32")),
+    "memory": (memory, ("detector", "precision", "estimate GiB", "allocated", "reserved", "driver", "ratio")),
+    "loaders": (loaders, ("processes", "images a second")),
+}
+
+
+if __name__ == "__main__":
+    main()
