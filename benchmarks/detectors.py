@@ -16,12 +16,12 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
-from smnas_optuna.architecture import Architecture, InputSize
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import published_model
 from smnas_optuna.detector.zoo import DETECTORS
-from smnas_optuna.settings import Detector
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.recipe.settings import Detector
 
 REFERENCE = "Faster-RCNN-R50"
 # What the zoo has not: detectors of the paper's Table 1 with ResNet50.

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from smnas_optuna.architecture import Architecture
-from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.job import Failure, Job, Progress, Scores
-from smnas_optuna.evaluation.process import evaluate, preload
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.data.datasets import open_dataset
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.training.job import Failure, Job, Progress, Scores
+from smnas_optuna.training.process import evaluate, preload
 
 # Norm, weight standardisation, factor of the learning rate, and what the paper measured.
 WAYS = {

@@ -43,9 +43,9 @@ from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operat
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import count_costs
 from smnas_optuna.detector.zoo import DETECTORS
-from smnas_optuna.evaluation.device import cpu_name
-from smnas_optuna.evaluation.latency import measure_latency
-from smnas_optuna.settings import Detector, Timing
+from smnas_optuna.recipe.settings import Detector, Timing
+from smnas_optuna.timing.device import cpu_name
+from smnas_optuna.timing.latency import measure_latency
 
 _PARTS = ("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
 

@@ -46,15 +46,15 @@ from benchmarks.detectors import (
     subjects,
     wait_for,
 )
-from smnas_optuna.architecture import Architecture, InputSize
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.deployment import deployed
 from smnas_optuna.detector.memory import training_memory
-from smnas_optuna.evaluation.device import cpu_name, find_gpus, gpu_uuid
-from smnas_optuna.evaluation.distributed import in_child, run_processes
-from smnas_optuna.evaluation.latency import gpu_busy_time, measure_latency
-from smnas_optuna.settings import Detector, Timing
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.recipe.settings import Detector, Timing
+from smnas_optuna.timing.device import cpu_name, find_gpus, gpu_uuid
+from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
+from smnas_optuna.training.distributed import in_child, run_processes
 
 _MODELS = "E0,E2,E5,RetinaNet-R50"
 _CROWD = 8
@@ -404,9 +404,9 @@ def loaders(machine: Machine, table: Table) -> None:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from smnas_optuna.evaluation.datasets import open_dataset
-    from smnas_optuna.evaluation.loaders import loader_config
-    from smnas_optuna.settings import DigitsDataset
+    from smnas_optuna.data.datasets import open_dataset
+    from smnas_optuna.recipe.settings import DigitsDataset
+    from smnas_optuna.training.loaders import loader_config
 
     init_default_scope("mmdet")
     dataset = open_dataset(DigitsDataset(kind="digits", train_images=256, val_images=4, width=640, height=480))

@@ -14,7 +14,7 @@ import time
 import optuna
 
 from smnas_optuna.study import load_study
-from smnas_optuna.trial_outcome import evaluated_trials
+from smnas_optuna.study.trial_outcome import evaluated_trials
 
 
 def main() -> None:

@@ -29,15 +29,15 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
-from smnas_optuna.architecture import Architecture, BackboneCode, RCNNHead
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import count_costs
+from smnas_optuna.parts.architecture import Architecture, BackboneCode, RCNNHead
+from smnas_optuna.recipe.settings import Detector
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.samplers.partial_order_pruning.space import Space
-from smnas_optuna.search import known_costs
+from smnas_optuna.search.search import known_costs
 from smnas_optuna.search_space.modular import DOUBLINGS, BlockSpace, ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace, order
-from smnas_optuna.settings import Detector
 
 STRUCTURAL = StructuralSpace(
     backbones=("ResNet18", "ResNet34", "ResNet50", "ResNet101", "MobileNetV2"),

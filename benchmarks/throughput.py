@@ -21,12 +21,12 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from smnas_optuna.evaluation.process import preload
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import Run
-from smnas_optuna.objective import Turn
-from smnas_optuna.storage import LEASE_SECONDS
+from smnas_optuna.search.objective import Turn
+from smnas_optuna.study.storage import LEASE_SECONDS
+from smnas_optuna.training.process import preload
 from tests.execution.cheap import CheapObjective, CheapOrder, create_cheap_study, suggest
 from tests.servers import PostgreSQL
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from smnas_optuna.recipe import Recipe
+from smnas_optuna.recipe.recipe import Recipe
 
 _NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false"}
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}

@@ -10,10 +10,8 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from smnas_optuna.architecture import InputSize
 from smnas_optuna.command_line import run_command
-from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import (
+from smnas_optuna.data.datasets import (
     SPLITS,
     LocatedSplit,
     SplitName,
@@ -22,13 +20,15 @@ from smnas_optuna.evaluation.datasets import (
     open_dataset,
     read_annotations,
 )
-from smnas_optuna.evaluation.inspection import Fault, Summary, collect, inspect_annotations
-from smnas_optuna.evaluation.pictures import Depth, inspect_pictures, shared_pictures
-from smnas_optuna.recipe import Recipe
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.data.inspection import Fault, Summary, collect, inspect_annotations
+from smnas_optuna.data.pictures import Depth, inspect_pictures, shared_pictures
+from smnas_optuna.errors import UserError
+from smnas_optuna.parts.architecture import InputSize
+from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.recipe.settings import Dataset
 from smnas_optuna.reporting.data_tables import show_faults, show_summaries
 from smnas_optuna.reporting.progress import console
-from smnas_optuna.settings import Dataset
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from smnas_optuna.architecture import Backbone, BackboneCode, ClassicBackbone, InputSize
 from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.flops import backbone_costs, pad
 from smnas_optuna.detector.zoo import DETECTORS, Published, find_backbone, find_detector
 from smnas_optuna.errors import UserError
-from smnas_optuna.settings import Detector
+from smnas_optuna.parts.architecture import Backbone, BackboneCode, ClassicBackbone, InputSize
+from smnas_optuna.recipe.settings import Detector
 
 _COCO_CLASSES = 80
 _DEFAULT_INPUT = "224x224"

@@ -1,4 +1,4 @@
-"""UserError, a user's mistake as one line, and the wording of values that pydantic refuses."""
+"""Errors that several rooms know: a user's mistake as one line, and an evaluation that its surroundings ended."""
 
 from pydantic_core import ErrorDetails
 
@@ -9,6 +9,10 @@ class UserError(Exception):
     Its text is one line that says what is wrong, where, and what was expected. Commands print that line and end
     with exit code 2; every other exception is a defect of ours and keeps its traceback.
     """
+
+
+class EvaluationInterrupted(Exception):
+    """An evaluation cannot go on for a reason outside of it, with which any other architecture would have failed."""
 
 
 def explain(error: ErrorDetails) -> str:

@@ -7,20 +7,21 @@ import optuna
 import typer
 from optuna.trial import TrialState
 
-from smnas_optuna.architecture import Architecture, ClassicBackbone
 from smnas_optuna.command_line import run_command
+from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit, open_dataset
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit, open_dataset
-from smnas_optuna.evaluation.job import Belonging
-from smnas_optuna.evaluation.trial_folder import check_record
-from smnas_optuna.recipe import Recipe
-from smnas_optuna.recipe_file import load_recipe
-from smnas_optuna.retry import belonging_of
-from smnas_optuna.search import Search
-from smnas_optuna.settings import BddDataset, CocoDataset, Detector, VocDataset
-from smnas_optuna.storage import DEFAULT_STORAGE
-from smnas_optuna.study import load_study, search_of
+from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
+from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.recipe.settings import BddDataset, CocoDataset, Detector, VocDataset
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import search_of
+from smnas_optuna.study.retry import belonging_of
+from smnas_optuna.study.storage import DEFAULT_STORAGE
+from smnas_optuna.study.study import load_study
+from smnas_optuna.training.job import Belonging
+from smnas_optuna.training.trial_folder import check_record
 
 _DEFAULT_DATA = "coco"
 _COCO_ANNOTATIONS = "instances_train2017.json"
@@ -94,7 +95,7 @@ def export(
     dataset = _dataset(recipe)
     from smnas_optuna.detector.config import weights_of
     from smnas_optuna.detector.weights import check_weights
-    from smnas_optuna.evaluation.final import final_config  # loads torch, for which no mistake has to wait
+    from smnas_optuna.training.final import final_config  # loads torch, for which no mistake has to wait
 
     if weights == "imagenet":
         assert isinstance(backbone, ClassicBackbone)
@@ -124,8 +125,8 @@ def _export_onnx(
     portrait: bool,
 ) -> None:
     from smnas_optuna.detector.onnx_model import export_onnx
-    from smnas_optuna.evaluation.checkpoint import load_trained
-    from smnas_optuna.evaluation.final import final_detector  # loads torch, for which no mistake has to wait
+    from smnas_optuna.training.checkpoint import load_trained
+    from smnas_optuna.training.final import final_detector  # loads torch, for which no mistake has to wait
 
     place = f"--checkpoint {checkpoint}"
     trained = load_trained(place, checkpoint)
@@ -181,7 +182,7 @@ def _dataset(recipe: Recipe) -> CheckedDataset:
         )
         if not train.annotations.exists():
             # COCO's classes are known, so the config can be written where the data are not.
-            from smnas_optuna.evaluation.final import coco_classes
+            from smnas_optuna.training.final import coco_classes
 
             return CheckedDataset(train, val, coco_classes())
     if isinstance(dataset, VocDataset | BddDataset) and not dataset.root.is_dir():

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from smnas_optuna.architecture import BackboneCode, InputSize
 from smnas_optuna.command_line import run_command, writable_folder
+from smnas_optuna.data.image_folder import check_image_folder
 from smnas_optuna.detector.flops import backbone_costs
 from smnas_optuna.detector.zoo import DETECTORS, find_backbone
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.cores import usable_cores
-from smnas_optuna.evaluation.distributed import is_first, process_count, processes_here, told_once
-from smnas_optuna.evaluation.image_folder import check_image_folder
+from smnas_optuna.parts.architecture import BackboneCode, InputSize
+from smnas_optuna.timing.cores import usable_cores
+from smnas_optuna.training.distributed import is_first, process_count, processes_here, told_once
 
 
 def pretrain(
@@ -54,8 +54,8 @@ def pretrain(
         classes = check_image_folder(data)
         folder = writable_folder(output or Path("work_dirs/pretrain") / str(backbone))
         # Loads torch, for which no mistake has to wait.
-        from smnas_optuna.evaluation import classification
-        from smnas_optuna.evaluation.device import kind_of_device
+        from smnas_optuna.timing.device import kind_of_device
+        from smnas_optuna.training import classification
 
         kind = kind_of_device(amp=amp)
         pretraining = classification.Pretraining(

@@ -13,29 +13,29 @@ import typer
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from rich.console import Console
 
-from smnas_optuna.candidates import modular_searches
 from smnas_optuna.command_line import run_command, writable_folder
-from smnas_optuna.dry_run import describe, describe_transfer
+from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.gpus import assign_gpus
-from smnas_optuna.evaluation.process import preload, visible_gpus
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import SearchStopped
 from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
-from smnas_optuna.recipe import Recipe, SamplerName, StageName
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
+from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.dashboard import Frontispiece
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
 from smnas_optuna.reporting.status import show_status
 from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
-from smnas_optuna.search import Search
-from smnas_optuna.storage import DEFAULT_STORAGE, mask, network_file_system, open_storage, storage_url
-from smnas_optuna.study import refuse_other_search
-from smnas_optuna.transfer import transfer_search
-from smnas_optuna.trial_outcome import evaluated_trials
+from smnas_optuna.search.candidates import modular_searches
+from smnas_optuna.search.dry_run import describe, describe_transfer
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import refuse_other_search
+from smnas_optuna.search.transfer import transfer_search
+from smnas_optuna.study.storage import DEFAULT_STORAGE, mask, network_file_system, open_storage, storage_url
+from smnas_optuna.study.trial_outcome import evaluated_trials
+from smnas_optuna.timing.gpus import assign_gpus
+from smnas_optuna.training.process import preload, visible_gpus
 
 Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None], Interruption], None]
 

@@ -10,8 +10,8 @@ import typer
 
 from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.distributed import is_first, is_launched, join, told_once
-from smnas_optuna.evaluation.scoring import FINAL_PRECISIONS
+from smnas_optuna.training.distributed import is_first, is_launched, join, told_once
+from smnas_optuna.training.scoring import FINAL_PRECISIONS
 
 # What MMEngine's Runner cannot train without.
 _NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
@@ -36,7 +36,7 @@ def train(
             raise UserError(f"CONFIG {config}: no such file; expected one that smnas_optuna.export has written")
         loaded = _read(config)
         _check(config, loaded)
-        from smnas_optuna.evaluation.device import kind_of_device  # loads torch, for which no mistake has to wait
+        from smnas_optuna.timing.device import kind_of_device  # loads torch, for which no mistake has to wait
 
         kind = kind_of_device(amp=amp)
         folder = output or Path("work_dirs") / config.stem
@@ -49,7 +49,7 @@ def train(
         join(loaded, kind)
     from mmengine.runner import Runner
 
-    import smnas_optuna.evaluation.checkpoint  # lets torch load MMEngine's checkpoints  # noqa: F401
+    import smnas_optuna.training.checkpoint  # lets torch load MMEngine's checkpoints  # noqa: F401
 
     runner = Runner.from_cfg(loaded)
     runner.train()

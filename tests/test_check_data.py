@@ -1,4 +1,4 @@
-"""What a user is told; all faults are in ``evaluation/test_inspection.py`` and ``evaluation/test_pictures.py``."""
+"""What a user is told; all faults are in ``data/test_inspection.py`` and ``data/test_pictures.py``."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from smnas_optuna.check_data import Findings, inspect_dataset, refuse_unusable
+from smnas_optuna.data.pictures import Depth
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.pictures import Depth
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.recipe.recipe_file import load_recipe
 from tests.commands import run
 from tests.conftest import TINY
 from tests.published_formats import Thing, bdd_frames_of_2020, write_bdd, write_voc

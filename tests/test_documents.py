@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smnas_optuna.evaluation.digits import make_digits
+from smnas_optuna.data.digits import make_digits
 from tests import stand_ins
 from tests.documents import Step, steps_of
 from tests.labelled_digits import make_labelled_digits

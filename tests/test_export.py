@@ -18,18 +18,18 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from smnas_optuna.architecture import Architecture
+from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit
 from smnas_optuna.detector.counting import build_on_meta, published_model
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import CheckedDataset, DatasetSplit
-from smnas_optuna.evaluation.final import final_config
 from smnas_optuna.export import export
-from smnas_optuna.recipe import Recipe
-from smnas_optuna.search import Candidate, Search, Transferred
-from smnas_optuna.settings import Detector
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import open_study
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.search.search import Candidate, Search, Transferred
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.training.final import final_config
 from tests.commands import run
 from tests.conftest import TINY
 

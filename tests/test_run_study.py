@@ -10,12 +10,12 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from smnas_optuna.architecture import Architecture
-from smnas_optuna.evaluation.digits import make_digits
-from smnas_optuna.recipe_file import load_recipe
-from smnas_optuna.search import Search
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import open_study
+from smnas_optuna.data.digits import make_digits
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.storage import open_storage
 from tests.commands import command, run
 
 STORAGE = "sqlite:///smnas.db"

@@ -11,13 +11,13 @@ import pytest
 from mmengine.config import Config
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from smnas_optuna.architecture import Architecture
+from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import open_dataset
-from smnas_optuna.evaluation.final import final_config
 from smnas_optuna.export import export
-from smnas_optuna.settings import Detector, DigitsDataset
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.settings import Detector, DigitsDataset
 from smnas_optuna.train import train
+from smnas_optuna.training.final import final_config
 from tests.commands import command, run, torchrun
 
 EPOCHS = 4

@@ -12,11 +12,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from smnas_optuna.process_identity import ProcessIdentity
-from smnas_optuna.recipe_file import load_recipe
-from smnas_optuna.search import Search
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import open_study
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.process_identity import ProcessIdentity
+from smnas_optuna.study.storage import open_storage
 from tests.commands import command, run
 
 

@@ -13,8 +13,8 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from smnas_optuna.architecture import BackboneCode
 from smnas_optuna.detector import mmcv_ops
+from smnas_optuna.parts.architecture import BackboneCode
 
 mmcv_ops.install()
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck  # noqa: E402  # imports mmcv.ops

@@ -7,7 +7,8 @@ Cascade R-CNN's RPN learns as a Faster R-CNN's does, so that two architectures w
 
 from typing import Any
 
-from smnas_optuna.architecture import (
+from smnas_optuna.detector.heads import retinanet, two_stage
+from smnas_optuna.parts.architecture import (
     FPN,
     Architecture,
     Backbone,
@@ -16,8 +17,7 @@ from smnas_optuna.architecture import (
     RetinaNetHead,
     stride_of,
 )
-from smnas_optuna.detector.heads import retinanet, two_stage
-from smnas_optuna.settings import Detector
+from smnas_optuna.recipe.settings import Detector
 
 Config = dict[str, Any]
 

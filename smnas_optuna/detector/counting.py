@@ -13,9 +13,9 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas_optuna.architecture import InputSize
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.flops import pad
+from smnas_optuna.parts.architecture import InputSize
 
 
 def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-from smnas_optuna.architecture import BackboneCode, InputSize
+from smnas_optuna.parts.architecture import BackboneCode, InputSize
 
 _PAD = 32  # sides are padded to a multiple of the last stage's stride
 _MB_EXPANSION = 6

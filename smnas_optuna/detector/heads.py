@@ -6,8 +6,8 @@ Settings are those of MMDetection's own configs; see ``config.py``.
 import math
 from typing import Any
 
-from smnas_optuna.architecture import RPN, RCNNHead, stride_of
-from smnas_optuna.settings import Detector
+from smnas_optuna.parts.architecture import RPN, RCNNHead, stride_of
+from smnas_optuna.recipe.settings import Detector
 
 Config = dict[str, Any]
 

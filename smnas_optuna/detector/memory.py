@@ -3,7 +3,7 @@
 Every tensor of the step is made, in its shape but without memory: activations, what autograd keeps of them, losses over
 all anchors, and the backward pass with its gradients. The peak of what is alive at one time is what the device needs.
 Two things are not in it, for no tensor of theirs is seen: what kernels take inside, for which there is an allowance on
-CUDA, and the allocator's own waste; see ``usable_memory`` in ``evaluation/fitting.py``.
+CUDA, and the allocator's own waste; see ``usable_memory`` in ``training/fitting.py``.
 """
 
 import math
@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
-from smnas_optuna.architecture import InputSize
 from smnas_optuna.detector import mmcv_ops
 from smnas_optuna.detector.flops import pad
+from smnas_optuna.parts.architecture import InputSize
 
 mmcv_ops.install()
 from mmdet.models.dense_heads import AnchorHead  # noqa: E402  # imports mmcv.ops

@@ -8,7 +8,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from smnas_optuna.architecture import Architecture, Backbone, parse_backbone
+from smnas_optuna.parts.architecture import Architecture, Backbone, parse_backbone
 from smnas_optuna.search_space.modular import PUBLISHED
 
 

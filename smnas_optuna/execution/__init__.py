@@ -1,0 +1,1 @@
+"""Who runs trials: this process, this machine's GPUs, a Ray cluster."""

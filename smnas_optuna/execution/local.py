@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from smnas_optuna.evaluation.process import context, follow_parent
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
+from smnas_optuna.training.process import context, follow_parent
 
 # How long a worker may take to end its trial in order, in seconds.
 _ENDING_SECONDS = 30.0

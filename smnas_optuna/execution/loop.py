@@ -10,21 +10,21 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from smnas_optuna.claim import ClaimLock
-from smnas_optuna.evaluation.process import EvaluationInterrupted
+from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.execution.interruption import Interruption
-from smnas_optuna.lease import Lease, LeaseLost
-from smnas_optuna.objective import EvaluationFailed, Turn
-from smnas_optuna.outcome import Outcome
-from smnas_optuna.patient_storage import PatientStorage
-from smnas_optuna.retry import OwnerWatch, requeue_interrupted
-from smnas_optuna.trial_outcome import (
+from smnas_optuna.search.objective import EvaluationFailed, Turn
+from smnas_optuna.study.claim import ClaimLock
+from smnas_optuna.study.lease import Lease, LeaseLost
+from smnas_optuna.study.patient_storage import PatientStorage
+from smnas_optuna.study.retry import OwnerWatch, requeue_interrupted
+from smnas_optuna.study.trial_outcome import (
     counts_toward_total,
     evaluated_trials,
     is_too_large,
     outcome_of,
     record_outcome,
 )
+from smnas_optuna.training.outcome import Outcome
 
 _LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
 # So many trials in a row that fail, or that propose what is known or too large, mean that going on is of no use.

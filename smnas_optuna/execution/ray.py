@@ -12,7 +12,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
-from smnas_optuna.settings import Device
+from smnas_optuna.recipe.settings import Device
 
 try:
     import ray

@@ -10,22 +10,23 @@ from typing import Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
-from smnas_optuna.claim import ClaimLock
+from smnas_optuna.data.datasets import CheckedDataset, find_again
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.datasets import CheckedDataset, find_again
-from smnas_optuna.evaluation.gpus import announce_search
-from smnas_optuna.evaluation.job import Demand, Event, Target
-from smnas_optuna.evaluation.process import preload, probe
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
-from smnas_optuna.objective import DetectorObjective
-from smnas_optuna.patient_storage import PATIENCE
 from smnas_optuna.reporting.dashboard import describe_trial
 from smnas_optuna.reporting.hypervolume import hypervolume_text
-from smnas_optuna.retry import retry_too_large
-from smnas_optuna.search import Search
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import agree_on_device, open_study
+from smnas_optuna.search.objective import DetectorObjective
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.claim import ClaimLock
+from smnas_optuna.study.patient_storage import PATIENCE
+from smnas_optuna.study.retry import retry_too_large
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.study.study import agree_on_device
+from smnas_optuna.timing.gpus import announce_search
+from smnas_optuna.training.job import Demand, Event, Target
+from smnas_optuna.training.process import preload, probe
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class SearchOrder:
         n_trials: Trials that each study shall reach, instead of the recipe's.
         sampler: Instead of the recipe's.
         seed: For the sampler; each worker makes its own of it.
-        gpus: Names of the GPUs that this worker uses, see ``evaluation/gpus.py``; None for those that it sees.
+        gpus: Names of the GPUs that this worker uses, see ``timing/gpus.py``; None for those that it sees.
         sharing: Workers that use them at the same time, this one among them; each gets as much of the memory.
         workers: Workers on this machine, this one among them.
         mixed_devices: Take times of devices that differ.

@@ -14,7 +14,7 @@ from optuna.importance import MeanDecreaseImpurityImportanceEvaluator, get_param
 from optuna.trial import create_trial
 from scipy.special import betainc
 
-from smnas_optuna.architecture import Architecture, BackboneCode
+from smnas_optuna.parts.architecture import Architecture, BackboneCode
 from smnas_optuna.reporting.pareto import PARTS, by_device, natural_order, objectives_of, trials_frame
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.search_space.modular import SINGLE_LEVEL

@@ -17,12 +17,12 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
 from optuna_dashboard import save_note, save_plotly_graph_object
 
-from smnas_optuna.claim import ClaimLock
 from smnas_optuna.reporting.figures import front_figure
 from smnas_optuna.reporting.pareto import objectives_of, pareto_front, trials_frame
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.reporting.sparkline import sparkline
-from smnas_optuna.search import Search
+from smnas_optuna.search.search import Search
+from smnas_optuna.study.claim import ClaimLock
 
 _logger = logging.getLogger(__name__)
 

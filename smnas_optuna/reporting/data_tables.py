@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from smnas_optuna.evaluation.inspection import Fault, Spread, Summary
+from smnas_optuna.data.inspection import Fault, Spread, Summary
 
 _SHOWN_IMAGE_SIZES = 3
 

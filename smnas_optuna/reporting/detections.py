@@ -7,11 +7,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.job import Column, Comparison
-from smnas_optuna.evaluation.process import draw, preload
-from smnas_optuna.evaluation.trial_folder import find_folder
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
-from smnas_optuna.retry import belonging_of
+from smnas_optuna.study.retry import belonging_of
+from smnas_optuna.training.job import Column, Comparison
+from smnas_optuna.training.process import draw, preload
+from smnas_optuna.training.trial_folder import find_folder
 
 _FORMATS = (".png", ".jpg", ".jpeg")
 _FILES = ("config.py", "weights.pth")

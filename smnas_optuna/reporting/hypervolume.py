@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.pareto import objectives_of
-from smnas_optuna.study import search_of
-from smnas_optuna.trial_outcome import counts_toward_total
+from smnas_optuna.search.studies import search_of
+from smnas_optuna.study.trial_outcome import counts_toward_total
 
 # The reference point lies at so many times the largest cost of a starting detector.
 _COST_MARGIN = 2.0
@@ -49,10 +49,10 @@ class Hypervolume:
 def measure_hypervolume(study: optuna.Study) -> Hypervolume | None:
     """Measure a study's hypervolume relative to that of its starting detectors.
 
-    Starting detectors are those that the search evaluates first, see :attr:`~smnas_optuna.search.Search.starts`; in the
-    stage ``transfer`` they are the baselines. The reference point has an accuracy of 0 and twice their largest cost. So
-    it stays where it is while the search goes on, for every worker and after a restart, and a detector that costs more
-    than that does not count.
+    Starting detectors are those that the search evaluates first, see
+    :attr:`~smnas_optuna.search.search.Search.starts`; in the stage ``transfer`` they are the baselines. The reference
+    point has an accuracy of 0 and twice their largest cost. So it stays where it is while the search goes on, for every
+    worker and after a restart, and a detector that costs more than that does not count.
 
     Until all of them have been evaluated, and in a study that has none, the hypervolume is a share instead: of the box
     between the worst and the best value that each objective took. That box grows with what is found.

@@ -16,8 +16,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from smnas_optuna.architecture import BackboneCode
 from smnas_optuna.errors import UserError
+from smnas_optuna.parts.architecture import BackboneCode
 from smnas_optuna.reporting.correlation import PART_TITLES, module_importances
 from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
@@ -34,8 +34,9 @@ from smnas_optuna.reporting.published import Show, known_detectors, known_traces
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
 from smnas_optuna.reporting.stages import stages_figure
 from smnas_optuna.samplers import PartialOrderPruningSampler
-from smnas_optuna.search import Search
-from smnas_optuna.study import relatives_of, search_of
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import search_of
+from smnas_optuna.study.study import relatives_of
 
 _STATES: Final = {
     "complete": "finished",

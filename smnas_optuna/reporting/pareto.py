@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from smnas_optuna.architecture import Architecture, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
 
 PARTS = ("input_size", "backbone", "neck", "rpn", "head")

@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from smnas_optuna.evaluation.job import Costs, Memory, Progress, Resumed
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued, TakenOver
 from smnas_optuna.reporting.sparkline import sparkline
+from smnas_optuna.training.job import Costs, Memory, Progress, Resumed
 
 _PLAIN_WIDTH = 140
 _BAR_WIDTH = 20

@@ -8,14 +8,14 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.patient_storage import PatientStorage
-from smnas_optuna.recipe import Recipe
+from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.summary import front_table
-from smnas_optuna.search import Search
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import candidates_of, transferred_in
-from smnas_optuna.trial_outcome import evaluated_trials
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import candidates_of, transferred_in
+from smnas_optuna.study.patient_storage import PatientStorage
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.study.trial_outcome import evaluated_trials
 
 
 def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) -> None:

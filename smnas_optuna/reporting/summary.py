@@ -8,7 +8,7 @@ from rich.table import Table
 
 from smnas_optuna.reporting.pareto import accuracy_and_costs, objectives_of, pareto_front, trials_frame
 from smnas_optuna.reporting.quantity import quantity_of
-from smnas_optuna.search import Search
+from smnas_optuna.search.search import Search
 
 _ALWAYS_SHOWN = ("latency_ms", "flops", "params")
 _HEADINGS = {

@@ -1,0 +1,1 @@
+"""Which combinations of parts exist, suggested define-by-run."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smnas_optuna.architecture import Architecture
+from smnas_optuna.parts.architecture import Architecture
 
 if TYPE_CHECKING:
     import optuna  # what reads a recipe to build detectors needs none

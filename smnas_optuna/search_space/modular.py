@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from smnas_optuna.architecture import FPN, Architecture, Backbone, BackboneCode, ClassicBackbone
+from smnas_optuna.parts.architecture import FPN, Architecture, Backbone, BackboneCode, ClassicBackbone
 
 if TYPE_CHECKING:
     import optuna  # what reads a recipe to build detectors needs none

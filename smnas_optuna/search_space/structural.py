@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from smnas_optuna.architecture import (
+from smnas_optuna.parts.architecture import (
     BACKBONE_LEVELS,
     NECKS,
     RPN,
@@ -53,8 +53,8 @@ class StructuralSpace(BaseModel):
     Args:
         backbones: Names of published backbones.
         base_channels: Width of each backbone's first stage, in channels; 64 is the published network.
-        necks: ``none``, ``FPN``, and pyramids of one's own (:func:`~smnas_optuna.architecture.register_neck`), which
-            have the levels and channels of an FPN.
+        necks: ``none``, ``FPN``, and pyramids of one's own
+            (:func:`~smnas_optuna.parts.architecture.register_neck`), which have the levels and channels of an FPN.
         fpn_inputs: Backbone levels Pa-Pb that a pyramid may take in.
         fpn_last_outputs: Levels Pd at which a pyramid may end; only those with d >= b are ever used.
         fpn_channels: Channels of every level of a pyramid.

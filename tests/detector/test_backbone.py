@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas_optuna.architecture import BackboneCode, ClassicBackbone
 from smnas_optuna.detector import layers as registered  # noqa: F401  # DividingGroupNorm
 from smnas_optuna.detector.backbone import SearchedBackbone
+from smnas_optuna.parts.architecture import BackboneCode, ClassicBackbone
 
 from mmdet.models.backbones import ResNet, ResNeXt  # isort: skip  # needs the operators that our module provides
 

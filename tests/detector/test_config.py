@@ -21,7 +21,9 @@ from mmengine.runner.checkpoint import get_torchvision_models
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from smnas_optuna.architecture import (
+from smnas_optuna.detector.config import SINGLE_LEVEL, model_config, weights_of
+from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.parts.architecture import (
     FPN,
     RPN,
     Architecture,
@@ -31,10 +33,8 @@ from smnas_optuna.architecture import (
     parse_head,
     stride_of,
 )
-from smnas_optuna.detector.config import SINGLE_LEVEL, model_config, weights_of
-from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.recipe.settings import Detector
 from smnas_optuna.search_space.structural import StructuralSpace
-from smnas_optuna.settings import Detector
 from tests.detector.counted_calls import CountedCalls
 from tests.detector.test_backbone import backbone_codes
 

@@ -17,11 +17,11 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from smnas_optuna.architecture import FPN, RPN, Architecture, ClassicBackbone, InputSize, RCNNHead, RetinaNetHead
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta, count_costs
+from smnas_optuna.parts.architecture import FPN, RPN, Architecture, ClassicBackbone, InputSize, RCNNHead, RetinaNetHead
+from smnas_optuna.recipe.settings import Detector
 from smnas_optuna.search_space.structural import order
-from smnas_optuna.settings import Detector
 
 SMALL = Detector(proposals=12, fc_channels=24, retina_convs=2)
 SMALL_GN = SMALL.model_copy(update={"norm": "GN", "weight_standardization": True})
@@ -167,10 +167,10 @@ def test_counting_leaves_the_config_as_it_was() -> None:
 
 def test_counts_in_a_process_that_has_loaded_nothing_else() -> None:
     program = (
-        "from smnas_optuna.architecture import Architecture\n"
+        "from smnas_optuna.parts.architecture import Architecture\n"
         "from smnas_optuna.detector.config import model_config\n"
         "from smnas_optuna.detector.counting import count_costs\n"
-        "from smnas_optuna.settings import Detector\n"
+        "from smnas_optuna.recipe.settings import Detector\n"
         "architecture = Architecture.parse('512x512 MobileNetV2 FPN(P2-P5,c=128) GA-RPN Cascade(n=2)')\n"
         "config = model_config(architecture, classes=5, detector=Detector(norm='GN'))\n"
         "print(*count_costs(config, architecture.input_size))"

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import DefaultScope
 
-from smnas_optuna.architecture import Architecture
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.layers import (
     DividingGroupNorm,
@@ -21,7 +20,8 @@ from smnas_optuna.detector.layers import (
     NormalizedRPNHead,
     TruncatedMobileNetV2,
 )
-from smnas_optuna.settings import Detector
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.settings import Detector
 from tests.detector.training_step import measured_memory
 
 from mmdet.models.backbones import MobileNetV2  # isort: skip  # needs the operators that our layers provide

@@ -11,11 +11,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import get_torchvision_models
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from smnas_optuna.architecture import BACKBONE_LEVELS, ClassicBackbone
 from smnas_optuna.detector.config import backbone_config
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.settings import Detector
+from smnas_optuna.parts.architecture import BACKBONE_LEVELS, ClassicBackbone
+from smnas_optuna.recipe.settings import Detector
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
 

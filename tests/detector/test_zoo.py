@@ -1,8 +1,8 @@
 import pytest
 
-from smnas_optuna.architecture import Architecture, ClassicBackbone
 from smnas_optuna.detector.counting import build_on_meta, published_model
 from smnas_optuna.detector.zoo import DETECTORS, find_backbone, find_detector
+from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
 
 
 def test_the_found_detectors_are_those_of_table_2() -> None:

@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
-from smnas_optuna.architecture import InputSize
+from smnas_optuna.parts.architecture import InputSize
 
 # The second step is the first that has the optimizer's momentum from its start.
 _STEPS = 2

@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.loop import Run
 from smnas_optuna.execution.worker import Tell
-from smnas_optuna.objective import Turn
-from smnas_optuna.patient_storage import PATIENCE
 from smnas_optuna.samplers import create_sampler
-from smnas_optuna.storage import open_storage
-from smnas_optuna.trial_outcome import counts_toward_total
+from smnas_optuna.search.objective import Turn
+from smnas_optuna.study.patient_storage import PATIENCE
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.study.trial_outcome import counts_toward_total
 
 SIZE = 8 * 8 * 8 * 3
 

@@ -6,11 +6,11 @@ import optuna
 import psutil
 import pytest
 
-from smnas_optuna.evaluation.process import context, preload
 from smnas_optuna.execution.local import _enter, supervise
 from smnas_optuna.execution.worker import Finished, Message
-from smnas_optuna.storage import open_storage
-from smnas_optuna.trial_outcome import counts_toward_total
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.study.trial_outcome import counts_toward_total
+from smnas_optuna.training.process import context, preload
 from tests.execution.cheap import CheapOrder, MistakenOrder, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL

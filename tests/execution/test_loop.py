@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run
-from smnas_optuna.objective import Turn
-from smnas_optuna.storage import open_storage
+from smnas_optuna.search.objective import Turn
+from smnas_optuna.study.storage import open_storage
 from tests.servers import PostgreSQL
 
 

@@ -15,19 +15,19 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from smnas_optuna.evaluation.process import preload
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import Run
 from smnas_optuna.execution.worker import Finished, Message, Requeued, Tell
-from smnas_optuna.objective import Turn
-from smnas_optuna.storage import open_storage
+from smnas_optuna.search.objective import Turn
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.training.process import preload
 from tests.execution.cheap import CheapOrder, check, create_cheap_study, suspend_in_training
 from tests.servers import PostgreSQL
 
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 _WORK = """
 import sys
-from smnas_optuna.evaluation.process import preload
+from smnas_optuna.training.process import preload
 from smnas_optuna.execution.local import supervise
 from tests.execution.cheap import CheapOrder
 

@@ -9,7 +9,7 @@ import pytest
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.ray import connect, places, sharing, supervise_on_ray
 from smnas_optuna.execution.worker import Finished, Message
-from smnas_optuna.settings import Device
+from smnas_optuna.recipe.settings import Device
 from tests.execution.cheap import CheapOrder, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.ray_cluster import ray_cluster

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from smnas_optuna.architecture import Architecture, BackboneCode, ClassicBackbone
 from smnas_optuna.detector.flops import backbone_costs
+from smnas_optuna.parts.architecture import Architecture, BackboneCode, ClassicBackbone
 from smnas_optuna.reporting.correlation import (
     FACTORS,
     Correlation,

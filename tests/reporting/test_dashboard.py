@@ -12,10 +12,10 @@ import optuna
 import pytest
 from optuna_dashboard import get_note
 
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.dashboard import PARETO_FIGURE, Frontispiece, describe_study, describe_trial, trial_note
-from smnas_optuna.search import Search
-from smnas_optuna.storage import open_storage
+from smnas_optuna.search.search import Search
+from smnas_optuna.study.storage import open_storage
 from tests.browser import open_page
 
 _START_SECONDS = 30.0

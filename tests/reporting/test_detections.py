@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
+from smnas_optuna.data.digits import make_digits
 from smnas_optuna.errors import UserError
-from smnas_optuna.evaluation.digits import make_digits
 from smnas_optuna.reporting.detections import draw_detections
 from tests.commands import run
 from tests.conftest import TINY

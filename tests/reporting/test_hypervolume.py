@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from smnas_optuna.architecture import Architecture
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.hypervolume import hypervolume_text, measure_hypervolume
-from smnas_optuna.search import Candidate, Search, Transferred
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import open_study
+from smnas_optuna.search.search import Candidate, Search, Transferred
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.storage import open_storage
 from tests.reporting.synthetic_study import finished, make_study, studies
 
 SEEDS = ("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC", "64x48 MobileNetV2(w=8) RPN 2FC")

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from smnas_optuna.architecture import Architecture
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.quantity import MISSING
-from smnas_optuna.search import Candidate, Search
-from smnas_optuna.storage import open_storage
-from smnas_optuna.study import open_study
+from smnas_optuna.search.search import Candidate, Search
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.storage import open_storage
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 

@@ -3,9 +3,9 @@ import io
 import optuna
 from rich.console import Console
 
-from smnas_optuna.evaluation.job import Costs, Progress, Resumed, Target
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
 from smnas_optuna.reporting.progress import SearchProgress
+from smnas_optuna.training.job import Costs, Progress, Resumed, Target
 
 TARGET = Target("cpu", "AMD EPYC", 1, 2**30, {})
 SCORES = {"map": 0.25, "map_50": 0.5, "latency_ms": 7.0, "latency_spread_ms": 0.2}

@@ -8,7 +8,7 @@ import pytest
 from plotly.graph_objects import Scatter
 
 from smnas_optuna.detector.zoo import DETECTORS
-from smnas_optuna.recipe_file import load_recipe
+from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.figures import front_figure
 from smnas_optuna.reporting.published import (
     KnownDetector,

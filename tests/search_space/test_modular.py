@@ -15,8 +15,8 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from smnas_optuna.architecture import FPN, RPN, Architecture, BackboneCode, ClassicBackbone, InputSize, RCNNHead
 from smnas_optuna.detector import config
+from smnas_optuna.parts.architecture import FPN, RPN, Architecture, BackboneCode, ClassicBackbone, InputSize, RCNNHead
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search_space import modular
 from smnas_optuna.search_space.modular import CandidateSpace, ModularSpace

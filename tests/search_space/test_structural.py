@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from smnas_optuna.architecture import (
+from smnas_optuna.parts.architecture import (
     FPN,
     RPN,
     Architecture,

@@ -1,0 +1,85 @@
+"""BDD100K's detection labels, read into COCO's form: those of 2018 and those of 2020 (Yu et al., CVPR 2020).
+
+Labels without a box, which are lanes and drivable areas, are passed over. As in BDD100K's own evaluation, what cannot
+be told apart (a crowd, ``other person``, ``other vehicle``, ``trailer``) is a region in which nothing counts.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from smnas_optuna.data.annotations import Content, convert, is_number, read_json
+from smnas_optuna.errors import UserError
+
+CLASSES: Final = (
+    *("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    *("traffic light", "traffic sign"),
+)
+
+# Counts in the names of cached files: a change to what is read must not meet files of before.
+_READER = "bdd-v1"
+_OTHER_NAMES = {"person": "pedestrian", "motor": "motorcycle", "bike": "bicycle", "van": "car", "caravan": "car"}
+_IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
+_WIDTH, _HEIGHT = 1280, 720
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+def bdd_annotations(place: str, path: Path) -> Path:
+    """Return the COCO json file of a file of BDD100K's labels, whose file names are those of its frames.
+
+    Args:
+        place: Names the file in messages.
+        path: Of the file.
+
+    Raises:
+        UserError: It is missing or not in BDD100K's format, or a box has no numbers or an unknown category.
+    """
+    try:
+        return convert(_READER, (), (path,), lambda: _read(place, read_json(place, path, "labels of BDD100K")))
+    except FileNotFoundError:
+        raise UserError(f"{place}: no such file") from None
+
+
+def _read(place: str, frames: Any) -> Content:
+    if not isinstance(frames, list):
+        raise UserError(f"{place}: not labels of BDD100K: expected a list of frames")
+    images: list[Content] = []
+    annotations: list[Content] = []
+    for number, frame in enumerate(frames):
+        if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
+            raise UserError(f"{place}: frame {number} has no name, so not labels of BDD100K")
+        images.append({"id": number + 1, "file_name": frame["name"], "width": _WIDTH, "height": _HEIGHT})
+        labels = frame.get("labels") or []
+        if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
+            raise UserError(f"{place}: {frame['name']}: expected a list of records under 'labels'")
+        for label in labels:
+            if label.get("box2d") is None:
+                continue
+            category = str(label.get("category"))
+            name = _IGNORED.get(category) or _OTHER_NAMES.get(category, category)
+            if name not in CLASSES:
+                raise UserError(
+                    f"{place}: {frame['name']}: a box has the category {category!r}; expected one of "
+                    f"{', '.join(CLASSES)}"
+                )
+            left, top, right, bottom = _corners(place, frame["name"], label["box2d"])
+            attributes = label.get("attributes")
+            is_crowd = isinstance(attributes, dict) and bool(attributes.get("crowd"))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 1,
+                    "category_id": CLASSES.index(name) + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": int(is_crowd or category in _IGNORED),
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _corners(place: str, frame: str, box: Any) -> list[float]:
+    corners: list[Any] = [box.get(corner) if isinstance(box, dict) else None for corner in _CORNERS]
+    if not all(map(is_number, corners)):
+        raise UserError(f"{place}: {frame}: has the box {box!r}; expected numbers x1, y1, x2 and y2")
+    return [float(corner) for corner in corners]

@@ -1,0 +1,1 @@
+"""One search as a document: its sections, read from YAML."""

@@ -1,0 +1,175 @@
+"""Reads a recipe from YAML, and tells what is wrong with it and where."""
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from smnas_optuna.errors import UserError, explain
+from smnas_optuna.recipe.recipe import Recipe
+
+
+def shipped_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("smnas_optuna") / "studies"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        recipe: A path to a YAML file, or the name of a shipped recipe.
+        overrides: ``key.path=value`` each, the value in YAML; they win over the file.
+
+    Raises:
+        UserError: With file, line or key path, what was found and what was expected.
+    """
+    place, text = _read(recipe)
+    try:
+        tree = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise UserError(f"{place}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        raise UserError(f"{place}:{before.count(chr(10)) + 1}: not valid YAML: {error.reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: expected keys such as name, dataset and structural, found {type(content).__name__}")
+    overridden = {_override(content, override) for override in overrides}
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        path, message = first_mistake(error, content)
+        key = ".".join(path)
+        given = any(f"{key}.".startswith(f"{override}.") for override in overridden)
+        line = None if given else _line_of(tree, path)
+        raise UserError(f"{f'{place}:{line}' if line else place}: {message}") from None
+
+
+def first_mistake(error: ValidationError, content: Any) -> tuple[list[str], str]:
+    """Return the keys to what is wrong with a recipe's ``content``, and one line that says which key, and what."""
+    # A misspelt key comes first: that the right one is missing only follows from it.
+    first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
+    path = _path_of(first, content)
+    key = f"{'.'.join(path)}: " if path else ""
+    return path, f"{key}{_explain(first)}{f' (and {len(more)} more)' if more else ''}"
+
+
+def _read(recipe: str) -> tuple[str, str]:
+    path = Path(recipe)
+    try:
+        if recipe in shipped_recipes():
+            return recipe, (resources.files("smnas_optuna") / "studies" / f"{recipe}.yaml").read_text(encoding="utf-8")
+        return recipe, path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        shipped = ", ".join(shipped_recipes())
+        raise UserError(f"recipe {recipe!r}: no such file, and the shipped recipes are {shipped}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {recipe!r}: cannot be read: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, where a key given twice in one mapping is an error; PyYAML lets the last one win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} given twice", problem_mark=key.start_mark)
+                keys.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # such as the date 2024-13-45
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+
+
+def _override(content: dict[str, Any], override: str) -> str:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {override!r}: expected key.path=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        child = {} if section.get(parent) is None else section[parent]
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override!r}: {parent} holds a value, not keys")
+        section[parent] = dict(child)  # a copy: by an alias in the YAML another key may hold the same mapping
+        section = section[parent]
+    section[last] = value
+    return key
+
+
+def _path_of(error: ErrorDetails, content: Any) -> list[str]:
+    """Return the keys to an error in ``content``, without the names that pydantic gives to members of unions."""
+    path: list[str] = []
+    node = content
+    for part in error["loc"]:
+        children = dict(enumerate(node)) if isinstance(node, list) else node
+        if isinstance(children, dict) and part in children:
+            node = children[part]
+            path.append(str(part))
+    return [*path, str(error["loc"][-1])] if error["type"] == "missing" else path
+
+
+def _line_of(node: yaml.Node | None, path: list[str]) -> int | None:
+    """Return the line, from 1, of the deepest part of ``path`` that the file has."""
+    line: int | None = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _explain(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"unknown key; {f'did you mean {close[0]}?' if close else 'expected one of ' + ', '.join(known)}"
+    if error["type"] == "missing":
+        return "this key is missing"
+    if error["type"].startswith("union_tag"):
+        kinds = Recipe.model_json_schema()["properties"]["dataset"]["discriminator"]["mapping"]
+        kind = f"kind {error['ctx']['tag']!r}" if "tag" in error["ctx"] else "no kind"
+        return f"found {kind}, expected one of {', '.join(kinds)}"
+    return explain(error)
+
+
+def _known_keys(path: Sequence[int | str]) -> list[str]:
+    """Return the keys of the recipe's section at ``path``."""
+    schema = Recipe.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in path:
+        if "oneOf" in node:
+            reference = node["discriminator"]["mapping"][part]
+        else:
+            child = node["properties"][str(part)]
+            # What may be null is a choice of two.
+            child = next((choice for choice in child.get("anyOf", ()) if "$ref" in choice), child)
+            if "oneOf" in child:
+                node = child
+                continue
+            reference = child["$ref"]
+        node = schema["$defs"][reference.removeprefix("#/$defs/")]
+    return list(node["properties"])

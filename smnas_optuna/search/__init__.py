@@ -1,0 +1,1 @@
+"""What each stage searches, and how a trial of it is evaluated."""

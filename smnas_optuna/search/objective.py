@@ -1,0 +1,209 @@
+"""The Optuna objective: architecture -> costs -> gate -> training -> values, recorded on the trial."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from smnas_optuna.data.datasets import CheckedDataset
+from smnas_optuna.errors import EvaluationInterrupted
+from smnas_optuna.samplers import PartialOrderPruningSampler
+from smnas_optuna.search.search import Search, known_costs
+from smnas_optuna.search.timing_margin import optimistic_latency, timing_pairs
+from smnas_optuna.study.retry import belonging_of, interrupted_before
+from smnas_optuna.study.trial_outcome import record_outcome
+from smnas_optuna.training.job import (
+    Costs,
+    Event,
+    Failure,
+    Job,
+    Memory,
+    Progress,
+    Resumed,
+    Scores,
+    Target,
+    TooLarge,
+    UntrainedLatency,
+)
+from smnas_optuna.training.outcome import Outcome
+from smnas_optuna.training.process import Waitable, evaluate
+from smnas_optuna.training.trial_folder import folder_of, prepare_folder
+
+_logger = logging.getLogger(__name__)
+
+
+class EvaluationFailed(Exception):
+    """An architecture could not be evaluated; its trial fails with this text as its reason and the search goes on."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a trial has to do with the worker that runs it.
+
+    Args:
+        claimed: To be called once the trial's user attribute ``architecture`` is in the database; it raises where the
+            trial is to end there, since another has the architecture or it is not needed any more.
+        ends: When one of them becomes readable, the trial has to end at once: ``check`` raises.
+        check: Raises why the trial has to end, if it has: KeyboardInterrupt, or LeaseLost if it is another worker's.
+    """
+
+    claimed: Callable[[], None]
+    ends: Sequence[Waitable]
+    check: Callable[[], None]
+
+
+class DetectorObjective:
+    """Evaluates the detector that a trial proposes.
+
+    Args:
+        search: What the study searches.
+        dataset: Checked.
+        device: What trials say of the device that they are timed on.
+        target: The device.
+        folder: Each trial gets a folder below, with its config, log and checkpoint.
+        listen: Called with each trial's number, its architecture and what happens in it.
+        describe: Called with a trial that is about to end, its epochs' losses and its folder.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        dataset: CheckedDataset,
+        device: str,
+        target: Target,
+        folder: Path,
+        listen: Callable[[int, str, Event], None],
+        describe: Callable[[optuna.Trial, list[float], Path], None],
+    ) -> None:
+        self._search = search
+        self._dataset = dataset
+        self._device = device
+        self._target = target
+        self._folder = folder
+        self._listen = listen
+        self._describe = describe
+
+    def __call__(self, trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+        """Evaluate and return the values of the recipe's objectives.
+
+        Args:
+            trial: Just started.
+            turn: Ends the trial where the worker has to end, or the trial is not its own any more.
+
+        Raises:
+            optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
+                fit into memory.
+            EvaluationFailed: It could not be evaluated.
+            EvaluationInterrupted: No architecture could be evaluated here now, as on a full disk.
+        """
+        started = time.perf_counter()
+        settings = self._search.settings
+        architecture = self._search.space.suggest(trial)
+        trial.set_user_attr("architecture", str(architecture))
+        turn.claimed()
+        for name, cost in known_costs(architecture).items():
+            trial.set_user_attr(name, cost)
+        self._gate(trial)
+        frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+        belonging = belonging_of(trial.study, frozen)
+        folder = folder_of(self._folder, trial.number)
+        if moved := prepare_folder(folder, belonging, architecture):
+            _logger.warning("%s: was another study's, and is now %s", folder, moved)
+        loaders = settings.training.loader_workers
+        job = Job(
+            architecture,
+            self._dataset,
+            settings.detector,
+            settings.training,
+            self._search.recipe.device,
+            folder,
+            kind=self._target.kind,
+            gpus=self._target.gpus,
+            weights=self._search.weights(architecture.backbone),
+            loader_workers=self._target.loader_workers if loaders is None else loaders,
+            memory=self._target.memory,
+            belonging=belonging,
+            former=tuple(folder_of(self._folder, number) for number in reversed(interrupted_before(frozen))),
+        )
+        trial.set_user_attr("device", self._device)
+        losses: list[float] = []
+        with closing(evaluate(job, turn.ends)) as events:
+            for event in events:
+                turn.check()
+                self._listen(trial.number, str(architecture), event)
+                if isinstance(event, Costs):
+                    trial.set_user_attr("flops", event.flops)
+                    trial.set_user_attr("params", event.params)
+                    self._gate(trial)
+                elif isinstance(event, Memory):
+                    trial.set_user_attr("memory_gb", event.bytes / 2**30)
+                    if event.parts > 1:
+                        trial.set_user_attr("gradient_accumulation", event.parts)
+                elif isinstance(event, TooLarge):
+                    self._skip(trial, event)
+                elif isinstance(event, UntrainedLatency):
+                    trial.set_user_attr("untrained_latency_ms", event.milliseconds)
+                    pairs = timing_pairs(trial.study.get_trials(deepcopy=False), self._device)
+                    self._gate(trial, latency_ms=optimistic_latency(event.milliseconds, pairs))
+                elif isinstance(event, Resumed):
+                    trial.set_user_attr("resumed_after_epochs", event.epochs)
+                elif isinstance(event, Progress):
+                    losses.append(event.loss)
+                elif isinstance(event, Failure):
+                    if event.outcome is Outcome.INTERRUPTED:
+                        raise EvaluationInterrupted(event.reason)
+                    record_outcome(trial, event.outcome, event.reason)
+                    self._describe_safely(trial, losses, job.folder)
+                    raise EvaluationFailed(event.reason)
+                elif isinstance(event, Scores):
+                    self._record(trial, event)
+        turn.check()
+        trial.set_user_attr("seconds", time.perf_counter() - started)
+        self._describe_safely(trial, losses, job.folder)
+        return tuple(float(trial.user_attrs[objective]) for objective in settings.objectives)
+
+    def _describe_safely(self, trial: optuna.Trial, losses: list[float], folder: Path) -> None:
+        """Describe a trial; what is already known of it is worth more than its description."""
+        try:
+            self._describe(trial, losses, folder)
+        except Exception:
+            _logger.exception("trial %d could not be described", trial.number)
+
+    def _gate(self, trial: optuna.Trial, **measured: float) -> None:
+        """End a trial before its training if not even the best that it can be would reach the front."""
+        sampler = trial.study.sampler
+        if not isinstance(sampler, PartialOrderPruningSampler):
+            return
+        costs = {**trial.user_attrs, **measured}
+        objectives = self._search.settings.objectives
+        known = {index: float(costs[name]) for index, name in enumerate(objectives) if name in costs}
+        reason = sampler.is_dominated(trial.study, trial, known) if known else None
+        if reason:
+            record_outcome(trial, Outcome.DOMINATED, reason)
+            raise optuna.TrialPruned(reason)
+
+    def _skip(self, trial: optuna.Trial, found: TooLarge) -> None:
+        """End a trial before its training, which does not fit into memory."""
+        images = "one image" if found.images == 1 else f"{found.images} images at once"
+        reason = (
+            f"would run out of memory: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
+            f"{found.usable / 2**30:.3g} GiB are usable on {self._device}"
+        )
+        trial.set_user_attr("memory_gb", found.needed / 2**30)
+        record_outcome(trial, Outcome.TOO_LARGE, reason)
+        raise optuna.TrialPruned(reason)
+
+    def _record(self, trial: optuna.Trial, scores: Scores) -> None:
+        for name, value in scores.metrics.items():
+            trial.set_user_attr(name, value)
+        trial.set_user_attr("latency_ms", scores.latency_ms)
+        trial.set_user_attr("latency_spread_ms", scores.latency_spread_ms)
+        if scores.gpu_busy_ms is not None:
+            trial.set_user_attr("gpu_busy_ms", scores.gpu_busy_ms)
+        trial.set_user_attr("train_seconds", scores.train_seconds)
+        trial.set_user_attr("evaluation_seconds", scores.evaluation_seconds)
+        trial.set_user_attr("timing_seconds", scores.timing_seconds)

@@ -1,0 +1,110 @@
+"""The database that studies are kept in, shared by all workers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy.exc
+from sqlalchemy.engine import URL, make_url
+
+from smnas_optuna.errors import UserError
+from smnas_optuna.study.patient_storage import PATIENCE, PatientStorage, wait_for_database
+
+DEFAULT_STORAGE = "sqlite:///smnas.db"
+# How often a worker renews the lease of its trial, in seconds.
+LEASE_SECONDS = 20.0
+
+_BUSY_SECONDS = 60
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "lustre", "gluster", "ceph", "afs", "gpfs", "beegfs")
+
+
+def open_storage(
+    url: str, *, create: bool = True, lease_seconds: float = LEASE_SECONDS, patience: float = 5.0
+) -> PatientStorage:
+    """Open a database.
+
+    Args:
+        url: As SQLAlchemy has it, such as ``sqlite:///smnas.db`` or ``postgresql+psycopg://user:password@host/name``;
+            or ``@FILE`` for a file whose first line it is, so that no password shows in a list of processes.
+        create: Make Optuna's tables (and for SQLite the file) where they are absent; otherwise nothing is written.
+        lease_seconds: How often a worker renews the lease of its running trial, see ``lease.py``.
+        patience: Seconds that a database which does not answer is waited for; once it has answered, it is many more.
+
+    Raises:
+        UserError: The URL is wrong, its driver is not installed, or the database cannot be reached or used.
+    """
+    parsed = storage_url(url)
+    shown = mask(parsed)
+    arguments: dict[str, Any] = {}
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if is_sqlite:
+        if parsed.database in (None, "", ":memory:"):
+            raise UserError(f"--storage {shown}: keeps nothing; expected a file, such as sqlite:///smnas.db")
+        if not create and not Path(str(parsed.database)).exists():
+            raise UserError(f"--storage {shown}: no such database file")
+        arguments["timeout"] = _BUSY_SECONDS
+    with database_errors(parsed):
+        storage = wait_for_database(
+            lambda: PatientStorage(
+                parsed.render_as_string(hide_password=False),
+                # A trial may take hours, and servers drop connections that are silent for so long.
+                engine_kwargs={"pool_pre_ping": True, "connect_args": arguments},
+                skip_table_creation=not create,
+                lease_seconds=lease_seconds,
+                patience=patience,
+            ),
+            patience,
+        )
+        if is_sqlite and create and network_file_system(parsed) is None:
+            with storage.engine.connect() as connection:
+                # Readers then do not wait for a writer, nor a writer for them.
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        storage.get_all_studies()
+    storage.patience = PATIENCE
+    return storage
+
+
+def storage_url(text: str) -> URL:
+    """Parse a database URL, or read it from ``@FILE``; raises UserError."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8").partition("\n")[0].strip()
+        except OSError as error:
+            raise UserError(f"--storage {text}: cannot be read: {error.strerror}") from None
+    try:
+        return make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise UserError("--storage: not a database URL; expected one such as sqlite:///smnas.db") from None
+
+
+def mask(url: URL) -> str:
+    """Return a URL as it may be shown: without its password."""
+    return url.render_as_string(hide_password=True)
+
+
+def network_file_system(url: URL) -> str | None:
+    """Return the kind of network file system that an SQLite database lies on, None where it lies on a local one."""
+    path = Path(str(url.database)).resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if path.is_relative_to(part.mountpoint)]
+    if not mounts:
+        return None
+    kind = str(max(mounts, key=lambda part: len(part.mountpoint)).fstype)
+    return kind if kind.lower().startswith(_NETWORK_FILE_SYSTEMS) else None
+
+
+@contextmanager
+def database_errors(url: URL) -> Iterator[None]:
+    """Tell what a database refuses as the user's error, without the password."""
+    shown = mask(url)
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"--storage {shown}: its driver is not installed: {error.__cause__ or error}") from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        text = str(getattr(cause, "orig", None) or cause)
+        told = text.replace(url.password, "***") if url.password else text
+        raise UserError(f"--storage {shown}: cannot be used: {told}") from None

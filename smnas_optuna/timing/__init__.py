@@ -1,0 +1,1 @@
+"""How long a detector takes for an image, and on which device."""

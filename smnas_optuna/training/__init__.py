@@ -1,0 +1,1 @@
+"""One process trains, scores and times one architecture."""

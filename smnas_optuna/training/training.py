@@ -1,0 +1,497 @@
+"""What happens in a training process: build, cost, train, evaluate and time one architecture with MMEngine's Runner."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmengine.device.utils
+import torch
+import torch.distributed
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
+from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
+from smnas_optuna.detector.counting import build_on_meta, count_costs
+from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.memory import learns_statistics, training_memory
+from smnas_optuna.detector.weights import check_weights
+from smnas_optuna.errors import EvaluationInterrupted, UserError
+from smnas_optuna.parts.architecture import BACKBONE_LEVELS, InputSize
+from smnas_optuna.timing.cores import usable_cores
+from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
+from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
+from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
+from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
+from smnas_optuna.timing.timing_turn import TimingTurn
+from smnas_optuna.training.checkpoint import (
+    KeepCheckpoint,
+    adopt_checkpoint,
+    delete_checkpoints,
+    resume,
+    training_record,
+)
+from smnas_optuna.training.distributed import ProcessFailed, backend, in_child, join, run_processes
+from smnas_optuna.training.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
+from smnas_optuna.training.fitting import fit_batch, gpu_memory, machine_memory, usable_memory
+from smnas_optuna.training.job import (
+    Candidates,
+    Costs,
+    Demand,
+    Event,
+    Failure,
+    Job,
+    Memory,
+    Progress,
+    Resumed,
+    Scores,
+    Target,
+    TooLarge,
+    UntrainedLatency,
+)
+from smnas_optuna.training.loaders import loader_config
+from smnas_optuna.training.process import failure_of
+from smnas_optuna.training.runners import environment_config, hooks_config
+from smnas_optuna.training.scoring import precisions, search_metrics
+from smnas_optuna.training.sparse_logging import SparseRuntimeInfoHook  # noqa: F401  # registers it and others
+from smnas_optuna.training.trial_folder import record_of
+from smnas_optuna.training.weights_file import write_weights
+
+# Done once in the server of training processes, so that a trial does not wait for it.
+register_all_modules()
+
+_LEAST_LOADERS, _MOST_LOADERS = 2, 8
+_LONGEST_REASON = 200
+_LOSS_CHECK_INTERVAL = 20
+# Seconds.
+_UNTIL_CRASHES_ARE_SEEN = 1.0
+
+
+def probe(demand: Demand, report: Callable[[Target], None]) -> None:
+    """Report the device that a run asks for, having fetched the pre-trained weights that it needs.
+
+    Raises:
+        UserError: There is no such device, it lacks what a stage needs, or weights cannot be had.
+    """
+    recipe, device = demand.recipe, demand.recipe.device
+    gpus, problem = _choose_gpus(demand)
+    kind = "cuda" if gpus else "cpu"
+    _use_device(kind)
+    if device.cpu_threads:
+        torch.set_num_threads(device.cpu_threads)
+    for stage, settings in recipe.stages.items():
+        if kind == "cpu" and settings.detector.norm == "SyncBN":
+            raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
+    settings = recipe.stages[demand.stage]
+    for each in demand.pretrained:
+        config, _ = backbone_config(each.backbone, BACKBONE_LEVELS, settings.detector)
+        place = f"{each.key}: {each.weights} for {each.backbone}"
+        check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
+    name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()
+    # Each process of a training has a GPU of its own, but all of them share the machine's memory.
+    processes = 1 if gpus else device.gpus_per_trial
+    total = min(map(gpu_memory, gpus)) if gpus else machine_memory()
+    memory = usable_memory(kind, name, device.memory_gb, total=total, trainings=demand.sharing, processes=processes)
+    uuids = tuple(map(gpu_uuid, gpus))
+    found = conditions(
+        kind, uuids, standardized=settings.detector.weight_standardization, compiled=device.timing.compiled
+    )
+    if device.timing.compiled:
+        _check_compiler(kind)
+    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
+    chosen = tuple(names[index] for index in gpus) if gpus else None
+    loaders = _loader_workers(demand, kind)
+    report(Target(kind, name, max(1, len(gpus)), memory, found, loaders, chosen, uuids, problem))
+
+
+def _check_compiler(kind: str) -> None:
+    """Compile a layer; raises UserError where that is not possible here."""
+    layer = torch.compile(torch.nn.Conv2d(1, 1, 1).to(kind))
+    try:
+        with torch.inference_mode():
+            layer(torch.ones(1, 1, 2, 2, device=kind))
+    except Exception as error:  # of many kinds: no compiler, no Triton, an old GPU
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(f"device.timing.compiled: found true, but torch.compile fails here: {reason}") from None
+
+
+def _loader_workers(demand: Demand, kind: str) -> int:
+    """Return how many processes load images for each GPU: what the machine's cores allow, beside those that train."""
+    if kind == "cpu":
+        return _LEAST_LOADERS
+    processes = demand.workers * demand.recipe.device.gpus_per_trial
+    cores = len(usable_cores()) // processes - 1
+    return min(max(cores, _LEAST_LOADERS), _MOST_LOADERS)
+
+
+def _choose_gpus(demand: Demand) -> tuple[list[int], str]:
+    """Return the indices of the GPUs to use, none to use the CPU, and what the user should know of the choice.
+
+    Raises:
+        UserError: The recipe asks for GPUs that are not there, or that torch cannot use.
+    """
+    device = demand.recipe.device
+    if device.kind == "cpu":
+        return [], ""
+    found = find_gpus()
+    if not found.usable:
+        if device.kind == "cuda":
+            raise UserError(
+                f"device.kind: found cuda, but {found.problem or 'no GPU is visible'}; expected auto or cpu"
+            )
+        return [], f"trains on the CPU, since torch cannot use the GPU: {found.problem}" if found.listed else ""
+    if device.gpus_per_trial > len(found.usable):
+        others = f" that torch can use ({found.problem})" if found.problem else ""
+        raise UserError(
+            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(found.usable)} GPUs{others} here"
+        )
+    usage = {index: announced_searches(gpu_uuid(index)) for index in found.usable}
+    # Workers have been given GPUs already; whoever has not takes those that fewest other searches use.
+    order = found.usable if demand.gpus else sorted(found.usable, key=lambda index: len(usage[index]))
+    chosen = order[: device.gpus_per_trial]
+    crowd = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
+    if not crowd:
+        return list(chosen), found.problem
+    return list(chosen), (
+        f"shares a GPU with {', '.join(crowd)}, each of which may take all of its memory; expected other GPUs in "
+        f"{VARIABLE}, or device.memory_gb"
+    )
+
+
+def visible_gpus(_: None, report: Callable[[tuple[tuple[str, ...], str]], None]) -> None:
+    """Report the names of the CUDA GPUs that torch can use, and what is wrong with others that are listed."""
+    found = find_gpus()
+    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if found.usable else 0)
+    # Of a GPU's parts (MIG) a process sees the first one only.
+    usable = [name for index, name in enumerate(names) if index in found.usable or index >= torch.cuda.device_count()]
+    report((tuple(usable), found.problem if found.listed else ""))
+
+
+def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
+    """Report the costs of each of some architectures, in their order, without training anything."""
+    for architecture in candidates.architectures:
+        model = model_config(architecture, classes=candidates.classes, detector=candidates.detector)
+        report(Costs(*count_costs(model, architecture.input_size)))
+
+
+def evaluate(job: Job, report: Callable[[Event], None]) -> None:
+    """Cost, train, evaluate and time the job's architecture, on several GPUs if it says so, and report each step.
+
+    One that does not fit into memory is only costed.
+    """
+    _use_device(job.kind)
+    if job.device.cpu_threads:
+        torch.set_num_threads(job.device.cpu_threads)
+    costs, memory = in_child(_estimate, job)
+    report(costs)
+    report(memory)
+    if isinstance(memory, TooLarge):
+        return
+    config = runner_config(job, memory.parts)
+    record = training_record(job, memory.parts)
+    resumed = adopt_checkpoint(job, record)
+    if resumed is not None:
+        resume(config, resumed)
+    checkpoints = KeepCheckpoint(job.folder, record, resumed)
+    processes = job.device.gpus_per_trial
+    if processes == 1:
+        _initialise(job.kind)
+        _train(job, config, checkpoints, report)
+        return
+    try:
+        run_processes(_train_distributed, processes, job, config, checkpoints, report)
+    except ProcessFailed as error:
+        # One that could still say what went wrong has done so before, and what comes second is not heard.
+        report(Failure(f"crashed: {error}"))
+
+
+def _estimate(job: Job) -> tuple[Costs, Memory | TooLarge]:
+    """Return what an architecture costs, and whether and in how many parts of a batch its training fits into memory."""
+    return Costs(*count_costs(_model(job), job.architecture.input_size)), _fit(job)
+
+
+def _model(job: Job) -> dict[str, Any]:
+    classes = len(job.dataset.classes)
+    return model_config(job.architecture, classes=classes, detector=job.detector, weights=job.weights)
+
+
+def _fit(job: Job) -> Memory | TooLarge:
+    """Choose in how many parts each GPU's batch is trained on."""
+    training, processes = job.training, job.device.gpus_per_trial
+    batch = training.batch_size // processes
+    size = job.architecture.input_size
+    longest = max(size.width, size.height)
+    model = build_on_meta(_model(job))
+
+    def needed(parts: int) -> int:
+        images = batch // parts
+        # What is left over at an epoch's end goes together whatever its orientation, and is padded to a square.
+        padded = InputSize(longest, longest) if job.dataset.has_both_orientations and images > 1 else size
+        return training_memory(
+            model,
+            padded,
+            images,
+            device=job.kind,
+            amp=training.amp and job.kind == "cuda",
+            accumulating=parts > 1,
+            distributed=processes > 1,
+        )
+
+    # Each process has a GPU of its own, but all of them share the machine's memory.
+    usable = job.memory if job.kind == "cuda" else job.memory // processes
+    # Batch normalisation in training learns from the images that go through it together: in parts it would be another
+    # training. With pre-trained weights the backbone's statistics stay as they are.
+    return fit_batch(batch, usable, needed, divisible=not learns_statistics(model))
+
+
+def runner_config(job: Job, parts: int = 1) -> Config:
+    """Return the whole MMEngine config that trains and evaluates a job.
+
+    Args:
+        job: What.
+        parts: In how many each GPU's batch goes through the detector, one after another. MMEngine takes each for an
+            iteration, so that its schedule of the learning rate has as many times more.
+    """
+    training, architecture, dataset = job.training, job.architecture, job.dataset
+    is_cuda = job.kind == "cuda"
+    model = _model(job)
+    # Together with pinned memory: the CPU prepares what comes next while an image is copied to the GPU.
+    model["data_preprocessor"]["non_blocking"] = is_cuda
+    scale = (architecture.input_size.width, architecture.input_size.height)
+    load, annotate = {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}
+    resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
+    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+    flip = {"type": "RandomFlip", "prob": training.flip}
+    schedule: list[dict[str, Any]] = [
+        {
+            "type": "CosineAnnealingLR",
+            "eta_min": training.final_lr,
+            "T_max": training.epochs,
+            "end": training.epochs,
+            "by_epoch": True,
+            "convert_to_iter_based": True,
+        }
+    ]
+    if training.warmup_iterations:
+        end = training.warmup_iterations * parts
+        warmup = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "end": end}
+        schedule.insert(0, warmup)
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "custom_imports": custom_imports(architecture),
+            "model": model,
+            "train_dataloader": loader_config(
+                dataset.train,
+                dataset.classes,
+                [load, annotate, resize, flip, {"type": "PackDetInputs"}],
+                learn=True,
+                batch_size=training.batch_size // job.device.gpus_per_trial // parts,
+                workers=job.loader_workers,
+                pinned=is_cuda,
+            ),
+            "test_dataloader": loader_config(
+                dataset.val,
+                dataset.classes,
+                # Boxes are compared in the image's own pixels.
+                [load, resize, annotate, {"type": "PackDetInputs", "meta_keys": meta_keys}],
+                learn=False,
+                batch_size=1,
+                workers=job.loader_workers,
+                pinned=is_cuda,
+            ),
+            "test_evaluator": search_metrics(dataset),
+            "train_cfg": {"by_epoch": True, "max_epochs": training.epochs},
+            "test_cfg": {"type": "TestLoop"},
+            "optim_wrapper": {
+                "type": "SparseAmpOptimWrapper" if training.amp and is_cuda else "SparseOptimWrapper",
+                "optimizer": {
+                    "type": "SGD",
+                    "lr": training.scaled_lr,
+                    "momentum": training.momentum,
+                    "weight_decay": training.weight_decay,
+                    # One kernel for all weights.
+                    "fused": is_cuda,
+                },
+                "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
+                "accumulative_counts": parts,
+            },
+            "param_scheduler": schedule,
+            "default_hooks": hooks_config() | {"runtime_info": {"type": "SparseRuntimeInfoHook"}},
+            "env_cfg": environment_config(backend(job.kind)),
+            "find_unused_parameters": True,
+            "randomness": {"seed": training.seed},
+            "work_dir": str(job.folder),
+            "experiment_name": job.folder.name,
+        }
+    )
+
+
+def _train_distributed(
+    job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callable[[Event], None], meeting: Path
+) -> None:
+    """Train as one of several processes."""
+    try:
+        _initialise(job.kind)
+        join(config, job.kind, meeting)
+        _train(job, config, checkpoints, report)
+    except Exception as error:
+        # Where this is only for want of another that has crashed, this process is ended meanwhile.
+        time.sleep(_UNTIL_CRASHES_ARE_SEEN)
+        report(failure_of(error, job.folder))
+        raise
+    torch.distributed.destroy_process_group()
+
+
+def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callable[[Event], None]) -> None:
+    lock = DeviceLock.of(job.kind, str(job.folder))
+    # On a CPU all cores are the device.
+    turn = TimingTurn(lock, usable_cores() if job.kind == "cuda" else (), str(job.folder))
+    turn.leave_core()
+    runner = Runner.from_cfg(config)
+    runner.register_hook(ShareDevice(lock, job.kind), priority="VERY_HIGH")
+    if job.belonging is not None:
+        runner.register_hook(checkpoints, priority="LOWEST")
+    runner.register_hook(_ReportProgress(report), priority="LOWEST")
+    main = is_main_process()
+    built = time.perf_counter()
+    if main:
+        config.dump(str(job.folder / "config.py"))
+        epochs = checkpoints.epochs_before
+        samples = _samples(runner, job)
+        report(Resumed(epochs) if epochs else UntrainedLatency(_untrained_latency(runner, samples, job, turn)))
+    start = time.perf_counter()
+    runner.train()
+    if main:
+        _save_weights(runner, job)
+    trained = time.perf_counter()
+    measured = runner.test()
+    evaluated = time.perf_counter()
+    if not main:
+        return
+    model = deployed(_detector(runner), compiled=job.device.timing.compiled)
+    latency, spread = _calm_latency(model, samples, job, turn)
+    busy = gpu_busy_time(model, samples) if job.kind == "cuda" else None
+    scores = Scores(
+        metrics=precisions(measured, job.dataset),
+        latency_ms=latency,
+        latency_spread_ms=spread,
+        train_seconds=checkpoints.seconds_before + trained - start,
+        evaluation_seconds=evaluated - trained,
+        timing_seconds=start - built + time.perf_counter() - evaluated,
+        gpu_busy_ms=busy,
+    )
+    _draw_detections(runner, job, scores, lock)
+    report(scores)
+    delete_checkpoints(job, checkpoints.record)
+
+
+def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock) -> None:
+    """Draw some detections; a trial does not fail for want of a picture, whatever is wrong with it."""
+    title = f"mAP {scores.metrics['map']:.3f}, {scores.latency_ms:.1f} ms"
+    path = job.folder / "detections.jpg"
+    try:
+        draw_trained(_detector(runner), runner.test_dataloader.dataset, title, str(job.architecture), path, lock)
+    except Exception:
+        runner.logger.exception(f"{path} could not be drawn")
+
+
+def _calm_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) -> tuple[float, float]:
+    """Time a trained detector, again where the spread is too large, and return the calmest time with its spread."""
+    timing = job.device.timing
+    measured = []
+    for _ in range(timing.attempts):
+        with turn.taken():
+            measured.append(measure_latency(model, samples, timing, torch.device(job.kind)))
+        latency, spread = measured[-1]
+        if spread <= timing.spread_limit * latency:
+            break
+    return min(measured, key=lambda pair: pair[1] / pair[0])
+
+
+def _detector(runner: Runner) -> Any:
+    """Return the detector itself, without the wrapper for several processes."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _samples(runner: Runner, job: Job) -> list[Any]:
+    """Load the images that are timed, each as a batch of its own."""
+    dataset = runner.test_dataloader.dataset
+    indices = range(min(len(dataset), job.device.timing.images))
+    return [runner.test_dataloader.collate_fn([dataset[index]]) for index in indices]
+
+
+def _untrained_latency(runner: Runner, samples: list[Any], job: Job, turn: TimingTurn) -> float:
+    """Time the detector before training, with a score threshold that no detection passes."""
+    detector = _detector(runner)
+    detector.init_weights()
+    model = deployed(detector, compiled=job.device.timing.compiled)
+    (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg.score_thr = 1.0
+    timing = job.device.timing.model_copy(update={"rounds": 2})
+    with turn.taken():
+        latency, _ = measure_latency(model, samples, timing, torch.device(job.kind))
+    return latency
+
+
+def _save_weights(runner: Runner, job: Job) -> None:
+    """Save what ``mmdet.apis.init_detector`` needs beside the config, readable by torch's safe loading.
+
+    MMEngine's own checkpoints hold objects that torch has refused to load since 2.6.
+    """
+    weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
+    belonging = record_of(job.belonging, job.architecture) if job.belonging else {"architecture": str(job.architecture)}
+    meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, **belonging}
+    write_weights({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
+
+
+class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
+    """Reports each epoch's mean loss, and ends a training whose loss is no longer a number."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._losses: list[torch.Tensor] = []
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Keep the loss; look at it only now and then, since a look waits for the GPU."""
+        assert outputs is not None
+        self._losses.append(outputs["loss"].detach())
+        if len(self._losses) % _LOSS_CHECK_INTERVAL == 0:
+            self._check(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Report the epoch that has just ended."""
+        loss = self._check(runner)
+        self._losses.clear()
+        if is_main_process():
+            self._report(Progress(runner.epoch + 1, runner.max_epochs, loss))
+
+    def _check(self, runner: Runner) -> float:
+        loss = float(torch.stack(self._losses).mean())
+        if not math.isfinite(loss):
+            rate = runner.optim_wrapper.get_lr()["lr"][0]
+            raise FloatingPointError(f"loss became {loss} in epoch {runner.epoch + 1} at learning rate {rate:.3g}")
+        return loss
+
+
+def _initialise(kind: str) -> None:
+    """Make sure that CUDA, if it is what the search trains on, can be used in this process."""
+    if kind == "cuda":
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
+        except RuntimeError as error:
+            raise EvaluationInterrupted(f"the GPU cannot be used any more: {error}") from None
+
+
+def _use_device(kind: str) -> None:
+    """Have MMEngine's Runner use a kind of device; it would take whatever it saw when it was loaded."""
+    mmengine.device.utils.DEVICE = kind

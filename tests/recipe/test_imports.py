@@ -1,0 +1,90 @@
+"""A recipe's ``imports``: modules that add to what can be searched, wherever the recipe is used."""
+
+import copy
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from tests.commands import run
+from tests.conftest import TINY
+
+LEFT_OUT = (
+    "how often trained detectors contradict the order, nor the hypervolume relative to that of the starting detectors"
+)
+
+# A neck of its own, for the search as for MMDetection: twice an FPN.
+MODULE = """
+import smnas_optuna.detector.layers  # before mmdet: provides mmcv's operators
+from mmdet.models.necks import FPN as Pyramid
+from mmdet.registry import MODELS
+
+from smnas_optuna.parts.architecture import FPN, register_neck
+
+
+@register_neck
+class Twice(FPN):
+    NAME = "TwiceFPN"
+
+
+@MODELS.register_module()
+class TwiceFPN(Pyramid):
+    def forward(self, inputs):
+        return tuple(2 * level for level in super().forward(inputs))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "twice.py").write_text(MODULE, encoding="utf-8")
+    recipe = copy.deepcopy(TINY)
+    recipe["imports"] = ["twice"]
+    recipe["structural"]["space"]["necks"] = ["TwiceFPN"]
+    recipe["structural"]["seeds"] = ["64x48 ResNet18(w=8) TwiceFPN(P2-P4,c=16) RPN 2FC"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_neck_of_ones_own_is_searched_trained_and_exported_by_several_workers(folder: Path) -> None:
+    ended = run("run_study", "mine.yaml", "--n-trials", 2, "--workers", 2, folder=folder)
+    assert ended.returncode == 0, ended.stderr
+    study = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db")
+    assert all("TwiceFPN(" in trial.user_attrs["architecture"] for trial in study.trials)
+    exported = run("export", "--study", "tiny/structural", "--trial", 0, "--output", "found.py", folder=folder)
+    assert exported.returncode == 0, exported.stderr
+    for path in ("work_dirs/tiny/structural/trial_00000/config.py", "found.py"):
+        text = (folder / path).read_text(encoding="utf-8")
+        assert "type='TwiceFPN'" in text
+        assert "'twice'," in text.partition("imports=[")[2].partition("]")[0]
+
+    reported = run("report", "--study", "tiny/structural", "--output", "with", folder=folder)
+    assert reported.returncode == 0, reported.stderr
+    page = (folder / "with" / "tiny-structural.html").read_text(encoding="utf-8")
+    assert "<td>TwiceFPN(P2-P4,c=16)</td>" in page
+    assert "does not show" not in page
+
+    (folder / "twice.py").unlink()
+    cause = "imports: twice cannot be imported: ModuleNotFoundError: No module named"
+    refused = run("export", "--study", "tiny/structural", "--trial", 0, "--output", "again.py", folder=folder)
+    assert refused.returncode == 2
+    assert cause in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    reported = run("report", "--study", "tiny/structural", "--output", "without", folder=folder)
+    assert reported.returncode == 0, reported.stderr
+    page = (folder / "without" / "tiny-structural.html").read_text(encoding="utf-8")
+    assert f"does not show {LEFT_OUT}: study &#39;tiny/structural&#39;: its recipe cannot be used: {cause}" in page
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("imports=[nothing]", "imports: nothing cannot be imported: ModuleNotFoundError"),
+        ("imports=[]", "structural.space.necks.0: found 'TwiceFPN', expected one of none, FPN"),
+    ],
+)
+def test_a_module_that_is_absent_is_one_line(folder: Path, setting: str, message: str) -> None:
+    ended = run("run_study", "mine.yaml", "--dry-run", "--set", setting, folder=folder)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1

@@ -1,0 +1,240 @@
+import multiprocessing
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.patient_storage import PatientStorage
+from smnas_optuna.study.process_identity import ProcessIdentity
+from smnas_optuna.study.retry import MOST_DEATHS, OwnerWatch, belonging_of, interrupted_before, requeue_interrupted
+from smnas_optuna.study.storage import open_storage
+from smnas_optuna.study.trial_outcome import evaluated_trials
+
+LEASE_SECONDS = 0.5
+HERE = ProcessIdentity.current()
+ELSEWHERE = str(replace(HERE, boot="another machine"))
+ENDED = str(replace(HERE, start=str(int(HERE.start) - 1)))
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(str(tiny_recipe))
+
+
+@pytest.fixture
+def storage(url: str) -> PatientStorage:
+    return open_storage(url, lease_seconds=LEASE_SECONDS)
+
+
+@pytest.fixture
+def study(storage: PatientStorage, recipe: Recipe) -> optuna.Study:
+    return open_study(storage, Search(recipe))
+
+
+def begin(study: optuna.Study, recipe: Recipe, worker: str) -> optuna.Trial:
+    """Start a trial as a worker does."""
+    trial = study.ask()
+    trial.set_user_attr("architecture", str(recipe.structural.space.suggest(trial)))
+    trial.set_user_attr("worker", worker)
+    return trial
+
+
+def begin_and_fall_silent(
+    study: optuna.Study, storage: PatientStorage, recipe: Recipe, worker: str
+) -> tuple[optuna.Trial, OwnerWatch]:
+    """Start a trial, and wait until its lease has expired and a watch has seen it so for long enough."""
+    trial = begin(study, recipe, worker)
+    assert storage.renew_lease(trial._trial_id)
+    watch = OwnerWatch(storage)
+    assert watch.take_over(study.trials) == []
+    while (sign := storage.sign_of_life(trial._trial_id)) is None or sign.age <= 3 * LEASE_SECONDS:
+        time.sleep(0.1)
+    assert watch.take_over(study.trials) == []
+    time.sleep(3 * LEASE_SECONDS + 0.1)
+    return trial, watch
+
+
+def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
+    """Leave a running trial behind, as a killed process does."""
+    study = open_study(open_storage(url), Search(recipe))
+    if sign:
+        begin(study, recipe, str(ProcessIdentity.current()))
+    else:
+        study.ask()
+    os._exit(9)
+
+
+def run_and_kill(url: str, recipe: Recipe, sign: bool) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_start_and_die, args=(url, recipe, sign))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+
+
+def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(url: str, recipe: Recipe) -> None:
+    run_and_kill(url, recipe, sign=True)
+    storage = open_storage(url)
+    study = open_study(storage, Search(recipe))
+    assert OwnerWatch(storage).take_over(study.trials) == [0]
+    assert OwnerWatch(storage).take_over(study.trials) == []
+    assert requeue_interrupted(study, study.trials) == [0]
+    assert requeue_interrupted(study, study.trials) == []
+    orphan, again = study.trials
+    assert (orphan.state, again.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert orphan.user_attrs["outcome"] == "interrupted"
+    assert again.user_attrs == {"architecture": orphan.user_attrs["architecture"], "worker_deaths": 1}
+    assert str(recipe.structural.space.suggest(study.ask())) == orphan.user_attrs["architecture"]
+    assert belonging_of(study, study.trials[1]).first_trial == 0
+    assert evaluated_trials(study) == []
+
+
+def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_trial(
+    url: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smnas_optuna.study.retry._SIGNING_SECONDS", 0.0)
+    run_and_kill(url, recipe, sign=False)
+    storage = open_storage(url)
+    study = open_study(storage, Search(recipe))
+    watch = OwnerWatch(storage)
+    assert [watch.take_over(study.trials) for _ in range(2)] == [[], [0]]
+    requeue_interrupted(study, study.trials)
+    assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
+
+
+def test_an_unsigned_trial_is_given_time_to_be_signed(storage: PatientStorage, study: optuna.Study) -> None:
+    study.ask()
+    watch = OwnerWatch(storage)
+    assert [watch.take_over(study.trials) for _ in range(3)] == [[], [], []]
+
+
+def test_a_living_process_of_this_machine_keeps_its_trial_however_long_it_is_silent(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    _, watch = begin_and_fall_silent(study, storage, recipe, str(HERE))
+    assert watch.take_over(study.trials) == []
+    # Optuna itself fails what is silent, at the start of each trial, where it knows of heartbeats.
+    study.optimize(lambda trial: (0.0, 1.0), n_trials=1)
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_process_of_another_machine_loses_its_trial_once_its_lease_has_expired(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    trial, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
+    assert watch.take_over(study.trials) == [0]
+    assert not storage.renew_lease(trial._trial_id)
+    assert requeue_interrupted(study, study.trials) == [0]
+
+
+def test_an_owner_that_renews_its_lease_after_an_outage_keeps_its_trial(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    trial, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
+    # The watch is ready to take it over, as after an outage of the database that was as long.
+    assert storage.renew_lease(trial._trial_id)
+    assert watch.take_over(study.trials) == []
+    assert storage.renew_lease(trial._trial_id)
+
+
+def test_an_outage_does_not_count_as_watching(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
+    _, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
+    storage.note_failure()
+    assert watch.take_over(study.trials) == []
+    time.sleep(3 * LEASE_SECONDS + 0.1)
+    assert watch.take_over(study.trials) == [0]
+
+
+def test_what_earlier_versions_signed_is_taken_over_by_its_silence_alone(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    _, watch = begin_and_fall_silent(study, storage, recipe, f"{HERE.host}:{HERE.pid}:1790000000.25")
+    assert watch.take_over(study.trials) == [0]
+
+
+def test_nobody_takes_over_what_was_renewed_or_has_ended_meanwhile(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    trial = begin(study, recipe, ELSEWHERE)
+    storage.renew_lease(trial._trial_id)
+    before = storage.sign_of_life(trial._trial_id)
+    assert before is not None
+    while storage.sign_of_life(trial._trial_id).moment == before.moment:  # type: ignore[union-attr]
+        storage.renew_lease(trial._trial_id)  # SQLite counts whole seconds
+    assert not storage.take_over(trial._trial_id, before, {"outcome": "interrupted"})
+    last = storage.sign_of_life(trial._trial_id)
+    study.tell(trial, [0.5, 1.0])
+    assert not storage.take_over(trial._trial_id, last, {"outcome": "interrupted"})
+    assert study.trials[0].state == TrialState.COMPLETE
+    assert "outcome" not in study.trials[0].user_attrs
+
+
+def test_an_owner_can_not_end_what_was_taken_over(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
+    trial = begin(study, recipe, ENDED)
+    assert OwnerWatch(storage).take_over(study.trials) == [0]
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.5, 1.0])
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        trial.set_user_attr("map", 0.5)
+    assert study.trials[0].state == TrialState.FAIL
+
+
+def test_what_was_interrupted_is_repeated_once_though_a_worker_ended_before_it_could_enqueue_it(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    begin(study, recipe, ENDED)
+    OwnerWatch(storage).take_over(study.trials)
+    # Here the worker that took the trial over ends; the next one knows from the database alone.
+    assert requeue_interrupted(study, study.trials) == [0]
+    assert requeue_interrupted(study, study.trials) == []
+    assert interrupted_before(study.trials[1]) == [0]
+
+
+def test_what_has_completed_is_not_enqueued_though_it_was_interrupted_before(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    begin(study, recipe, ENDED)
+    OwnerWatch(storage).take_over(study.trials)
+    requeue_interrupted(study, study.trials)
+    again = begin(study, recipe, str(HERE))
+    study.tell(again, [0.5, 1.0])
+    assert requeue_interrupted(study, study.trials) == []
+
+
+def test_an_architecture_whose_workers_keep_dying_is_given_up(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    for number in range(MOST_DEATHS + 1):
+        assert begin(study, recipe, ENDED).number == number
+        assert OwnerWatch(storage).take_over(study.trials) == [number]
+        requeue_interrupted(study, study.trials)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * (MOST_DEATHS + 1)
+    assert study.trials[-1].user_attrs["outcome"] == "crashed"
+    assert study.trials[-1].user_attrs["reason"] == "crashed: its worker has died 6 times"
+    assert len(evaluated_trials(study)) == 1
+
+
+def test_a_user_who_stops_a_search_often_loses_no_architecture(study: optuna.Study, recipe: Recipe) -> None:
+    for number in range(MOST_DEATHS + 2):
+        trial = begin(study, recipe, str(HERE))
+        assert belonging_of(study, study.trials[trial.number]).first_trial == 0
+        trial.set_user_attr("outcome", "interrupted")
+        study.tell(trial, state=TrialState.FAIL)
+        assert requeue_interrupted(study, study.trials) == [number]
+
+
+def test_what_was_not_needed_waits_for_a_run_that_wants_more(study: optuna.Study, recipe: Recipe) -> None:
+    trial = begin(study, recipe, str(HERE))
+    trial.set_user_attr("outcome", "not_needed")
+    study.tell(trial, state=TrialState.FAIL)
+    assert requeue_interrupted(study, study.trials) == []
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert requeue_interrupted(study, study.trials) == []
+    assert len(study.trials) == 2
