@@ -22,7 +22,8 @@ from smnas_optuna.execution.loop import SearchStopped
 from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.reporting.dashboard import Frontispiece
+from smnas_optuna.reporting.dashboard import Frontispiece, describe_trial
+from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
 from smnas_optuna.reporting.status import show_status
@@ -150,6 +151,8 @@ def run_study(
                 url.render_as_string(hide_password=False),
                 dataset,
                 folder,
+                describe_trial,
+                hypervolume_text,
                 n_trials,
                 sampler,
                 seed,

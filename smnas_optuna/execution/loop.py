@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,6 +77,10 @@ class Listener(Protocol):
         """Another worker has taken over the trial of this one."""
 
 
+def _no_text(_: optuna.Study) -> str:
+    return ""
+
+
 @dataclass
 class Run:
     """A study on its way to its number of trials.
@@ -88,6 +92,7 @@ class Run:
         total: Trials that the study shall reach, over all workers.
         size: Architectures that there are; the study ends with those of them that fit into memory at the latest.
         memory: Bytes that training may take here; what took more elsewhere, or in an earlier run, may fit now.
+        hypervolume: Says a study's hypervolume in words.
         problem: Why it cannot reach them, once it is given up.
     """
 
@@ -97,6 +102,7 @@ class Run:
     total: int
     size: int
     memory: int = 0
+    hypervolume: Callable[[optuna.Study], str] = _no_text
     problem: str | None = None
     _exhausted: bool = False
     _failures: int = 0

@@ -14,8 +14,6 @@ from smnas_optuna.data.datasets import CheckedDataset, find_again
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
-from smnas_optuna.reporting.dashboard import describe_trial
-from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.search.objective import DetectorObjective
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import open_study
@@ -57,8 +55,7 @@ class Finished:
         study: Tells its study, see Search.path.
         trial: The trial as it ended.
         done: Trials of its study that count by now.
-        hypervolume: The study's, in words, relative to that of its starting detectors, see
-            :func:`~smnas_optuna.reporting.hypervolume.measure_hypervolume`; empty where it has none.
+        hypervolume: The study's hypervolume in words, as ``Run.hypervolume`` gives it; empty where it has none.
     """
 
     worker: int
@@ -128,6 +125,9 @@ class SearchOrder:
         storage: URL of the database. It is not shown.
         dataset: Checked.
         folder: For configs, logs and checkpoints.
+        describe: Called with a trial that is about to end, the mean loss of each epoch, the trial's folder, and the
+            folder for files that are shown with the trial. A function of a module, so that it can travel.
+        hypervolume: Says a study's hypervolume in words. A function of a module, too.
         n_trials: Trials that each study shall reach, instead of the recipe's.
         sampler: Instead of the recipe's.
         seed: For the sampler; each worker makes its own of it.
@@ -142,6 +142,8 @@ class SearchOrder:
     storage: str
     dataset: CheckedDataset
     folder: Path
+    describe: Callable[[optuna.Trial, list[float], Path, Path], None]
+    hypervolume: Callable[[optuna.Study], str]
     n_trials: int | None = None
     sampler: str | None = None
     seed: int | None = None
@@ -178,12 +180,17 @@ class SearchOrder:
                 target,
                 self.folder / search.path,
                 partial(self._hear, tell, search.path),
-                partial(describe_trial, artifacts=self.folder / "artifacts"),
+                partial(self._describe, self.folder / "artifacts"),
             )
             total = self.n_trials or search.trials
-            runs[search.path] = Run(study, storage, objective, total, search.space.size, target.memory)
+            runs[search.path] = Run(
+                study, storage, objective, total, search.space.size, target.memory, self.hypervolume
+            )
         tell(Ready(self.worker, target))
         return runs
+
+    def _describe(self, artifacts: Path, trial: optuna.Trial, losses: list[float], folder: Path) -> None:
+        self.describe(trial, losses, folder, artifacts)
 
     def _hear(self, tell: Tell, study: str, number: int, architecture: str, event: Event) -> None:
         tell(Heard(self.worker, study, number, architecture, event))
@@ -198,7 +205,7 @@ class _Reporter:
         self._tell = tell
 
     def finished(self, run: Run, trial: FrozenTrial) -> None:
-        self._tell(Finished(self._worker, self._names[id(run)], trial, run.look().done, hypervolume_text(run.study)))
+        self._tell(Finished(self._worker, self._names[id(run)], trial, run.look().done, run.hypervolume(run.study)))
 
     def requeued(self, run: Run, number: int) -> None:
         self._tell(Requeued(self._worker, self._names[id(run)], number))
