@@ -148,11 +148,13 @@ def batch_of(size: InputSize, images: int) -> dict[str, Any]:
     return {"inputs": [random_image(size, seed) for seed in range(images)], "data_samples": samples}
 
 
-def learn(network: Any, optimizer: torch.optim.Optimizer, data: dict[str, Any]) -> None:
-    """Take a step on a batch."""
+def learn(network: Any, optimizer: torch.optim.Optimizer, data: dict[str, Any], *, amp: bool = False) -> None:
+    """Take a step on a batch, in mixed precision if ``amp``."""
     # A copy, since the preprocessor moves samples to the device in place.
     batch = {"inputs": data["inputs"], "data_samples": [sample.clone() for sample in data["data_samples"]]}
-    loss, _ = network.parse_losses(network(**network.data_preprocessor(batch, True), mode="loss"))
+    inputs = network.data_preprocessor(batch, True)
+    with torch.autocast(network.data_preprocessor.device.type, enabled=amp):
+        loss, _ = network.parse_losses(network(**inputs, mode="loss"))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -6,10 +6,10 @@ processes   a search in processes of its own: plain, in mixed precision, on a GP
             identifier, and two processes that are forked after the memory of a training was estimated
 operators   the tests of the operators that this package provides instead of mmcv's compiled ones
 inference   published detectors: milliseconds, of which the GPU is busy, and ratios beside the paper's
-crowd       the same detector timed on an idle machine and beside eight busy processes
-training    images a second that are learnt from
+crowd       a small detector timed on an idle machine and beside busy processes
+training    training images per second
 memory      of training: estimated, allocated, reserved, and what the driver counts
-loaders     images a second that processes load and resize
+loaders     images per second that processes load and resize
 
 Writes OUTPUT.md, a table for each part, and OUTPUT.json, the same for programs. A part that cannot run here is skipped
 with the reason; `--device cpu` runs all parts that a CPU can stand in for, on smaller inputs.
@@ -25,11 +25,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from benchmarks.detectors import (
@@ -48,18 +49,23 @@ from benchmarks.detectors import (
 )
 from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.detector.memory import training_memory
 from smnas_optuna.parts.architecture import Architecture, InputSize
 from smnas_optuna.recipe.settings import Detector, Timing
 from smnas_optuna.timing.device import cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
-from smnas_optuna.training.distributed import in_child, run_processes
+from smnas_optuna.training.distributed import in_child, join, run_processes
 
 _MODELS = "E0,E2,E5,RetinaNet-R50"
+# At least; and as many as there are cores.
 _CROWD = 8
-# What a part is not begun with less of, in seconds.
+# A part, or a row of it, is left out where fewer seconds are left.
 _LEAST_SECONDS = 20.0
+# Longest time of a command, in seconds.
+_COMMAND_SECONDS = 120.0
+# What a part may take of the time that is left when it begins.
+_SHARE = 0.5
 _GIB = 2**30
 _ROOT = Path(__file__).parent.parent
 
@@ -77,7 +83,8 @@ class Table:
         columns: Headings.
         rows: Cells, as they are printed.
         notes: What could not run, and why.
-        seconds: That the part took.
+        seconds: How long the part took.
+        has_failed: Whether something that could run did not work.
     """
 
     part: str
@@ -85,6 +92,12 @@ class Table:
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    has_failed: bool = False
+
+    def fail(self, reason: str) -> str:
+        """Note that something did not work, and return how to say it."""
+        self.has_failed = True
+        return f"**failed**: {' '.join(reason.split())}"
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
@@ -140,12 +153,18 @@ def main() -> None:
     machine = Machine(torch.device(device), deadline)
     name = torch.cuda.get_device_name(0) if machine.is_gpu else cpu_name()
     print(f"{name}, torch {torch.__version__}" + ("" if machine.is_gpu else "; no GPU, so the CPU stands in for one"))
-    tables = [_run(part, machine) for part in arguments.parts]
-    text = f"# {name}, torch {torch.__version__}\n\n" + "\n".join(table.markdown() for table in tables)
-    arguments.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    record = {"device": name, "torch": torch.__version__, "parts": [asdict(table) for table in tables]}
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"{arguments.output.with_suffix('.md')}, {arguments.output.with_suffix('.json')}")
+    markdown, record = arguments.output.with_suffix(".md"), arguments.output.with_suffix(".json")
+    tables: list[Table] = []
+    for part in arguments.parts:
+        share = max(_LEAST_SECONDS, _SHARE * machine.seconds_left)
+        tables.append(_run(part, replace(machine, deadline=min(deadline, time.monotonic() + share))))
+        # After each part, so that nothing is lost if one is killed.
+        text = f"# {name}, torch {torch.__version__}\n\n" + "\n".join(table.markdown() for table in tables)
+        markdown.write_text(text, encoding="utf-8")
+        content = {"device": name, "torch": torch.__version__, "parts": [asdict(table) for table in tables]}
+        record.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(f"{markdown}, {record}")
+    sys.exit(1 if any(table.has_failed for table in tables) else 0)
 
 
 def _run(part: str, machine: Machine) -> Table:
@@ -160,7 +179,7 @@ def _run(part: str, machine: Machine) -> Table:
     except Skipped as reason:
         table.notes.append(f"skipped: {reason}")
     except Exception as error:
-        table.notes.append(f"**failed**: {type(error).__name__}: {' '.join(str(error).split())}")
+        table.notes.append(table.fail(f"{type(error).__name__}: {error}"))
     table.seconds = time.monotonic() - started
     print(table.markdown(), flush=True)
     return table
@@ -170,8 +189,9 @@ def processes(machine: Machine, table: Table) -> None:
     """Train in a forked process, and search for a trial each, as a user would."""
     kind = machine.device.type
     program = f"from benchmarks.gpu_check import estimate_and_fork; estimate_and_fork({kind!r})"
-    _tell(table, machine, "fork after an estimate of memory", [sys.executable, "-c", program], {})
-    epochs = ("--set", "structural.training.epochs=2")
+    _try_command(table, machine, "fork after an estimate of memory", [sys.executable, "-c", program], {})
+    # With processes that load images, as a search of photographs has them.
+    epochs = ("--set", "structural.training.epochs=2", "--set", "structural.training.loader_workers=2")
     compiled = ("--set", "device.timing.compiled=true")
     runs: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         "one trial": ({}, epochs),
@@ -190,25 +210,28 @@ def processes(machine: Machine, table: Table) -> None:
         table.notes.append("skipped: two processes for one trial, which need two GPUs")
     search = [sys.executable, "-m", "smnas_optuna.run_study", "digits", "--n-trials", "1", "--quiet"]
     for name, (environment, options) in runs.items():
-        _tell(table, machine, name, [*search, "--set", f"device.kind={kind}", *options], environment)
+        _try_command(table, machine, name, [*search, "--set", f"device.kind={kind}", *options], environment)
 
 
-def _tell(table: Table, machine: Machine, name: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a command in a folder of its own, and tell how it ended."""
+def _try_command(table: Table, machine: Machine, name: str, command: list[str], environment: dict[str, str]) -> None:
+    """Run a command in a folder of its own, and add a row that says how it ended."""
     paths = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        ended = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": paths, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=max(1.0, machine.seconds_left),
-        )
-    last = [line for line in (ended.stderr or ended.stdout).splitlines() if line.strip()][-1:]
-    outcome = f"**failed**: {' '.join(last)}" if ended.returncode else "passed"
+        try:
+            ended = subprocess.run(
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": paths, **environment},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=max(1.0, min(_COMMAND_SECONDS, machine.seconds_left)),
+            )
+            last = [line for each in (ended.stdout, ended.stderr) for line in each.splitlines()[-1:]]
+            outcome = table.fail("; ".join(last)) if ended.returncode else "passed"
+        except subprocess.TimeoutExpired as expired:
+            outcome = table.fail(f"not done after {expired.timeout:.0f} s")
     table.rows.append([name, outcome, f"{time.monotonic() - started:.0f}"])
 
 
@@ -226,9 +249,12 @@ def _estimate(subject: tuple[dict[str, Any], InputSize]) -> int:
 
 
 def _train_one_step(kind: str, config: dict[str, Any], size: InputSize, meeting: Path) -> None:
+    join(Config({}), kind, meeting)
     device = torch.device(kind)
     network = build(config, device).train()
     learn(network, torch.optim.SGD(network.parameters(), lr=1e-4), batch_of(size, 2))
+    torch.distributed.all_reduce(torch.ones(1, device=device))
+    torch.distributed.destroy_process_group()
 
 
 def operators(machine: Machine, table: Table) -> None:
@@ -242,7 +268,8 @@ def operators(machine: Machine, table: Table) -> None:
     tests = _ROOT / "tests/detector/test_mmcv_ops.py"
     command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", "-o", "addopts=", "-o", "timeout=0", str(tests)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=machine.seconds_left)
-    table.rows.append([ended.stdout.strip().splitlines()[-1]])
+    last = " ".join(ended.stdout.strip().splitlines()[-1:])
+    table.rows.append([table.fail(last) if ended.returncode else last])
 
 
 def inference(machine: Machine, table: Table) -> None:
@@ -276,8 +303,11 @@ def _chosen(machine: Machine) -> dict[str, Subject]:
 
 def crowd(machine: Machine, table: Table) -> None:
     """Time a detector alone and beside busy processes, with the core that timing keeps and without it."""
-    name, subject = list(_chosen(machine).items())[-1]
-    network = deployed(build(subject.model, machine.device))
+    # A small detector, which waits for the CPU most, where there is a choice.
+    chosen = _chosen(machine)
+    name = "E0" if "E0" in chosen else REFERENCE
+    subject = chosen[name]
+    network = prepare_for_deployment(build(subject.model, machine.device))
     samples = [one_image(subject.size, seed) for seed in range(20 if machine.is_gpu else 2)]
     timing = Timing(warmup=5, rounds=3)
     cores = os.sched_getaffinity(0)
@@ -289,13 +319,13 @@ def crowd(machine: Machine, table: Table) -> None:
 
     measure("idle")
     with _busy(cores):
-        measure(f"{_CROWD} busy processes")
+        measure(f"{_crowd_size()} busy processes")
     if len(cores) < 2:
         raise Skipped("a core for timing: there is one core only")
     with _busy(cores - kept):
         os.sched_setaffinity(0, kept)
         try:
-            measure(f"{_CROWD} busy processes, on a core of its own")
+            measure(f"{_crowd_size()} busy processes, on a core of its own")
         finally:
             os.sched_setaffinity(0, cores)
 
@@ -305,7 +335,7 @@ def _busy(cores: set[int]) -> Iterator[None]:
     """Have processes compute on some cores."""
     context = multiprocessing.get_context("spawn")
     # Spawned and not forked, since this process uses the GPU.
-    busy = [context.Process(target=_spin, args=(cores,), daemon=True) for _ in range(_CROWD)]
+    busy = [context.Process(target=_spin, args=(cores,), daemon=True) for _ in range(_crowd_size())]
     for process in busy:
         process.start()
     try:
@@ -315,6 +345,10 @@ def _busy(cores: set[int]) -> Iterator[None]:
         for process in busy:
             process.kill()
             process.join()
+
+
+def _crowd_size() -> int:
+    return max(_CROWD, len(os.sched_getaffinity(0)))
 
 
 def _spin(cores: set[int]) -> None:
@@ -352,14 +386,13 @@ def _images_per_second(
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, fused=machine.is_gpu)
         data = batch_of(architecture.input_size, batch)
         steps = 0
-        with torch.autocast(machine.device.type, torch.float16, enabled=precision == "AMP"):
-            learn(network, optimizer, data)
-            wait_for(machine.device)
-            started = time.perf_counter()
-            while steps < 3 or (steps < 20 and time.perf_counter() - started < 2):
-                learn(network, optimizer, data)
-                steps += 1
-            wait_for(machine.device)
+        learn(network, optimizer, data, amp=precision == "AMP")
+        wait_for(machine.device)
+        started = time.perf_counter()
+        while steps < 3 or (steps < 20 and time.perf_counter() - started < 2):
+            learn(network, optimizer, data, amp=precision == "AMP")
+            steps += 1
+        wait_for(machine.device)
         return f"{batch * steps / (time.perf_counter() - started):.1f}"
     except torch.OutOfMemoryError:
         return "out of memory"
@@ -388,9 +421,8 @@ def memory(machine: Machine, table: Table) -> None:
             before = torch.cuda.memory_allocated()
             network = build(config, machine.device).train()
             optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
-            with torch.autocast("cuda", torch.float16, enabled=amp):
-                for _ in range(2):
-                    learn(network, optimizer, batch_of(architecture.input_size, 2))
+            for _ in range(2):
+                learn(network, optimizer, batch_of(architecture.input_size, 2), amp=amp)
             free, total = torch.cuda.mem_get_info()
             allocated = torch.cuda.max_memory_allocated() - before
             numbers = [estimate, allocated, torch.cuda.max_memory_reserved(), total - free]
@@ -438,14 +470,23 @@ _PARTS: dict[str, tuple[Callable[[Machine, Table], None], tuple[str, ...]]] = {
     "inference": (
         inference,
         (
-            *("detector", "input", "FP32 ms", "GPU busy", "ratio", "AMP ms", "GPU busy", "ratio"),
+            *(
+                "detector",
+                "input",
+                "FP32 ms, TF32 in convolutions",
+                "GPU busy",
+                "ratio",
+                "AMP ms",
+                "GPU busy",
+                "ratio",
+            ),
             *("paper's ms", "paper's ratio"),
         ),
     ),
     "crowd": (crowd, ("detector", "machine", "ms")),
     "training": (training, ("detector", "layers", "precision", "batch 4", "batch 16", "batch 32")),
     "memory": (memory, ("detector", "precision", "estimate GiB", "allocated", "reserved", "driver", "ratio")),
-    "loaders": (loaders, ("processes", "images a second")),
+    "loaders": (loaders, ("processes", "images per second")),
 }
 
 

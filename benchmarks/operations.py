@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from benchmarks.detectors import CLASSES, build, one_image
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.detector.config import model_config
-from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.settings import Detector, Device, DigitsDataset, Training
@@ -81,7 +81,7 @@ def _training_step(architecture: Architecture, detector: Detector) -> CountedCal
 
 def _timed_image(architecture: Architecture, detector: Detector) -> CountedCalls:
     config = model_config(architecture, classes=CLASSES, detector=detector)
-    network = deployed(build(config, torch.device("cpu")))
+    network = prepare_for_deployment(build(config, torch.device("cpu")))
     sample = one_image(architecture.input_size, 0)
     with torch.inference_mode():
         network.test_step(sample)

@@ -132,7 +132,7 @@ def _one_level_scales(detector: Detector, stride: int) -> list[float]:
 
 def _rpn_head(one_level: bool, strides: list[int], features: int, detector: Detector, layers: Config) -> Config:
     return {
-        "type": "NormalizedRPNHead" if layers else "RPNHead",
+        "type": "NormalizedRPNHead" if layers else "ExactRPNHead",
         "in_channels": features,
         "feat_channels": features,
         "anchor_generator": {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  # registers torch.ops.torchvision
 from torch import Tensor, nn
 
-from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.deployment import prepare_for_deployment
 
 Candidates = tuple[Tensor, Tensor, Tensor]  # boxes n x 4, scores n, groups n that suppress nothing of each other
 
@@ -32,7 +32,7 @@ class InferenceGraph(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = deployed(model)
+        self.model = prepare_for_deployment(model)
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.

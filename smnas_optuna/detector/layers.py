@@ -56,8 +56,29 @@ class TruncatedMobileNetV2(MobileNetV2):  # type: ignore[misc]  # mmdet is untyp
         del self.layers[max(self.out_indices) + 1 :]
 
 
+class _ExactProposals:
+    """Computes an RPN's proposals in float32, in mixed precision, too.
+
+    MMDetection's computes them in the precision of its layers. Half precision rounds coordinates above 2048 to two
+    pixels, and for non-maximum suppression the boxes of each level are moved beyond those of the level before.
+    """
+
+    def predict_by_feat(self, *outputs: list[Tensor] | None, **others: Any) -> list[InstanceData]:
+        exact = [
+            None if levels is None else [level.to(torch.promote_types(level.dtype, torch.float32)) for level in levels]
+            for levels in outputs
+        ]
+        found: list[InstanceData] = super().predict_by_feat(*exact, **others)  # type: ignore[misc]  # of the head
+        return found
+
+
 @MODELS.register_module()
-class LenientGARPNHead(GARPNHead):  # type: ignore[misc]  # mmdet is untyped
+class ExactRPNHead(_ExactProposals, RPNHead):  # type: ignore[misc]  # mmdet is untyped
+    """RPN whose proposals are computed in float32, in mixed precision, too."""
+
+
+@MODELS.register_module()
+class LenientGARPNHead(_ExactProposals, GARPNHead):  # type: ignore[misc]  # as above
     """Guided anchoring that proposes nothing where no location of an image is likely enough.
 
     MMDetection's raises a RuntimeError then (its issue 1041), which would fail a whole evaluation for one empty image.
@@ -100,7 +121,7 @@ class _NormalizedConvolution:
 
 
 @MODELS.register_module()
-class NormalizedRPNHead(_NormalizedConvolution, RPNHead):  # type: ignore[misc]  # mmdet is untyped
+class NormalizedRPNHead(_NormalizedConvolution, ExactRPNHead):
     """RPN with a normalised convolution before its predictions; MMDetection's has no choice of layers.
 
     What trains detectors from scratch is group normalisation with standardised weights (SM-NAS, section 3.3); an RPN

@@ -248,6 +248,8 @@ def deform_conv_backward_parameters(
         # weight's shape alone.
         _, columns, _ = _deform_conv_gradients(grad_output, input, torch.zeros_like(grad_weight), offset, geometry)
     grad_weight.add_(columns, alpha=scale)
+    # Another backward pass through the same layer must not find it.
+    columns.resize_(0)
 
 
 def _deform_conv_gradients(

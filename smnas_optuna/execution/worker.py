@@ -1,5 +1,6 @@
 """A worker: a process that runs trials of a stage's studies, together with others that share the database."""
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from smnas_optuna.study.patient_storage import PATIENCE
 from smnas_optuna.study.retry import retry_too_large
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.study import agree_on_device
-from smnas_optuna.timing.gpus import announce_search
+from smnas_optuna.timing.gpus import announce_search, choosing
 from smnas_optuna.training.job import Demand, Event, Target
 from smnas_optuna.training.process import preload, probe
 
@@ -162,9 +163,11 @@ class SearchOrder:
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
         demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus, self.sharing, self.workers)
-        target = probe(demand, self.folder / "output.log")
-        for uuid in target.uuids:
-            announce_search(uuid, str(self.folder.resolve()))
+        # A worker that was given GPUs chooses none.
+        with choosing() if self.gpus is None else contextlib.nullcontext():
+            target = probe(demand, self.folder / "output.log")
+            for uuid in target.uuids:
+                announce_search(uuid, str(self.folder.resolve()))
         dataset = find_again(self.dataset)
         runs = {}
         for search in self.searches:

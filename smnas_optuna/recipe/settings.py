@@ -117,7 +117,8 @@ class Timing(Section):
         spread_limit: Largest spread, as a share of the time, with which a measurement is taken as it is.
         attempts: Measurements at the most; of several the one with the least spread counts.
         compiled: Time layers as torch.compile compiles them, on a GPU with CUDA graphs. Otherwise the time of a small
-            detector on a fast GPU is that of Python. It takes a minute or more per trial.
+            detector on a fast GPU is that of Python. Only images of the commonest size are timed then. It takes a
+            minute or more per trial.
     """
 
     images: PositiveInt = 100

@@ -45,6 +45,9 @@ def find_gpus() -> FoundGpus:
 def _kernel_problem(index: int) -> str | None:
     try:
         torch.ones(1, device=f"cuda:{index}").add(1).item()
+    except torch.OutOfMemoryError:
+        # Others use its memory at this moment; trials wait for theirs as on any device.
+        return None
     except RuntimeError as error:
         compiled = ", ".join(torch.cuda.get_arch_list())
         return f"GPU {index}: {_first_line(error)} (torch {torch.__version__} has kernels for {compiled})"
@@ -81,11 +84,9 @@ def conditions(
         compiled: Detectors are timed as torch.compile compiles them.
     """
     # Detectors are timed in float32, however they are trained; what TensorFloat-32 rounds depends on torch's flags.
-    found = {"torch": torch.__version__, "precision": "float32"}
+    found = {"torch": torch.__version__, "precision": "float32", "layers": "compiled" if compiled else "eager"}
     if standardized:
         found["standardised weights"] = "folded"
-    if compiled:
-        found["layers"] = "compiled"
     if kind == "cuda":
         flags = {"convolutions": torch.backends.cudnn.allow_tf32, "matrices": torch.backends.cuda.matmul.allow_tf32}
         found["TF32"] = " and ".join(name for name, is_allowed in flags.items() if is_allowed) or "off"

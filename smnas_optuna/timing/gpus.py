@@ -6,6 +6,7 @@ list that a process sees means another GPU wherever the list differs, so no proc
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -14,7 +15,11 @@ from smnas_optuna.timing.owned_lock import OwnedLock, Owner, shared_folder
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
-# What the variable has to be again, after "=", while GPUs are hidden; empty if it is not to be set.
+# Seconds.
+_PAUSE = 0.01
+_LONGEST_CHOICE = 60.0
+
+# Holds the variable's former value while GPUs are hidden, after "="; empty if it was not set.
 _HIDDEN = "SMNAS_HIDDEN_CUDA_DEVICES"
 
 
@@ -76,6 +81,22 @@ def assign_gpus(names: Sequence[str], each: int, workers: int | None) -> list[tu
     return [tuple(names[first : first + each]) for first in firsts]
 
 
+@contextlib.contextmanager
+def choosing() -> Iterator[None]:
+    """Serialises the choice of GPUs, up to its announcement: searches that start together choose different ones.
+
+    A process that takes longer than a minute for its choice is not waited for.
+    """
+    lock = OwnedLock(shared_folder() / "gpus.choice")
+    deadline = time.monotonic() + _LONGEST_CHOICE
+    try:
+        while not lock.try_acquire() and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+        yield
+    finally:
+        lock.close()
+
+
 def announce_search(uuid: str, purpose: str) -> None:
     """Let other searches on this machine know that this process trains on a GPU until it ends.
 
@@ -86,14 +107,17 @@ def announce_search(uuid: str, purpose: str) -> None:
     lock = OwnedLock.unique(_searches_folder(uuid), Owner(os.getpid(), purpose))
     # Another process may be looking at the new file at this moment.
     while not lock.try_acquire():
-        pass
+        time.sleep(_PAUSE)
 
 
 def announced_searches(uuid: str) -> list[Owner]:
     """Return the processes that have announced that they train on a GPU and have not ended."""
     found = []
     for path in _searches_folder(uuid).iterdir():
-        lock = OwnedLock(path)
+        try:
+            lock = OwnedLock(path, create=False)
+        except FileNotFoundError:
+            continue  # another process has discarded it
         if lock.try_acquire():
             lock.discard_if_abandoned()
         elif (owner := lock.owner) is not None:

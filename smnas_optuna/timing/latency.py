@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # as torch.profiler's users import it
 
 from smnas_optuna.recipe.settings import Timing
 
@@ -33,7 +34,7 @@ def measure_latency(
     collecting = gc.isenabled()
     with torch.inference_mode():
         for number in range(timing.warmup):
-            _detect(model, samples[number % len(samples)])
+            model.test_step(samples[number % len(samples)])  # type: ignore[operator]  # mmengine's models have it
         gc.collect()
         gc.disable()
         try:
@@ -63,24 +64,19 @@ def gpu_busy_time(model: nn.Module, samples: Sequence[Any]) -> float | None:
     model.eval()
     with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for sample in samples:
-            _detect(model, sample)
+            model.test_step(sample)  # type: ignore[operator]  # mmengine's models have it
         torch.cuda.synchronize()
-    microseconds = sum(event.self_device_time_total for event in profiler.key_averages())
+    on_gpu = (event for event in profiler.key_averages() if event.device_type == DeviceType.CUDA)
+    microseconds = sum(event.self_device_time_total for event in on_gpu)
     return microseconds / len(samples) / 1000 or None
 
 
 def _seconds(model: nn.Module, sample: Any, device: torch.device) -> float:
     _synchronize(device)
     start = time.perf_counter()
-    _detect(model, sample)
+    model.test_step(sample)  # type: ignore[operator]
     _synchronize(device)
     return time.perf_counter() - start
-
-
-def _detect(model: nn.Module, sample: Any) -> None:
-    # What compiled layers have returned for the image before may be overwritten now.
-    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch's is untyped
-    model.test_step(sample)  # type: ignore[operator]  # mmengine's models have it
 
 
 def _synchronize(device: torch.device) -> None:

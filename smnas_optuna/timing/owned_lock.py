@@ -36,11 +36,16 @@ class Owner:
 
 
 class OwnedLock:
-    """An exclusive lock on a file, which is made if absent."""
+    """An exclusive lock on a file.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        create: Make the file if it is absent; otherwise FileNotFoundError is raised.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._file = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
 
     @classmethod
     def unique(cls, folder: Path, owner: Owner) -> "OwnedLock":
@@ -71,7 +76,8 @@ class OwnedLock:
         """Remove the file of a process that has ended; call it with the lock held."""
         owner = self.owner
         if owner is not None and not psutil.pid_exists(owner.pid):
-            self.path.unlink()
+            # Another process may have been faster.
+            self.path.unlink(missing_ok=True)
 
     @property
     def owner(self) -> Owner | None:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +32,7 @@ _LONGEST_WAIT = timedelta(hours=1)
 
 def is_launched() -> bool:
     """Tell whether this process is one of several that train together."""
-    return "LOCAL_RANK" in os.environ
+    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
 def process_count() -> int:
@@ -72,8 +73,21 @@ def in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _
     A backward pass starts autograd's threads where there is a GPU, even on the meta device, and processes that are
     forked after that cannot train.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as child:
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=fork, initializer=_follow_parent) as child:
         return child.submit(function, argument).result()
+
+
+def _follow_parent() -> None:
+    """End this process when its parent has ended, which then need not have told it to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class ProcessFailed(Exception):

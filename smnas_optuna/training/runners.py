@@ -2,12 +2,15 @@
 
 from typing import Any
 
+# Iterations.
+LOG_INTERVAL = 50
+
 
 def hooks_config(checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the default hooks, with the one that saves checkpoints, if any."""
     return {
         "timer": {"type": "IterTimerHook"},
-        "logger": {"type": "LoggerHook", "interval": 50},
+        "logger": {"type": "LoggerHook", "interval": LOG_INTERVAL},
         "param_scheduler": {"type": "ParamSchedulerHook"},
         "sampler_seed": {"type": "DistSamplerSeedHook"},
         "checkpoint": checkpoint,

@@ -1,7 +1,8 @@
 """Training that reads numbers from the GPU only when they are logged.
 
 MMEngine reads every loss and the gradient's norm at every iteration. Each reading waits until the GPU has computed all
-that it was given, and a small network then waits for the CPU at the next iteration.
+that it was given, and a small network then waits for the CPU at the next iteration. A loss in MMEngine's log is here
+the mean of the last ten that were read, not of the last ten iterations.
 """
 
 from typing import Any
@@ -12,8 +13,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
-# Iterations.
-LOG_INTERVAL = 50
+from smnas_optuna.training.runners import LOG_INTERVAL
 
 
 @HOOKS.register_module()

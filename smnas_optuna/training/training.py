@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mmengine.runner import Runner
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
 from smnas_optuna.detector.counting import build_on_meta, count_costs
-from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.deployment import check_compiler, compile_now, forget_compiled, prepare_for_deployment
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import EvaluationInterrupted, UserError
@@ -31,6 +32,7 @@ from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
 from smnas_optuna.timing.timing_turn import TimingTurn
+from smnas_optuna.training import sparse_logging
 from smnas_optuna.training.checkpoint import (
     KeepCheckpoint,
     adopt_checkpoint,
@@ -60,7 +62,6 @@ from smnas_optuna.training.loaders import loader_config
 from smnas_optuna.training.process import failure_of
 from smnas_optuna.training.runners import environment_config, hooks_config
 from smnas_optuna.training.scoring import precisions, search_metrics
-from smnas_optuna.training.sparse_logging import SparseRuntimeInfoHook  # noqa: F401  # registers it and others
 from smnas_optuna.training.trial_folder import record_of
 from smnas_optuna.training.weights_file import write_weights
 
@@ -104,19 +105,17 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         kind, uuids, standardized=settings.detector.weight_standardization, compiled=device.timing.compiled
     )
     if device.timing.compiled:
-        _check_compiler(kind)
+        _check_compiler(torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
     names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
     chosen = tuple(names[index] for index in gpus) if gpus else None
     loaders = _loader_workers(demand, kind)
     report(Target(kind, name, max(1, len(gpus)), memory, found, loaders, chosen, uuids, problem))
 
 
-def _check_compiler(kind: str) -> None:
-    """Compile a layer; raises UserError where that is not possible here."""
-    layer = torch.compile(torch.nn.Conv2d(1, 1, 1).to(kind))
+def _check_compiler(device: torch.device) -> None:
+    """Compile some layers; raises UserError where that is not possible here."""
     try:
-        with torch.inference_mode():
-            layer(torch.ones(1, 1, 2, 2, device=kind))
+        check_compiler(device)
     except Exception as error:  # of many kinds: no compiler, no Triton, an old GPU
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise UserError(f"device.timing.compiled: found true, but torch.compile fails here: {reason}") from None
@@ -262,6 +261,8 @@ def runner_config(job: Job, parts: int = 1) -> Config:
     training, architecture, dataset = job.training, job.architecture, job.dataset
     is_cuda = job.kind == "cuda"
     model = _model(job)
+    imports = custom_imports(architecture)
+    imports["imports"].append(sparse_logging.__name__)
     # Together with pinned memory: the CPU prepares what comes next while an image is copied to the GPU.
     model["data_preprocessor"]["non_blocking"] = is_cuda
     scale = (architecture.input_size.width, architecture.input_size.height)
@@ -287,7 +288,7 @@ def runner_config(job: Job, parts: int = 1) -> Config:
     return Config(
         {
             "default_scope": "mmdet",
-            "custom_imports": custom_imports(architecture),
+            "custom_imports": imports,
             "model": model,
             "train_dataloader": loader_config(
                 dataset.train,
@@ -377,9 +378,12 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
     evaluated = time.perf_counter()
     if not main:
         return
-    model = deployed(_detector(runner), compiled=job.device.timing.compiled)
+    model = prepare_for_deployment(_detector(runner), compiled=job.device.timing.compiled)
     latency, spread = _calm_latency(model, samples, job, turn)
-    busy = gpu_busy_time(model, samples) if job.kind == "cuda" else None
+    busy = None
+    if job.kind == "cuda":
+        with turn.taken():
+            busy = gpu_busy_time(model, samples)
     scores = Scores(
         metrics=precisions(measured, job.dataset),
         latency_ms=latency,
@@ -407,6 +411,8 @@ def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock)
 def _calm_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) -> tuple[float, float]:
     """Time a trained detector, again where the spread is too large, and return the calmest time with its spread."""
     timing = job.device.timing
+    if timing.compiled:
+        compile_now(model, samples[0])
     measured = []
     for _ in range(timing.attempts):
         with turn.taken():
@@ -423,21 +429,34 @@ def _detector(runner: Runner) -> Any:
 
 
 def _samples(runner: Runner, job: Job) -> list[Any]:
-    """Load the images that are timed, each as a batch of its own."""
+    """Load the images that are timed, each as a batch of its own.
+
+    Compiled layers are compiled for one size, so only images of the commonest size are timed with them.
+    """
     dataset = runner.test_dataloader.dataset
     indices = range(min(len(dataset), job.device.timing.images))
-    return [runner.test_dataloader.collate_fn([dataset[index]]) for index in indices]
+    samples = [runner.test_dataloader.collate_fn([dataset[index]]) for index in indices]
+    if not job.device.timing.compiled:
+        return samples
+    sizes = [sample["inputs"][0].shape for sample in samples]
+    commonest, _ = Counter(sizes).most_common(1)[0]
+    return [sample for sample, size in zip(samples, sizes, strict=True) if size == commonest]
 
 
 def _untrained_latency(runner: Runner, samples: list[Any], job: Job, turn: TimingTurn) -> float:
     """Time the detector before training, with a score threshold that no detection passes."""
     detector = _detector(runner)
     detector.init_weights()
-    model = deployed(detector, compiled=job.device.timing.compiled)
+    model = prepare_for_deployment(detector, compiled=job.device.timing.compiled)
     (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg.score_thr = 1.0
     timing = job.device.timing.model_copy(update={"rounds": 2})
+    if timing.compiled:
+        compile_now(model, samples[0])
     with turn.taken():
         latency, _ = measure_latency(model, samples, timing, torch.device(job.kind))
+    if timing.compiled:
+        del model
+        forget_compiled()
     return latency
 
 

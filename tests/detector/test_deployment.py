@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.config import model_config
-from smnas_optuna.detector.deployment import deployed
+from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.settings import Detector
 from tests.detector.counted_calls import CountedCalls
@@ -27,7 +27,7 @@ def test_standardised_weights_are_constants_and_give_the_same_features(head: str
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(ConfigDict(config)).eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    folded = deployed(model)
+    folded = prepare_for_deployment(model)
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         counts = []
@@ -52,7 +52,7 @@ def test_compiled_layers_find_what_the_others_find() -> None:
     config = model_config(architecture, classes=2, detector=SMALL)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(ConfigDict(config)).eval()
-    plain, compiled = deployed(model), deployed(model, compiled=True)
+    plain, compiled = prepare_for_deployment(model), prepare_for_deployment(model, compiled=True)
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         expected, found = (each.bbox_head(each.extract_feat(image)) for each in (plain, compiled))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 
 from smnas_optuna.detector.config import model_config
@@ -165,6 +167,26 @@ def test_regions_keep_their_level_and_place_in_half_precision(dtype: torch.dtype
     assert torch.equal(exact.mean(dim=(1, 2, 3)).floor(), torch.tensor([2.0, 2.0, 0.0]))
     # What is left is the rounding of the features themselves.
     torch.testing.assert_close(found.float(), exact, atol=0.002, rtol=0)
+
+
+@pytest.mark.parametrize("rpn", ["RPN", "GA-RPN"])
+def test_proposals_are_computed_in_full_precision_from_outputs_in_half(rpn: str) -> None:
+    torch.manual_seed(0)
+    architecture = Architecture.parse(f"1333x800 ResNet18(w=4) FPN(P2-P4,c=8) {rpn} 2FC")
+    config = model_config(architecture, classes=2, detector=Detector(roi_samples=4, fc_channels=8, proposals=100))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = MODELS.build(ConfigDict(config)).rpn_head
+    features = [torch.rand(1, 8, 800 // stride, 1344 // stride) for stride in (8, 16, 32)]
+    with torch.inference_mode():
+        outputs = [[level.half() for level in levels] for levels in head(features)]
+        meta = {"img_shape": (800, 1333), "scale_factor": (1.0, 1.0)}
+        exact, half = (
+            head.predict_by_feat(*each, batch_img_metas=[meta], cfg=head.test_cfg)[0]
+            for each in ([[level.float() for level in levels] for levels in outputs], outputs)
+        )
+    assert half.bboxes.dtype == torch.float32
+    assert len(half.bboxes) > 0
+    assert torch.equal(half.bboxes, exact.bboxes)
 
 
 def test_guided_anchoring_learns_from_batches_that_32_does_not_divide() -> None:

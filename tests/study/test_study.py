@@ -108,6 +108,21 @@ def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, reci
     assert study.user_attrs["device"] == here
 
 
+def test_times_of_an_earlier_version_are_not_mixed_with_those_of_folded_weights(url: str, recipe: Recipe) -> None:
+    storage = open_storage(url)
+    study = open_study(storage, Search(recipe))
+    here = {"name": "A", "precision": "float32", "layers": "eager"}
+    # Former versions took the precision of training for that of timing.
+    study.set_user_attr("device", {"name": "A", "precision": "mixed"})
+    assert agree_on_device(study, storage, here) == "A"
+    folded = {**here, "standardised weights": "folded"}
+    with pytest.raises(UserError, match="with standardised weights computed, and here is standardised weights folded"):
+        agree_on_device(study, storage, folded)
+    assert agree_on_device(study, storage, folded, mixed=True) == "A (standardised weights folded)"
+    with pytest.raises(UserError, match="measured with layers eager, and here is layers compiled"):
+        agree_on_device(study, storage, {**here, "layers": "compiled"})
+
+
 def test_a_device_does_not_matter_where_no_time_is_an_objective(url: str, tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), ["structural.objectives=[map, flops]"])
     storage = open_storage(url)

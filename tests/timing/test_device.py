@@ -49,7 +49,7 @@ def test_a_part_of_a_gpu_has_no_power_limit_of_its_own() -> None:
 
 
 def test_a_cpu_has_no_conditions_of_a_gpu() -> None:
-    assert set(conditions("cpu")) == {"torch", "precision"}
+    assert set(conditions("cpu")) == {"torch", "precision", "layers"}
 
 
 @pytest.mark.parametrize(

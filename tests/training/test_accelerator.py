@@ -121,6 +121,7 @@ def test_several_processes_train_where_autograd_has_threads_for_an_accelerator(
     assert told["threads"] == 1
     assert str(told["server"]) not in asked.read_text(encoding="utf-8").split()
     # No other machine can talk to them.
+    assert told["listening"]
     assert set(told["listening"]) <= {"127.0.0.1", "::1"}
 
 

@@ -102,7 +102,7 @@ def test_an_evaluation_leaves_a_config_that_mmdetection_runs_a_log_and_the_weigh
     assert isinstance(list(evaluate(job))[-1], Scores)
     config = Config.fromfile(job.folder / "config.py")
     assert config.model.roi_head.bbox_head.num_classes == 2
-    assert config.custom_imports["imports"] == ["smnas_optuna.detector.layers"]
+    assert config.custom_imports["imports"] == ["smnas_optuna.detector.layers", "smnas_optuna.training.sparse_logging"]
     assert "coco/bbox_mAP" in (job.folder / "output.log").read_text(encoding="utf-8")
     weights = torch.load(job.folder / "weights.pth")["state_dict"]
     assert weights["backbone.conv1.weight"].shape == (8, 3, 7, 7)

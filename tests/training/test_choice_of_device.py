@@ -1,0 +1,130 @@
+"""Which device a worker trains on, and how it sets a training up for it; stand-ins take the place of GPUs."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from smnas_optuna.data.datasets import open_dataset
+from smnas_optuna.errors import UserError
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.timing.device import FoundGpus
+from smnas_optuna.timing.owned_lock import Owner
+from smnas_optuna.training import training
+from smnas_optuna.training.job import Demand, Job
+
+OTHER = Owner(4711, "work_dirs/other")
+Choose = Callable[..., tuple[list[int], str]]
+
+
+@pytest.fixture
+def choose(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """Choose among GPUs 0, 1, ... that other searches use as given."""
+
+    def call(
+        found: FoundGpus, used: dict[int, list[Owner]] | None = None, *settings: str, **demand: Any
+    ) -> tuple[list[int], str]:
+        searches = {f"GPU-{index}": owners for index, owners in (used or {}).items()}
+        monkeypatch.setattr(training, "find_gpus", lambda: found)
+        monkeypatch.setattr(training, "gpu_uuid", lambda index: f"GPU-{index}")
+        monkeypatch.setattr(training, "announced_searches", lambda uuid: searches.get(uuid, []))
+        recipe = load_recipe(str(tiny_recipe), ["device.kind=auto", *settings])
+        return training._choose_gpus(Demand(recipe, "structural", **demand))
+
+    return call
+
+
+def gpus(*usable: int, problem: str = "") -> FoundGpus:
+    return FoundGpus(3, usable, problem)
+
+
+def test_a_search_takes_the_gpus_that_fewest_others_use(choose: Choose) -> None:
+    assert choose(gpus(0, 1, 2)) == ([0], "")
+    assert choose(gpus(0, 1, 2), {0: [OTHER]}) == ([1], "")
+    two = ("device.gpus_per_trial=2", "structural.training.batch_size=2")
+    assert choose(gpus(0, 1, 2), {1: [OTHER]}, *two) == ([0, 2], "")
+
+
+def test_a_worker_keeps_the_gpus_that_it_was_given(choose: Choose) -> None:
+    chosen, warning = choose(gpus(0, 1), {0: [OTHER]}, gpus=("5", "7"))
+    assert chosen == [0]
+    assert warning.startswith("shares a GPU with process 4711 (work_dirs/other)")
+    # Those that share it on purpose are no others.
+    assert choose(gpus(0), {0: [OTHER]}, gpus=("5",), sharing=2) == ([0], "")
+
+
+def test_a_gpu_that_torch_cannot_use_is_passed_over_and_named(choose: Choose) -> None:
+    problem = "GPU 0: no kernel image is available"
+    assert choose(gpus(1, 2, problem=problem)) == ([1], problem)
+    assert choose(gpus(problem="the driver is too old")) == (
+        [],
+        "trains on the CPU, since torch cannot use the GPU: the driver is too old",
+    )
+    with pytest.raises(UserError, match="found cuda, but the driver is too old; expected auto or cpu"):
+        choose(gpus(problem="the driver is too old"), None, "device.kind=cuda")
+    with pytest.raises(UserError, match=r"found 2, but there are 1 GPUs that torch can use \(GPU 0: no kernel"):
+        choose(gpus(1, problem=problem), None, "device.gpus_per_trial=2", "structural.training.batch_size=2")
+    assert choose(gpus(0), None, "device.kind=cpu") == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "gpus_per_trial", "expected"),
+    [(16, 1, 1, 8), (16, 2, 1, 7), (16, 1, 8, 2), (64, 8, 1, 7), (4, 1, 1, 3), (2, 4, 1, 2)],
+)
+def test_loader_processes_are_as_many_as_the_cores_allow(
+    cores: int, workers: int, gpus_per_trial: int, expected: int, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "usable_cores", lambda: set(range(cores)))
+    batches = [f"{stage}.training.batch_size={gpus_per_trial}" for stage in ("structural", "modular", "transfer")]
+    settings = [f"device.gpus_per_trial={gpus_per_trial}", *batches]
+    demand = Demand(load_recipe(str(tiny_recipe), settings), "structural", workers=workers)
+    assert training._loader_workers(demand, "cuda") == expected
+    assert training._loader_workers(demand, "cpu") == 2
+
+
+def test_the_parts_of_a_gpu_are_all_named_though_a_process_sees_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1a,MIG-2b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(training, "find_gpus", lambda: FoundGpus(1, (0,), ""))
+    reported: list[Any] = []
+    training.visible_gpus(None, reported.append)
+    assert reported == [(("MIG-1a", "MIG-2b"), "")]
+
+
+def config(tiny_recipe: Path, folder: Path, kind: str, *settings: str) -> Config:
+    recipe = load_recipe(str(tiny_recipe), list(settings))
+    stage, dataset = recipe.structural, open_dataset(recipe.dataset)
+    architecture = Architecture.parse("64x48 ResNet18(w=8) RetinaNet")
+    job = Job(architecture, dataset, stage.detector, stage.training, recipe.device, folder, kind=kind)
+    return training.runner_config(job)
+
+
+def test_a_training_on_a_gpu_waits_for_it_as_rarely_as_it_can(tiny_recipe: Path, tmp_path: Path) -> None:
+    on_gpu = config(tiny_recipe, tmp_path, "cuda", "structural.training.amp=true")
+    assert on_gpu.train_dataloader.pin_memory
+    assert on_gpu.test_dataloader.pin_memory
+    assert on_gpu.model.data_preprocessor.non_blocking
+    assert on_gpu.optim_wrapper.type == "SparseAmpOptimWrapper"
+    assert on_gpu.optim_wrapper.optimizer.fused
+    on_cpu = config(tiny_recipe, tmp_path, "cpu")
+    assert not on_cpu.train_dataloader.pin_memory
+    assert on_cpu.optim_wrapper.type == "SparseOptimWrapper"
+    assert not on_cpu.optim_wrapper.optimizer.fused
+
+
+def test_the_config_of_a_trial_can_be_trained_from_elsewhere(tiny_recipe: Path, tmp_path: Path) -> None:
+    config(tiny_recipe, tmp_path / "trial", "cpu").dump(tmp_path / "config.py")
+    program = (
+        "from mmengine.config import Config; from mmengine.registry import HOOKS, OPTIM_WRAPPERS;"
+        "config = Config.fromfile('config.py');"
+        "print(OPTIM_WRAPPERS.get(config.optim_wrapper.type), HOOKS.get(config.default_hooks.runtime_info.type))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "SparseOptimWrapper'" in ended.stdout
+    assert "SparseRuntimeInfoHook'" in ended.stdout
