@@ -6,6 +6,7 @@ Rooms, their order and their reasons are those of the table in ``architecture.md
 """
 
 import re
+import sys
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -88,5 +89,6 @@ def _shortened(reason: str) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(_FOLDER.parent))  # the package beside this file, wherever another one is installed
     PICTURE.write_text(picture(), encoding="utf-8")
     print(PICTURE)

@@ -27,7 +27,7 @@ def pretrain(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a step, over all processes.")] = 256,
     lr: Annotated[float, typer.Option(help="Highest learning rate for 256 images a step, scaled to the batch.")] = 0.1,
-    input_size: Annotated[int, typer.Option("--input", min=32, help="Side of what is seen of an image, pixels.")] = 224,
+    input_size: Annotated[int, typer.Option("--input", min=32, help="Crop size in pixels.")] = 224,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that load images for each that trains; the CPU's cores shared.")
     ] = None,

@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.run_study``: run a search, or go on with one."""
+"""``python -m smnas_optuna.run_study``: run a search, or resume one."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ from smnas_optuna.execution.loop import SearchStopped
 from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.reporting.dashboard import Frontispiece, describe_trial
+from smnas_optuna.reporting.dashboard import DashboardUpdater, describe_trial
 from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
@@ -55,7 +55,9 @@ def run_study(
     ] = None,
     candidates: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Trials of stage one that stage two takes on, instead of picking some."),
+        typer.Option(
+            metavar="N,N,...", help="Trials of stage one that stage two refines, instead of some of its front."
+        ),
     ] = None,
     sources: Annotated[
         list[str] | None,
@@ -91,7 +93,7 @@ def run_study(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be searched, and train nothing.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
 ) -> None:
-    """Search detectors as RECIPE says; the same command goes on with a search that was ended."""
+    """Search detectors as RECIPE says; the same command resumes a search that has ended."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = console()
@@ -223,19 +225,17 @@ def _run_stage(
     totals = {search.path: order.n_trials or search.trials for search in order.searches}
     before = _done(order, database)
     for search in () if quiet else order.searches:
-        parent = (
-            f" takes on trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
-        )
+        parent = f" refines trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
         standing = f"{before[search.path]} of {totals[search.path]} trials done"
         out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
-    frontispiece = Frontispiece(database, order.searches)
+    dashboard = DashboardUpdater(database, order.searches)
     try:
         with SearchProgress(out, before, totals, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
                 progress.hear(message)
                 if isinstance(message, Finished):
-                    frontispiece.renew(message.study)
+                    dashboard.refresh(message.study)
 
             interruption = Interruption()
             with interruption.listen(signal.SIGINT, signal.SIGTERM):
@@ -248,7 +248,7 @@ def _run_stage(
         out.print(f"stopped: {stopped}; logs are in {order.folder}", soft_wrap=True)
         raise typer.Exit(1) from None
     finally:
-        frontispiece.renew_all()
+        dashboard.refresh_all()
     for search in order.searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
         if not quiet:

@@ -174,7 +174,7 @@ def test_both_stages_run_one_after_the_other_and_are_resumed_as_one(tiny_recipe:
         assert second.user_attrs["architecture"] != first.user_attrs["architecture"]
         assert first.values[1] == first.user_attrs["backbone_flops"] < first.user_attrs["flops"]
         assert first.user_attrs["latency_ms"] > 0
-        assert f"{name} takes on trial {study.user_attrs['candidate']['trial']}, " in ended.stdout
+        assert f"{name} refines trial {study.user_attrs['candidate']['trial']}, " in ended.stdout
         assert (tmp_path / "work_dirs/tiny" / name.removeprefix("tiny/") / "trial_00000" / "weights.pth").exists()
         assert (tmp_path / "work_dirs/tiny" / f"{name.replace('/', '-')}.html").exists()
     assert "of 2 detectors dominate" in ended.stdout

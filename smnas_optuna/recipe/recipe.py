@@ -99,7 +99,7 @@ class Modular(Stage):
     """Stage two, a study for each candidate from the front of stage one.
 
     Args:
-        candidates: How many of the front's architectures are taken on.
+        candidates: How many of the front's architectures stage two refines.
         objectives: mAPs are maximised, costs minimised; the backbone's costs are known without building it.
         space: What the backbones may consist of.
     """

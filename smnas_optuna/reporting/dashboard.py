@@ -34,7 +34,7 @@ _SIZES = {"map_small": "small", "map_medium": "medium", "map_large": "large"}
 _COSTS = ("latency_ms", "flops", "params", "backbone_flops", "backbone_params")
 _MOST_ROWS = 20
 _MOST_DOMINATED = 100
-_RENEW_SECONDS = 60.0
+_REFRESH_SECONDS = 60.0
 
 
 def describe_trial(trial: optuna.Trial, losses: Sequence[float], folder: Path, artifacts: Path) -> None:
@@ -87,8 +87,8 @@ def trial_note(attributes: Mapping[str, Any], losses: Sequence[float]) -> str:
     return "\n\n".join(lines)
 
 
-class Frontispiece:
-    """Keeps the note and the Pareto figure of some studies current, each at most once a minute.
+class DashboardUpdater:
+    """Updates what optuna-dashboard shows of some studies: the note and the Pareto figure of each.
 
     Args:
         storage: Where the studies are; those that are not there yet are passed over.
@@ -100,14 +100,14 @@ class Frontispiece:
         self._searches = {search.path: search for search in searches}
         self._due = dict.fromkeys(self._searches, 0.0)
 
-    def renew(self, path: str) -> None:
-        """Renew a study's note and figure, if that was not done a moment ago; ``path`` as in Search."""
+    def refresh(self, path: str) -> None:
+        """Update a study's note and figure, at most once a minute; ``path`` is that of its Search."""
         if time.monotonic() >= self._due[path]:
             self._describe(self._searches[path])
-            self._due[path] = time.monotonic() + _RENEW_SECONDS
+            self._due[path] = time.monotonic() + _REFRESH_SECONDS
 
-    def renew_all(self) -> None:
-        """Renew every study's, at the end of a run."""
+    def refresh_all(self) -> None:
+        """Update every study's note and figure, at the end of a run."""
         for search in self._searches.values():
             self._describe(search)
 
@@ -148,7 +148,7 @@ def study_note(study: optuna.Study, search: Search) -> str:
     ]
     if search.candidate is not None:
         candidate = search.candidate
-        lines.append(f"Takes on trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
+        lines.append(f"Refines trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
     if search.transferred is not None:
         lines.append("From: " + ", ".join(dict.fromkeys(each.source for each in search.transferred)) + ".")
     front = pareto_front(study)

@@ -207,7 +207,7 @@ def _descent(study: optuna.Study) -> str:
     parent = attributes.get("candidate")
     if parent is None:
         return ""
-    return f"{_candidate(study)} takes on trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
+    return f"{_candidate(study)} refines trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
 
 
 def _candidate(study: optuna.Study) -> str:

@@ -84,7 +84,7 @@ def transfer_table(search: Search, study: optuna.Study) -> Table:
     table = Table(title=f"Detectors of {study.study_name}")
     for heading in ("trial", *(_HEADINGS.get(name, name) for name in metrics)):
         table.add_column(heading, justify="right")
-    for heading in ("architecture", "from", "begun with"):
+    for heading in ("architecture", "from", "trained from"):
         table.add_column(heading)
     origins = {
         str(each.architecture): (each.source, search.start(each.architecture.backbone)) for each in search.transferred

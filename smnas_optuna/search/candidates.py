@@ -1,4 +1,4 @@
-"""Which architectures stage two takes on: the hand-over between the stages (SM-NAS, section 4.1.1)."""
+"""Candidates: which architectures of stage one stage two refines (SM-NAS, section 4.1.1)."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] 
     Args:
         storage: Where the studies are.
         recipe: With a stage two.
-        trials: Numbers of stage one's trials to take on, instead of what the front suggests.
+        trials: Numbers of stage one's trials to refine, instead of some of its front.
 
     Raises:
         UserError: Stage one has no such completed trial, or none at all.
@@ -47,7 +47,7 @@ def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] 
         known |= {candidate.trial: candidate for candidate in fresh}
         chosen = [known[trial.number] for trial in wanted]
     if not chosen:
-        raise UserError(f"study {name!r}: has no completed trial to take on; --stage all runs both stages")
+        raise UserError(f"study {name!r}: has no completed trial to refine; --stage all runs both stages")
     return [Search(recipe, candidate) for candidate in chosen]
 
 

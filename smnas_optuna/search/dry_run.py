@@ -57,7 +57,7 @@ def describe_transfer(search: Search, out: Console) -> None:
     """Print what a run of the stage ``transfer`` would train."""
     assert search.transferred is not None
     out.print(f"study {search.study_name}: {len(search.transferred)} detectors")
-    notes = [f"{each.source}, begun with {search.start(each.architecture.backbone)}" for each in search.transferred]
+    notes = [f"{each.source}, trained from {search.start(each.architecture.backbone)}" for each in search.transferred]
     _show_costs(search, search.starts, notes, out)
     _show_training(search.recipe, search.settings, "a run would evaluate all of them", out)
 

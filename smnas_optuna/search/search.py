@@ -33,13 +33,13 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture of stage one that stage two takes on.
+    """An architecture of stage one whose backbone stage two refines.
 
     Args:
         number: k in ``C<k>``.
         study: Name of the study that it was found in.
         trial: Its number there.
-        architecture: It.
+        architecture: The candidate's architecture.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Transferred:
     """An architecture that is trained on the data set of another recipe than it was found with.
 
     Args:
-        architecture: It.
+        architecture: The architecture, with which nothing of its former training comes along.
         source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or ``BASELINE``.
     """
 
@@ -158,7 +158,7 @@ class Search:
         return found.weights if found else None
 
     def start(self, backbone: Backbone) -> str:
-        """Say what a backbone begins with: ``scratch``, ``imagenet`` or a file."""
+        """Say what a backbone is trained from: ``scratch``, ``imagenet`` or a file of weights."""
         weights = self.weights(backbone)
         return "scratch" if weights is None else "imagenet" if "://" in weights else weights
 

@@ -42,7 +42,9 @@ def open_storage(
     is_sqlite = parsed.get_backend_name() == "sqlite"
     if is_sqlite:
         if parsed.database in (None, "", ":memory:"):
-            raise UserError(f"--storage {shown}: keeps nothing; expected a file, such as sqlite:///smnas.db")
+            raise UserError(
+                f"--storage {shown}: in-memory databases are not supported; expected a file, such as sqlite:///smnas.db"
+            )
         if not create and not Path(str(parsed.database)).exists():
             raise UserError(f"--storage {shown}: no such database file")
         arguments["timeout"] = _BUSY_SECONDS

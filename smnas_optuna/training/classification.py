@@ -49,7 +49,7 @@ class Pretraining:
     """What to train and how.
 
     Args:
-        backbone: It.
+        backbone: The backbone to pre-train.
         data: Folder of ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``.
         classes: Their names, sorted.
         epochs: Passes over the training images.

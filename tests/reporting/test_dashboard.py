@@ -13,7 +13,7 @@ import pytest
 from optuna_dashboard import get_note
 
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.reporting.dashboard import PARETO_FIGURE, Frontispiece, describe_study, describe_trial, trial_note
+from smnas_optuna.reporting.dashboard import PARETO_FIGURE, DashboardUpdater, describe_study, describe_trial, trial_note
 from smnas_optuna.search.search import Search
 from smnas_optuna.study.storage import open_storage
 from tests.browser import open_page
@@ -69,15 +69,15 @@ def test_describing_a_study_again_leaves_no_more_attributes(study: optuna.Study,
     assert set(study._storage.get_study_system_attrs(study._study_id)) == before
 
 
-def test_a_frontispiece_is_renewed_at_most_once_a_minute(tmp_path: Path, tiny_recipe: Path) -> None:
+def test_the_dashboard_is_updated_at_most_once_a_minute(tmp_path: Path, tiny_recipe: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/smnas.db")
     search = Search(load_recipe(str(tiny_recipe)))
-    frontispiece = Frontispiece(storage, [search])
-    frontispiece.renew(search.path)  # there is no study yet
+    dashboard = DashboardUpdater(storage, [search])
+    dashboard.refresh(search.path)  # there is no study yet
     study = optuna.create_study(study_name=search.study_name, storage=storage, directions=["maximize", "minimize"])
-    frontispiece.renew(search.path)
+    dashboard.refresh(search.path)
     assert get_note(study) == ""
-    frontispiece.renew_all()
+    dashboard.refresh_all()
     assert "0 finished so far" in get_note(study)
 
 

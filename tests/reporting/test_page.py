@@ -167,7 +167,7 @@ def test_a_recipe_that_cannot_be_used_is_told_with_its_cause_and_hides_no_more_t
     made_with = f"made with smnas_optuna 0.0.1 where here is {version('smnas_optuna')},"
     assert f"'tiny/modular/C0': its recipe, {made_with} cannot be used: {cause}" in text
     assert "Stage one and stage two" in text
-    assert f"C0 takes on trial 1 of tiny/structural: {found}" in text
+    assert f"C0 refines trial 1 of tiny/structural: {found}" in text
     assert "parent" in page.rows[0]
 
 

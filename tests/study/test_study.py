@@ -85,7 +85,7 @@ def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_tria
         ("sqlite:////no/such/folder/study.db", "unable to open database file"),
         ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "refused"),
         ("postgresql+psycopg://me:secret@127.0.0.1:port/db", "not a database URL"),
-        ("sqlite://", "keeps nothing"),
+        ("sqlite://", "in-memory databases are not supported"),
         ("oracle://me:secret@127.0.0.1/db", "driver is not installed"),
     ],
 )
