@@ -63,7 +63,7 @@ def main() -> None:
     unknown = [name for name in arguments.tables if name not in tables]
     if unknown:
         parser.error(f"{unknown[0]}: expected some of {', '.join(tables)}")
-    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is told
+    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is logged
     name = torch.cuda.get_device_name(0) if arguments.device == "cuda" else cpu_name()
     print(f"{name}, torch {torch.__version__}")
     for name in arguments.tables:

@@ -149,7 +149,7 @@ def main() -> None:
     device = arguments.device or ("cuda" if found.usable else "cpu")
     if device == "cuda" and not found.usable:
         parser.error(f"--device cuda: {found.problem or 'no GPU is visible'}; expected cpu")
-    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is told
+    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is logged
     machine = Machine(torch.device(device), deadline)
     name = torch.cuda.get_device_name(0) if machine.is_gpu else cpu_name()
     print(f"{name}, torch {torch.__version__}" + ("" if machine.is_gpu else "; no GPU, so the CPU stands in for one"))

@@ -54,7 +54,7 @@ class _CountIterations(Hook):  # type: ignore[misc]  # mmengine is untyped
 
 def main() -> None:
     torch.manual_seed(0)
-    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is told
+    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is logged
     print(f"{'':18} {'':6} {'training step':>27}   {'timed image':>27}")
     print(f"{'':18} {'':6} {'operators':>13} {'waits':>13}   {'operators':>13} {'waits':>13}")
     for name, text in _DETECTORS.items():

@@ -32,8 +32,8 @@ def find_study(storage: BaseStorage, name: str, option: str) -> optuna.Study:
 def relatives_of(study: optuna.Study) -> list[optuna.Study]:
     """Return the studies of both stages of a study's recipe, itself among them, stage one first.
 
-    They are told by their names, so the recipe need not be usable. A study of the stage ``transfer``, or one that this
-    package has not made, has no other.
+    They are recognised by their names, so the recipe need not be usable. A study of the stage ``transfer``, or one that
+    this package has not made, has no other.
     """
     of_a_stage = re.compile(r"(.+)/(structural|modular/C\d+)")
     own = of_a_stage.fullmatch(study.study_name)
@@ -77,7 +77,7 @@ def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, 
     former = {"standardised weights": "computed", "layers": "eager"} | recorded
     if former.get("precision") == "mixed":
         former["precision"] = "float32"
-    # What could be read on one of them only, such as a driver, tells nothing.
+    # What could be read on one of them only, such as a driver, is not compared.
     different = [key for key in former if key in device and former[key] != device[key]]
     if different and not mixed and "latency_ms" in (study.metric_names or ()):
         theirs = ", ".join(f"{key} {former[key]}" for key in different)
@@ -86,5 +86,5 @@ def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, 
             f"study {study.study_name!r}: its times were measured with {theirs}, and here is {mine}; go on there, "
             "start another study with --set name=, or take times of both with --mixed-devices"
         )
-    told = [f"{key} {device[key]}" for key in different if key != "name"]
-    return f"{device['name']} ({', '.join(told)})" if told else device["name"]
+    differences = [f"{key} {device[key]}" for key in different if key != "name"]
+    return f"{device['name']} ({', '.join(differences)})" if differences else device["name"]

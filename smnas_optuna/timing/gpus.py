@@ -6,7 +6,6 @@ list that a process sees means another GPU wherever the list differs, so no proc
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -16,7 +15,6 @@ from smnas_optuna.timing.owned_lock import OwnedLock, Owner, shared_folder
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 # Seconds.
-_PAUSE = 0.01
 _LONGEST_CHOICE = 60.0
 
 # Holds the variable's former value while GPUs are hidden, after "="; empty if it was not set.
@@ -88,10 +86,8 @@ def choosing() -> Iterator[None]:
     A process that takes longer than a minute for its choice is not waited for.
     """
     lock = OwnedLock(shared_folder() / "gpus.choice")
-    deadline = time.monotonic() + _LONGEST_CHOICE
     try:
-        while not lock.try_acquire() and time.monotonic() < deadline:
-            time.sleep(_PAUSE)
+        lock.acquire(_LONGEST_CHOICE)
         yield
     finally:
         lock.close()
@@ -106,8 +102,7 @@ def announce_search(uuid: str, purpose: str) -> None:
     """
     lock = OwnedLock.unique(_searches_folder(uuid), Owner(os.getpid(), purpose))
     # Another process may be looking at the new file at this moment.
-    while not lock.try_acquire():
-        time.sleep(_PAUSE)
+    lock.acquire()
 
 
 def announced_searches(uuid: str) -> list[Owner]:

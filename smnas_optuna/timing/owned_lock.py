@@ -1,12 +1,17 @@
 """A lock on a file in which its owner is written; it ends with the owner's process."""
 
 import fcntl
+import math
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+# Seconds between two looks at a lock that is waited for.
+_PAUSE = 0.01
 
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
@@ -63,6 +68,13 @@ class OwnedLock:
         except BlockingIOError:
             return False
         return True
+
+    def acquire(self, patience: float = math.inf) -> bool:
+        """Wait for the lock, at most so many seconds, and tell whether this one has it now."""
+        deadline = time.monotonic() + patience
+        while not (is_taken := self.try_acquire()) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+        return is_taken
 
     def release(self) -> None:
         """Give the lock back."""

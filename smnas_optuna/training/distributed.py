@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.training.process import follow_parent
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
@@ -52,7 +52,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def told_once() -> Iterator[None]:
-    """Let a mistake that all processes see be told by the first alone, before the launcher ends them all."""
+    """Have only the first process report a mistake that all of them see, before the launcher ends them."""
     try:
         yield
     except UserError:
@@ -74,20 +74,8 @@ def in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _
     forked after that cannot train.
     """
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(1, mp_context=fork, initializer=_follow_parent) as child:
+    with ProcessPoolExecutor(1, mp_context=fork, initializer=follow_parent) as child:
         return child.submit(function, argument).result()
-
-
-def _follow_parent() -> None:
-    """End this process when its parent has ended, which then need not have told it to."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 class ProcessFailed(Exception):

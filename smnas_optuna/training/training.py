@@ -378,7 +378,7 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
     evaluated = time.perf_counter()
     if not main:
         return
-    model = prepare_for_deployment(_detector(runner), compiled=job.device.timing.compiled)
+    model = _prepare_for_timing(runner, samples, job)
     latency, spread = _calm_latency(model, samples, job, turn)
     busy = None
     if job.kind == "cuda":
@@ -411,8 +411,6 @@ def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock)
 def _calm_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) -> tuple[float, float]:
     """Time a trained detector, again where the spread is too large, and return the calmest time with its spread."""
     timing = job.device.timing
-    if timing.compiled:
-        compile_now(model, samples[0])
     measured = []
     for _ in range(timing.attempts):
         with turn.taken():
@@ -443,15 +441,21 @@ def _samples(runner: Runner, job: Job) -> list[Any]:
     return [sample for sample, size in zip(samples, sizes, strict=True) if size == commonest]
 
 
+def _prepare_for_timing(runner: Runner, samples: list[Any], job: Job) -> Any:
+    """Return a copy of the detector as it is timed; what has to be compiled is, while the device is not locked."""
+    compiled = job.device.timing.compiled
+    model = prepare_for_deployment(_detector(runner), compiled=compiled)
+    if compiled:
+        compile_now(model, samples[0])
+    return model
+
+
 def _untrained_latency(runner: Runner, samples: list[Any], job: Job, turn: TimingTurn) -> float:
     """Time the detector before training, with a score threshold that no detection passes."""
-    detector = _detector(runner)
-    detector.init_weights()
-    model = prepare_for_deployment(detector, compiled=job.device.timing.compiled)
+    _detector(runner).init_weights()
+    model = _prepare_for_timing(runner, samples, job)
     (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg.score_thr = 1.0
     timing = job.device.timing.model_copy(update={"rounds": 2})
-    if timing.compiled:
-        compile_now(model, samples[0])
     with turn.taken():
         latency, _ = measure_latency(model, samples, timing, torch.device(job.kind))
     if timing.compiled:
