@@ -13,6 +13,9 @@ from typer.exceptions import TyperException
 
 from smnas_optuna.errors import UserError, explain
 
+DEFAULT_STORAGE = "sqlite:///smnas.db"
+"""Database of all commands that are given none."""
+
 
 def run_command(command: Callable[..., None], name: str) -> NoReturn:
     """Parse ``sys.argv`` with Typer, call ``command`` and leave the process.

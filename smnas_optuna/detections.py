@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from smnas_optuna.command_line import run_command
+from smnas_optuna.command_line import DEFAULT_STORAGE, run_command
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.detections import draw_detections
-from smnas_optuna.study.storage import DEFAULT_STORAGE
 from smnas_optuna.study.study import load_study
 
 

@@ -7,7 +7,7 @@ import optuna
 import typer
 from optuna.trial import TrialState
 
-from smnas_optuna.command_line import run_command
+from smnas_optuna.command_line import DEFAULT_STORAGE, run_command
 from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit, open_dataset
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
@@ -18,7 +18,6 @@ from smnas_optuna.recipe.settings import BddDataset, CocoDataset, Detector, VocD
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import search_of
 from smnas_optuna.study.retry import belonging_of
-from smnas_optuna.study.storage import DEFAULT_STORAGE
 from smnas_optuna.study.study import load_study
 from smnas_optuna.training.job import Belonging
 from smnas_optuna.training.trial_folder import check_record

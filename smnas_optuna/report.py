@@ -6,10 +6,9 @@ from typing import Annotated
 import optuna
 import typer
 
-from smnas_optuna.command_line import run_command
+from smnas_optuna.command_line import DEFAULT_STORAGE, run_command
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.published import Show
-from smnas_optuna.study.storage import DEFAULT_STORAGE
 from smnas_optuna.study.study import load_study
 
 

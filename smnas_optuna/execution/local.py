@@ -1,4 +1,4 @@
-"""Workers on this machine: each a process, supervised, restarted when it dies, and ended in order."""
+"""Workers on this machine: one in this process, or several, each a process that is supervised and restarted."""
 
 import contextlib
 import signal
@@ -34,6 +34,36 @@ class _Place:
     @property
     def is_over(self) -> bool:
         return self.restarts.are_over or (self.process is None and self.ended is not None)
+
+
+def work_here(
+    orders: Sequence[Order],
+    hear: Callable[[Message], None],
+    say: Callable[[str], None],
+    interruption: Interruption,
+) -> None:
+    """Run a single worker in this process, which spares a process its imports; see ``supervise``.
+
+    A worker that an unexpected error ends starts again, as its process would.
+    """
+    (order,) = orders
+    restarts = Restarts(order.worker)
+
+    def tell(message: Message) -> None:
+        if isinstance(message, Finished):
+            restarts.finished_trial()
+        hear(message)
+
+    while True:
+        ended = work(order, tell, interruption)
+        interruption.check()
+        if not ended.error:
+            return conclude([ended])
+        say(restarts.died(ended.error))
+        if restarts.are_over:
+            return conclude([None])
+        wait([interruption.fileno()], timeout=restarts.due - time.monotonic())
+        interruption.check()
 
 
 def supervise(

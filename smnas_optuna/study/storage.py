@@ -13,7 +13,6 @@ from sqlalchemy.engine import URL, make_url
 from smnas_optuna.errors import UserError
 from smnas_optuna.study.patient_storage import PATIENCE, PatientStorage, wait_for_database
 
-DEFAULT_STORAGE = "sqlite:///smnas.db"
 # How often a worker renews the lease of its trial, in seconds.
 LEASE_SECONDS = 20.0
 

@@ -27,6 +27,7 @@ from smnas_optuna.training.job import Candidates, Comparison, Costs, Demand, Eve
 from smnas_optuna.training.outcome import Outcome
 
 _TRAINING = "smnas_optuna.training.training"
+_PRELOADED = "smnas_optuna.training.preloaded"
 _SHOW_GPUS = "smnas_optuna.timing.show_gpus"
 context = multiprocessing.get_context("forkserver")
 
@@ -78,7 +79,7 @@ def preload(*, training: bool = True) -> None:
     # A forked process imports the main module again, which is quick where all that it imports is there already.
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
-    context.set_forkserver_preload([*([_TRAINING] if training else []), *loaded, _SHOW_GPUS])
+    context.set_forkserver_preload([*([_PRELOADED] if training else []), *loaded, _SHOW_GPUS])
     # Ctrl-C is for the process that the user started, also while the server is still loading.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries look for a GPU when they are imported. No process that is forked from the server could use CUDA if they

@@ -1,0 +1,166 @@
+"""The command line of ``run_study``: what it may say, and what of it does not fit together."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import optuna
+import typer
+
+from smnas_optuna.command_line import DEFAULT_STORAGE
+from smnas_optuna.errors import UserError
+from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.training.process import preload
+
+
+@dataclass(frozen=True)
+class Options:
+    """A search as its user has asked for it.
+
+    Args:
+        recipe: What to search.
+        stages: Which stages of it, in their order.
+        storage: Database URL.
+        n_trials: Trials that each study shall reach; None for the recipe's number.
+        candidates: Trials of stage one that stage two refines; None to pick some of its front.
+        sources: What the stage ``transfer`` trains, besides the recipe's baselines.
+        sampler: Instead of the recipe's; None for the recipe's.
+        output: Folder for what the search writes; None for ``work_dirs/RECIPE``.
+        workers: How many; None for one for each GPU.
+        launcher: Where they run, ``local`` or ``ray``.
+        ray_address: Address of the Ray cluster; None to start one on this machine.
+        mixed_devices: Mix times of devices that differ.
+        quiet: Print only what goes wrong, and where the report is.
+        seed: Of the sampler.
+    """
+
+    recipe: Recipe
+    stages: tuple[StageName, ...]
+    storage: str
+    n_trials: int | None
+    candidates: tuple[int, ...] | None
+    sources: tuple[str, ...]
+    sampler: SamplerName | None
+    output: Path | None
+    workers: int | None
+    launcher: Literal["local", "ray"]
+    ray_address: str | None
+    mixed_devices: bool
+    quiet: bool
+    seed: int | None
+
+
+def run_study(
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    stage: Annotated[
+        Literal["structural", "modular", "all", "transfer"],
+        typer.Option(help="Which stage to search; all is the first two, transfer trains what --from names."),
+    ] = "structural",
+    storage: Annotated[
+        str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is kept in.")
+    ] = DEFAULT_STORAGE,
+    n_trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials that each study shall reach in total; the recipe's if not given.")
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Trials of stage one that stage two refines, instead of some of its front."
+        ),
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY:TRIAL|best|front",
+            help="What to transfer to the recipe's data: trials of another study, or a zoo detector; can be repeated.",
+        ),
+    ] = None,
+    sampler: Annotated[
+        SamplerName | None, typer.Option(help="Optuna sampler that proposes; the recipe's if not given.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for configs, logs, checkpoints and the report; work_dirs/RECIPE.")
+    ] = None,
+    workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes; auto starts one for each GPU.")] = "1",
+    launcher: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where workers run: on this machine, or on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster, or auto for the one on this machine.")
+    ] = None,
+    mixed_devices: Annotated[
+        bool, typer.Option("--mixed-devices", help="Take times of devices that differ; the report tells them apart.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Tell from the database alone how the search stands, and write nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Tell only what goes wrong, and where the report is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be searched, and train nothing.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
+) -> None:
+    """Search detectors as RECIPE says; the same command resumes a search that has ended."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    loaded = load_recipe(recipe, overrides or ())
+    stages: tuple[StageName, ...] = ("structural", "modular") if stage == "all" else (stage,)
+    options = Options(
+        recipe=loaded,
+        stages=stages,
+        storage=storage,
+        n_trials=n_trials,
+        candidates=_trial_numbers(candidates),
+        sources=tuple(sources or ()),
+        sampler=sampler,
+        output=output,
+        workers=_number_of(workers),
+        launcher=launcher,
+        ray_address=ray_address,
+        mixed_devices=mixed_devices,
+        quiet=quiet,
+        seed=seed,
+    )
+    for name in stages:
+        if name not in loaded.stages:
+            raise UserError(f"--stage {stage}: recipe {recipe!r} has no section {name}")
+    searches_a_space = stage != "transfer"
+    for option, given, applies, place in (
+        ("--from", sources[0] if sources else None, not searches_a_space, "--stage transfer"),
+        ("--candidates", candidates, stage in ("modular", "all"), "--stage modular and all"),
+        ("--sampler", sampler, searches_a_space, "--stage structural, modular and all"),
+        ("--seed", seed, searches_a_space, "--stage structural, modular and all"),
+        ("--ray-address", ray_address, launcher == "ray", "--launcher ray"),
+    ):
+        if given is not None and not applies:
+            raise UserError(f"{option} {given}: is for {place}")
+    if status and dry_run:
+        raise UserError("--status: expected one of --status and --dry-run")
+    if dry_run or (not status and launcher == "local" and options.workers == 1):
+        # Takes seconds in another process, in which this one loads the rest.
+        preload()
+    from smnas_optuna.run_study import stages as run
+
+    (run.describe if dry_run else run.show_status if status else run.search)(options)
+
+
+def _number_of(workers: str) -> int | None:
+    if workers == "auto":
+        return None
+    if not (workers.isascii() and workers.isdigit() and int(workers)):
+        raise UserError(f"--workers {workers}: expected a number from 1, or auto")
+    return int(workers)
+
+
+def _trial_numbers(text: str | None) -> tuple[int, ...] | None:
+    try:
+        numbers = None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if numbers is not None and (not numbers or min(numbers) < 0):
+        raise UserError(f"--candidates {text!r}: expected numbers of stage one's trials, such as 3,17,20")
+    return numbers

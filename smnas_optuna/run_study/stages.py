@@ -1,0 +1,207 @@
+"""The stages of a search, one after another: their workers, what is shown meanwhile, and the report at the end."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import optuna
+import typer
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from rich.console import Console
+
+from smnas_optuna.command_line import writable_folder
+from smnas_optuna.data.datasets import open_dataset
+from smnas_optuna.errors import UserError
+from smnas_optuna.execution.interruption import Interruption
+from smnas_optuna.execution.local import supervise, work_here
+from smnas_optuna.execution.loop import SearchStopped
+from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
+from smnas_optuna.recipe.recipe import StageName
+from smnas_optuna.reporting import status
+from smnas_optuna.reporting.dashboard import DashboardUpdater, describe_trial
+from smnas_optuna.reporting.hypervolume import hypervolume_text
+from smnas_optuna.reporting.page import write_report
+from smnas_optuna.reporting.progress import SearchProgress, console
+from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
+from smnas_optuna.run_study.command import Options
+from smnas_optuna.search import dry_run
+from smnas_optuna.search.candidates import modular_searches
+from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import refuse_other_search
+from smnas_optuna.search.transfer import transfer_search
+from smnas_optuna.study.storage import mask, network_file_system, open_storage, storage_url
+from smnas_optuna.study.trial_outcome import evaluated_trials
+from smnas_optuna.timing.gpus import assign_gpus
+from smnas_optuna.training.process import preload, visible_gpus
+
+Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None], Interruption], None]
+
+
+def describe(options: Options) -> None:
+    """Print what a search would do; it trains nothing and writes nothing."""
+    out, recipe = console(), options.recipe
+    for name in options.stages:
+        if name == "transfer":
+            search = transfer_search(_to_read(options.storage), recipe, options.sources)
+            dry_run.describe_transfer(search, out)
+        else:
+            dry_run.describe(recipe, name, options.n_trials, options.sampler, out)
+
+
+def show_status(options: Options) -> None:
+    """Print how far a search is, from its database alone; it writes nothing."""
+    status.show_status(options.storage, options.recipe, options.n_trials, console())
+
+
+def search(options: Options) -> None:
+    """Run the stages of a search, and write their reports."""
+    out, recipe = console(), options.recipe
+    folder = writable_folder(options.output or Path("work_dirs") / recipe.name)
+    database = open_storage(options.storage)
+    dataset = open_dataset(recipe.dataset)
+    url = storage_url(options.storage)
+    if url.password and any(url.password in argument for argument in sys.argv):
+        out.print("the password in --storage shows in lists of processes; in SMNAS_STORAGE or @FILE it does not")
+    crew = _crew(options, folder, out)
+    if len(crew.gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
+        raise UserError(
+            f"--storage {mask(url)}: lies on a network file system ({kind}), where SQLite cannot be shared by several "
+            "workers; expected a local disk or PostgreSQL"
+        )
+    for name in options.stages:
+        searches = _searches(name, options, database)
+        for each in searches:
+            refuse_other_search(database, each)
+        orders = [
+            SearchOrder(
+                worker,
+                searches,
+                url.render_as_string(hide_password=False),
+                dataset,
+                folder,
+                describe_trial,
+                hypervolume_text,
+                options.n_trials,
+                options.sampler,
+                options.seed,
+                gpus=own,
+                sharing=crew.sharing or crew.gpus.count(own),
+                workers=crew.per_machine,
+                mixed_devices=options.mixed_devices,
+            )
+            for worker, own in enumerate(crew.gpus)
+        ]
+        _run_stage(orders, crew.launch, database, out, quiet=options.quiet)
+
+
+def _searches(stage: StageName, options: Options, database: RDBStorage) -> tuple[Search, ...]:
+    if stage == "structural":
+        return (Search(options.recipe),)
+    if stage == "modular":
+        return tuple(modular_searches(database, options.recipe, options.candidates))
+    return (transfer_search(database, options.recipe, options.sources),)
+
+
+def _to_read(storage: str) -> BaseStorage:
+    """Open a database without writing; where there is no such file, one with no study in it."""
+    url = storage_url(storage)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return InMemoryStorage()
+    return open_storage(storage, create=False)
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """The workers of a run.
+
+    Args:
+        launch: Starts them.
+        gpus: Of each worker the names of its GPUs, or None for those that it sees.
+        sharing: How many share a device's memory; None for those that have the same GPUs.
+        per_machine: How many are on a machine.
+    """
+
+    launch: Launch
+    gpus: list[tuple[str, ...] | None]
+    sharing: int | None
+    per_machine: int
+
+
+def _crew(options: Options, folder: Path, out: Console) -> _Crew:
+    """Decide how many workers there are and where they run."""
+    device, count = options.recipe.device, options.workers
+    if options.launcher == "ray":
+        from smnas_optuna.execution import ray  # needs the extra of this name
+
+        ray.connect(options.ray_address)
+        count = count or ray.places(device)
+        launch = partial(ray.supervise_on_ray, device)
+        return _Crew(launch, [None] * count, ray.sharing(device, count), ray.workers_per_node(count))
+    gpus: list[tuple[str, ...] | None] = [None] * (count or 1)
+    if count != 1 and device.kind != "cpu":
+        preload()
+        names, problem = visible_gpus(folder / "output.log")
+        if names and problem:
+            out.print(f"not used: {problem}", soft_wrap=True)
+        gpus = assign_gpus(names, device.gpus_per_trial, count)
+    if len(gpus) == 1:
+        return _Crew(work_here, gpus, None, 1)
+    # Each worker has a server of its own, which loads torch.
+    preload(training=False)
+    return _Crew(supervise, gpus, None, len(gpus))
+
+
+def _run_stage(
+    orders: Sequence[SearchOrder], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
+) -> None:
+    """Let workers search the studies of one stage side by side, and tell what came of it."""
+    order = orders[0]
+    totals = {search.path: order.n_trials or search.trials for search in order.searches}
+    before = _done(order, database)
+    for search in () if quiet else order.searches:
+        parent = f" refines trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
+        standing = f"{before[search.path]} of {totals[search.path]} trials done"
+        out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
+    dashboard = DashboardUpdater(database, order.searches)
+    try:
+        with SearchProgress(out, before, totals, quiet=quiet) as progress:
+
+            def hear(message: Message) -> None:
+                progress.hear(message)
+                if isinstance(message, Finished):
+                    dashboard.refresh(message.study)
+
+            interruption = Interruption()
+            with interruption.listen(signal.SIGINT, signal.SIGTERM):
+                launch(orders, hear, progress.say, interruption)
+    except KeyboardInterrupt:
+        done, total = sum(_done(order, database).values()), sum(totals.values())
+        out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
+        raise
+    except SearchStopped as stopped:
+        out.print(f"stopped: {stopped}; logs are in {order.folder}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    finally:
+        dashboard.refresh_all()
+    for search in order.searches:
+        study = optuna.load_study(study_name=search.study_name, storage=database)
+        if not quiet:
+            out.print(front_table(study) if search.transferred is None else transfer_table(search, study))
+            gain = baseline_text(search, study) if search.candidate else None
+            if gain:
+                out.print(gain, soft_wrap=True)
+        out.print(f"report: {write_report(study, order.folder)}", soft_wrap=True)
+
+
+def _done(order: SearchOrder, database: RDBStorage) -> dict[str, int]:
+    """Return how many trials of each study count; the first worker makes those that are absent."""
+    present = set(optuna.get_all_study_names(database))
+    return {
+        search.path: len(evaluated_trials(optuna.load_study(study_name=search.study_name, storage=database)))
+        if search.study_name in present
+        else 0
+        for search in order.searches
+    }
