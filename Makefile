@@ -24,7 +24,8 @@ docs: .venv/installed-docs
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
 
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadgroup --no-loadscope-reorder
+# A file's tests run in one process, since they share what they have prepared.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 test: lint .venv/browser
 	$(PYTEST) -m "not long" --durations=30

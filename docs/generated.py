@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
-import typer.main
 from docutils import nodes
 from docutils.statemachine import StringList
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from smnas_optuna.command_line import parser
 from smnas_optuna.recipe.recipe import Recipe
 
 _NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false"}
@@ -39,9 +39,7 @@ class CommandDirective(_Generated):
         """Return the command's description."""
         (name,) = self.arguments
         function = getattr(importlib.import_module(f"smnas_optuna.{name}"), name)
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command()(function)
-        command = typer.main.get_command(app)
+        command = parser(function)
         context = typer.Context(command, info_name=f"python -m smnas_optuna.{name}")
         records = [parameter.get_help_record(context) for parameter in command.params]
         lines = [*inspect.getdoc(function).splitlines(), ""]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import typer
+import typer.main
 from pydantic import ValidationError
+from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from smnas_optuna.errors import UserError, explain
@@ -27,10 +29,8 @@ def run_command(command: Callable[..., None], name: str) -> NoReturn:
     The process ends with 0 (done), with 1 (the run failed, with its traceback), with 2 (bad usage or a
     :class:`~smnas_optuna.errors.UserError`, told in one line on standard error) or with 130 (interrupted).
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
     try:
-        code = app(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
+        code = parser(command).main(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
     except TyperException as error:
         _fail(_message_of(error))
     except UserError as error:
@@ -41,6 +41,15 @@ def run_command(command: Callable[..., None], name: str) -> NoReturn:
     for sent in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sent, signal.SIG_IGN)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def parser(command: Callable[..., None]) -> TyperCommand:
+    """Return what reads the command line of a function whose annotated arguments it is."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    command_line = typer.main.get_command(app)
+    assert isinstance(command_line, TyperCommand)
+    return command_line
 
 
 def writable_folder(folder: Path) -> Path:

@@ -1,14 +1,58 @@
-"""The package's commands, run as a user runs them: in a process of their own, in a folder of its own."""
+"""The package's commands, run as a user runs them: in a folder of their own, in this process or in one of their own."""
 
+import contextlib
+import io
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def run(module: str, *arguments: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m smnas_optuna.<module>`` to its end."""
+def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m smnas_optuna.<module>`` to its end in this process, which has loaded what it needs before."""
+    arguments_ = command(module, *arguments)
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with _as_if_started(folder, arguments_[2:]), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            runpy.run_module(f"smnas_optuna.{module}", run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            code = ended.code
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments_, code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def _as_if_started(folder: Path, argv: list[str]) -> Iterator[None]:
+    """Let this process look as if Python had been started in a folder, and put it back as it was."""
+    before = sys.argv, list(sys.path), set(sys.modules), os.getcwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        os.chdir(folder)
+        sys.argv = argv
+        sys.path.insert(0, str(folder))
+        yield
+    finally:
+        sys.argv, sys.path[:], modules, working = before
+        os.chdir(working)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name in set(sys.modules) - modules:
+            # A user's own, of which another test has another of the same name.
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
+
+
+def run_alone(module: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m smnas_optuna.<module>`` to its end in a process of its own."""
     return subprocess.run(
-        command(module, *arguments), cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+        command(module, *arguments), cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
 
 

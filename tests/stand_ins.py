@@ -63,19 +63,29 @@ def _python(arguments: list[str], _: Path) -> NoReturn:
         sys.exit()
     if module and module.startswith("benchmarks."):
         os.chdir(ROOT)
-        arguments = ["-c", f"import {module}"]
-    if module in ("run_study", "check_data") and "--dry-run" not in arguments:
-        arguments = [*arguments[:3], *_tiny_settings(arguments[2]), *_few_trials(arguments[3:])]
-    elif module == "pretrain":
-        arguments = [*arguments, *_QUICK_PRETRAINING]
-    elif module == "export":
+        arguments = ["-c", f"import importlib.util; assert importlib.util.find_spec({module!r})"]
+    elif module:
+        arguments = ["-m", arguments[1], *tried(module, arguments[2:])]
+    if module == "export":
         code = subprocess.run([sys.executable, *arguments], check=False).returncode
-        output = Path(arguments[arguments.index("--output") + 1])
-        if code == 0 and output.suffix == ".py":
-            config = output.read_text(encoding="utf-8")
-            output.write_text(re.sub(r"max_epochs=\d+", "max_epochs=1", config), encoding="utf-8")
+        shorten(Path.cwd(), arguments)
         sys.exit(code)
     os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def tried(command: str, arguments: list[str]) -> list[str]:
+    """Return the arguments with which a command of the package is tried, instead of those of a document."""
+    if command in ("run_study", "check_data") and "--dry-run" not in arguments:
+        return [arguments[0], *_tiny_settings(arguments[0]), *_few_trials(arguments[1:])]
+    return [*arguments, *_QUICK_PRETRAINING] if command == "pretrain" else arguments
+
+
+def shorten(folder: Path, arguments: list[str]) -> None:
+    """Let a config that ``export`` has written train for one epoch."""
+    output = folder / arguments[arguments.index("--output") + 1]
+    if output.suffix == ".py" and output.exists():
+        config = output.read_text(encoding="utf-8")
+        output.write_text(re.sub(r"max_epochs=\d+", "max_epochs=1", config), encoding="utf-8")
 
 
 def _tiny_settings(recipe: str) -> list[str]:

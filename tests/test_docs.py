@@ -75,6 +75,7 @@ def test_every_command_has_its_options_on_the_page(site: Path) -> None:
     page = (site / "api" / "commands.html").read_text(encoding="utf-8")
     commands = [path.stem for path in PACKAGE.glob("*.py") if "run_command(" in path.read_text(encoding="utf-8")]
     commands.remove("command_line")
+    commands += [path.parent.name for path in PACKAGE.glob("*/__main__.py")]
     assert "run_study" in commands
     for command in commands:
         assert f'id="{command.replace("_", "-")}"' in page, f"docs/api/commands.md lacks {command}"

@@ -1,23 +1,33 @@
 """Every command, script and file of the documents is tried, one after another, as a reader would.
 
+``make test`` tries those that every reader follows, and of the others that there are such commands and options.
+
 What differs from a reader's machine: ``tests/stand_ins.py`` says which programs stand in for what, ``PLACEHOLDERS``
 what is put where a document has a name of the reader's own, and the fixture ``world`` which data there are.
 """
 
 import ast
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
+from typer.exceptions import TyperException
 
+from smnas_optuna.command_line import parser
 from smnas_optuna.data.digits import make_digits
+from smnas_optuna.recipe.recipe_file import load_recipe
 from tests import stand_ins
+from tests.commands import run
 from tests.documents import Step, steps_of
 from tests.labelled_digits import make_labelled_digits
 from tests.published_formats import Thing, write_voc
@@ -86,6 +96,8 @@ class Reader:
         self._folder = folder
         self._placeholders = placeholders
         self._state = folder / ".reader"
+        self._commands = folder / ".commands"
+        self._commands.mkdir()
         exports = f'export HOME="{folder}" TMPDIR="{temporary}" PATH="{folder}/programs:$PATH" COLUMNS=120'
         self._state.write_text(f'cd "{folder}"\n{exports}\nunset SMNAS_STORAGE\n', encoding="utf-8")
 
@@ -101,13 +113,40 @@ class Reader:
             text = f'python "{self._folder}/step.py"'
         remember = f'{{ export -p; echo "cd \\"$PWD\\""; }} > "{self._state}"'
         ended = subprocess.run(
-            ["bash", "-c", f'source "{self._state}"\nset -e\n{text}\n{remember}'],
+            ["bash", "-c", f'source "{self._state}"\nset -e\n{self._put_off}\n{text}\nunset -f python\n{remember}'],
             capture_output=True,
             text=True,
             timeout=SECONDS,
             check=False,
         )
         assert ended.returncode == 0, f"{step.place}: {step.text}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout + "".join(self._run(step, folder) for folder in sorted(self._commands.iterdir()))
+
+    @property
+    def _put_off(self) -> str:
+        """Shell's function ``python``, which writes down a command of the package instead of running it."""
+        return f"""python() {{
+            case "$1 $2" in
+            "-m smnas_optuna."*)
+                local folder="{self._commands}/$(ls "{self._commands}" | wc -l)"
+                mkdir "$folder"; pwd > "$folder/folder"; env -0 > "$folder/environment"
+                printf "%s\\0" "${{@:2}}" > "$folder/arguments";;
+            *) command python "$@";;
+            esac
+        }}"""
+
+    def _run(self, step: Step, command: Path) -> str:
+        """Run a command of the package that was written down; in this process, which has loaded what it needs."""
+        module, *arguments = (command / "arguments").read_text(encoding="utf-8").split("\0")[:-1]
+        name = module.removeprefix("smnas_optuna.")
+        variables = (command / "environment").read_text(encoding="utf-8").split("\0")[:-1]
+        folder = Path((command / "folder").read_text(encoding="utf-8").strip())
+        shutil.rmtree(command)
+        with mock.patch.dict(os.environ, dict(variable.split("=", 1) for variable in variables), clear=True):
+            ended = run(name, *stand_ins.tried(name, arguments), folder=folder)
+        assert ended.returncode == 0, f"{step.place}: {step.text}\n{ended.stdout}\n{ended.stderr}"
+        if name == "export":
+            stand_ins.shorten(folder, arguments)
         return ended.stdout
 
 
@@ -146,9 +185,7 @@ def _long(document: Path) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(document, id=name, marks=[pytest.mark.xdist_group(name), *_long(document)])
-        for document in DOCUMENTS
-        for name in [str(document.relative_to(ROOT))]
+        pytest.param(document, id=str(document.relative_to(ROOT)), marks=_long(document)) for document in DOCUMENTS
     ],
 )
 def test_what_a_document_tells_to_do_can_be_done(document: Path, reader: Reader) -> None:
@@ -157,6 +194,27 @@ def test_what_a_document_tells_to_do_can_be_done(document: Path, reader: Reader)
         printed = reader.follow(step)
         if step.shown:
             assert is_shown(printed, step.shown), f"{step.place}: {step.text}\n{printed}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_every_command_of_a_document_has_the_options_that_it_is_given(document: Path) -> None:
+    for step in steps_of(document):
+        for module, arguments in commands_in(step):
+            function = getattr(import_module(f"smnas_optuna.{module}"), module)
+            try:
+                context = parser(function).make_context(module, arguments)
+            except TyperException as error:
+                pytest.fail(f"{step.place}: {step.text}\n{error.format_message()}")
+            shipped = ROOT / "studies" / f"{context.params.get('recipe')}.yaml"
+            if shipped.exists():
+                load_recipe(shipped.stem, context.params.get("overrides") or ())
+
+
+def commands_in(step: Step) -> Iterator[tuple[str, list[str]]]:
+    """Yield the package's commands in a step of a shell, each with its arguments."""
+    for line in step.text.replace("\\\n", " ").splitlines() if step.kind == "shell" else ():
+        for module, arguments in re.findall(r"-m smnas_optuna\.([a-z_]+)([^;|>]*)", line):
+            yield module, shlex.split(arguments, comments=True)
 
 
 def is_shown(printed: str, shown: str) -> bool:

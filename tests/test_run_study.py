@@ -16,7 +16,7 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
-from tests.commands import command, run
+from tests.commands import command, run, run_alone
 
 STORAGE = "sqlite:///smnas.db"
 
@@ -345,7 +345,7 @@ def test_a_folder_for_temporary_files_in_which_sockets_cannot_be_is_one_line(
     temporary = tmp_path / ("long" * 25)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    ended = run("run_study", "digits", "--dry-run", folder=tmp_path)
+    ended = run_alone("run_study", "digits", "--dry-run", folder=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr == (
         f"error: TMPDIR {temporary}: AF_UNIX path too long; expected a folder with a shorter name\n"
