@@ -12,6 +12,7 @@ from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive
+from .optuna_internals import fixed_params
 from .space import Candidate, Space
 from .surrogate import Fit
 
@@ -23,7 +24,6 @@ _logger = get_logger(f"optuna.{__name__}")
 PROPOSAL = "partial_order_pruning:proposal"
 _OUTCOME = "outcome"
 _TOO_LARGE = ("too_large", "out_of_memory")
-_FIXED_PARAMS = "fixed_params"  # Where Optuna's enqueue_trial keeps them; there is no public name for it.
 
 
 class Record:
@@ -101,11 +101,6 @@ class Record:
         params = {**fixed_params(trial), **(trial.system_attrs.get(PROPOSAL) or {}), **trial.params}
         distributions = self.space.distributions(params, trial.distributions)
         return self.space.decode(params, distributions) if params and distributions is not None else None
-
-
-def fixed_params(trial: FrozenTrial) -> Mapping[str, Any]:
-    """Return the parameters that an enqueued trial must have."""
-    return trial.system_attrs.get(_FIXED_PARAMS) or {}
 
 
 def _is_too_large(trial: FrozenTrial) -> bool:

@@ -20,7 +20,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive, rows_to_fit
-from .record import PROPOSAL, Record, fixed_params
+from .optuna_internals import fixed_params, set_system_attr
+from .record import PROPOSAL, Record
 from .replay import MISSING, draw, value_of
 from .screen import KnownLosses, Screen, Screened
 from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
@@ -171,8 +172,7 @@ class PartialOrderPruningSampler(BaseSampler):
                 if candidate is None:
                     self._stop(study, trial)
                     return
-                # Optuna has no public way for a sampler to write to a trial; its own samplers do it so.
-                study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, candidate.params)
+                set_system_attr(study, trial, PROPOSAL, candidate.params)
                 record.proposals[trial.number] = candidate.params
                 if self._exclusive:
                     return
@@ -191,7 +191,7 @@ class PartialOrderPruningSampler(BaseSampler):
             # Asked from outside of study.optimize: there is nothing to stop, and the trial goes on at random.
             _logger.warning(f"{_EXHAUSTED}; trial {trial.number} is random")
             return
-        study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, None)
+        set_system_attr(study, trial, PROPOSAL, None)
         self._record(study).proposals[trial.number] = None
         _logger.info(f"{_EXHAUSTED}: the study stops")
 

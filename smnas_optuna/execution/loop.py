@@ -15,6 +15,7 @@ from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.search.objective import EvaluationFailed, Turn
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.lease import Lease, LeaseLost
+from smnas_optuna.study.optuna_internals import was_stopped
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.retry import OwnerWatch, requeue_interrupted
 from smnas_optuna.study.trial_outcome import (
@@ -154,7 +155,7 @@ class Run:
             if self._number >= 0:
                 listener.lost(self, self._number)
             return True
-        if self.study._stop_flag:
+        if was_stopped(self.study):
             # Nobody here stops a study, so the sampler has: there is nothing left to propose.
             self._exhausted = True
             return True

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
+from smnas_optuna.study.optuna_internals import is_enqueued
 
 PARTS = ("input_size", "backbone", "neck", "rpn", "head")
 _NUMBERS = (*QUANTITIES, "latency_spread_ms", "untrained_latency_ms", "train_seconds")
@@ -141,7 +142,7 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:
         **dict(zip(names, values, strict=False)),
         "number": trial.number,
         "state": trial.state.name.lower(),
-        "enqueued": "fixed_params" in trial.system_attrs,
+        "enqueued": is_enqueued(trial),
     }
 
 

@@ -13,6 +13,7 @@ from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.summary import front_table
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import candidates_of, transferred_in
+from smnas_optuna.study.optuna_internals import id_of
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import evaluated_trials
@@ -59,7 +60,7 @@ def _lines(study: optuna.Study, storage: PatientStorage, total: int) -> list[str
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     for trial in running:
         host, pid = (*str(trial.user_attrs.get("worker", "?")).split(":"), "?")[:2]
-        sign = storage.sign_of_life(trial._trial_id)
+        sign = storage.sign_of_life(id_of(trial))
         heard = f"heard {sign.age:.0f} s ago" if sign else "not heard yet"
         what = trial.user_attrs.get("architecture", "being proposed")
         lines.append(f"  worker {pid} on {host}, {heard}: trial {trial.number}, {what}")

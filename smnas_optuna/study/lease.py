@@ -15,6 +15,7 @@ import optuna
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
+from smnas_optuna.study.optuna_internals import id_of
 from smnas_optuna.study.patient_storage import PatientStorage, wait_for_database
 from smnas_optuna.study.process_identity import ProcessIdentity
 
@@ -48,7 +49,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         try:
             self._trial.set_user_attr("worker", str(ProcessIdentity.current()))
-            renew = partial(self._storage.renew_lease, self._trial._trial_id)
+            renew = partial(self._storage.renew_lease, id_of(self._trial))
             if not wait_for_database(renew, self._storage.patience):
                 raise LeaseLost(self._text)
         except UpdateFinishedTrialError:
@@ -84,7 +85,7 @@ class Lease:
         wait = self._storage.lease_seconds
         while not self._over.wait(wait):
             try:
-                is_held = self._storage.renew_lease(self._trial._trial_id)
+                is_held = self._storage.renew_lease(id_of(self._trial))
                 wait = self._storage.lease_seconds
             except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
                 _logger.debug("the lease of trial %d could not be renewed: %s", self._trial.number, error)

@@ -1,6 +1,5 @@
 """PatientStorage: Optuna's RDBStorage that waits for a database that is away, and keeps the leases of trials."""
 
-import functools
 import logging
 import math
 import random
@@ -9,15 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
-import sqlalchemy
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import TrialState
+
+from smnas_optuna.study.optuna_internals import RepeatingStorage, exclusive_session, fail_trial, last_heartbeat
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -36,27 +35,6 @@ _OF_THE_MOMENT = (
     # Optuna asks for trials a second time in the session in which the connection was lost.
     sqlalchemy.exc.PendingRollbackError,
 )
-# What RDBStorage does in the database; every one is a transaction that either happened or did not.
-_TRANSACTIONS = (
-    "create_new_study",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "_create_new_trial",
-    "_set_trial_param",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "get_trial",
-    "_get_trials",
-    "get_trial_id_from_study_id_trial_number",
-    "sign_of_life",
-    "take_over",
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +50,7 @@ class SignOfLife:
     age: float
 
 
-class PatientStorage(RDBStorage):
+class PatientStorage(RepeatingStorage):
     """Optuna's storage in an SQL database, which repeats what failed because the database was away.
 
     A dropped connection, a restarting server or a lock held for too long make it wait, longer each time, and try again;
@@ -104,14 +82,8 @@ class PatientStorage(RDBStorage):
 
     def sign_of_life(self, trial_id: int) -> SignOfLife | None:
         """Return when the lease of a trial was renewed last; None where its owner has not recorded one yet."""
-        now = sqlalchemy.func.now()
-        query = sqlalchemy.select(models.TrialHeartbeatModel.heartbeat, now).filter_by(trial_id=trial_id)
-        with _create_scoped_session(self.scoped_session) as session:
-            found = session.execute(query).one_or_none()
-        if found is None:
-            return None
-        moment, now = found
-        return SignOfLife(moment, (now.replace(tzinfo=None) - moment).total_seconds())
+        heard = self.repeat(partial(last_heartbeat, self, trial_id))
+        return heard and SignOfLife(heard[0], (heard[1] - heard[0]).total_seconds())
 
     def take_over(self, trial_id: int, last: SignOfLife | None, attributes: Mapping[str, Any]) -> bool:
         """Fail a running trial in the place of its owner, which cannot write to it any more from then on.
@@ -124,23 +96,11 @@ class PatientStorage(RDBStorage):
         Returns:
             Whether the trial was failed; False where it has ended, or its owner is alive.
         """
-        with _create_scoped_session(self.scoped_session) as session:
-            self._lock_sqlite(session)
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
-            is_unheard = (heartbeat and heartbeat.heartbeat) == (last and last.moment)
-            if trial.state != TrialState.RUNNING or not is_unheard:
-                return False
-            for key, value in attributes.items():
-                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
-            trial.state = TrialState.FAIL
-            trial.datetime_complete = datetime.now()
-        return True
+        return self.repeat(partial(fail_trial, self, trial_id, last.moment if last else None, attributes))
 
-    def _lock_sqlite(self, session: Any) -> None:
-        """Let no other process write until the transaction ends; SQLite knows no SELECT FOR UPDATE."""
-        if self.engine.dialect.name == "sqlite":
-            session.execute(sqlalchemy.text("BEGIN IMMEDIATE"))
+    def repeat(self, transaction: Callable[[], _T]) -> _T:
+        """Call ``transaction`` until the database answers; see :func:`wait_for_database`."""
+        return wait_for_database(transaction, self.patience, self.note_failure)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set a trial's state; see the base class."""
@@ -151,31 +111,16 @@ class PatientStorage(RDBStorage):
             attempts += 1
             # The base class looks at the state and writes it in this session. Another process could take the trial
             # over in between on SQLite.
-            with _create_scoped_session(self.scoped_session) as session:
-                self._lock_sqlite(session)
+            with exclusive_session(self):
                 return RDBStorage.set_trial_state_values(self, trial_id, state, values)
 
         try:
-            return wait_for_database(attempt, self.patience, self.note_failure)
+            return self.repeat(attempt)
         except UpdateFinishedTrialError:
             # The connection may have dropped after the first attempt had been committed.
             if attempts > 1 and self.get_trial(trial_id).state == state:
                 return True
             raise
-
-
-def _patiently(name: str) -> Callable[..., Any]:
-    method = getattr(PatientStorage, name)
-
-    @functools.wraps(method)
-    def repeat(self: PatientStorage, *args: Any, **others: Any) -> Any:
-        return wait_for_database(functools.partial(method, self, *args, **others), self.patience, self.note_failure)
-
-    return repeat
-
-
-for _name in _TRANSACTIONS:
-    setattr(PatientStorage, _name, _patiently(_name))
 
 
 def wait_for_database(attempt: Callable[[], _T], patience: float, failed: Callable[[], None] = lambda: None) -> _T:

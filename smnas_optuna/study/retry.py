@@ -14,6 +14,7 @@ import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
+from smnas_optuna.study.optuna_internals import id_of, is_enqueued, retry_history
 from smnas_optuna.study.patient_storage import PatientStorage, SignOfLife
 from smnas_optuna.study.process_identity import ProcessIdentity
 from smnas_optuna.study.trial_outcome import counts_toward_total, is_too_large, outcome_of
@@ -25,8 +26,6 @@ MOST_DEATHS = 5
 
 # Renewals that an owner has to miss before its lease has expired.
 _MISSED_RENEWALS = 3
-# Where RetryHeartbeatStaleTrialCallback keeps it; its own way to read it warns at each call.
-_HISTORY = "retry_history"
 # How long a trial may run without an owner's signature, which follows its proposal, in seconds.
 _SIGNING_SECONDS = 30.0
 
@@ -55,7 +54,7 @@ class OwnerWatch:
             trials: All trials of the study, as they are now.
         """
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        ids = {trial._trial_id for trial in running}
+        ids = {id_of(trial) for trial in running}
         self._expired = {trial_id: seen for trial_id, seen in self._expired.items() if trial_id in ids}
         return [trial.number for trial in running if self._take_over(trial)]
 
@@ -64,8 +63,8 @@ class OwnerWatch:
         is_alive = owner.is_alive() if owner else None
         if is_alive:
             return False
-        sign = self._storage.sign_of_life(trial._trial_id)
-        if is_alive is None and not self._has_expired(trial, sign):
+        sign = self._storage.sign_of_life(id_of(trial))
+        if is_alive is None and not self._has_expired(id_of(trial), sign):
             return False
         deaths = trial.user_attrs.get("worker_deaths", 0) + 1
         attributes: dict[str, str | int] = {"worker_deaths": deaths, "taken_over_by": str(ProcessIdentity.current())}
@@ -73,18 +72,18 @@ class OwnerWatch:
             attributes |= {"outcome": Outcome.INTERRUPTED, "reason": "interrupted: the process that evaluated it ended"}
         else:
             attributes |= {"outcome": Outcome.CRASHED, "reason": f"crashed: its worker has died {deaths} times"}
-        return self._storage.take_over(trial._trial_id, sign, attributes)
+        return self._storage.take_over(id_of(trial), sign, attributes)
 
-    def _has_expired(self, trial: FrozenTrial, sign: SignOfLife | None) -> bool:
-        """Tell whether a lease has expired and was not renewed while this process watched."""
+    def _has_expired(self, trial_id: int, sign: SignOfLife | None) -> bool:
+        """Tell whether a trial's lease has expired and was not renewed while this process watched."""
         period = _SIGNING_SECONDS if sign is None else _MISSED_RENEWALS * self._storage.lease_seconds
         if sign is not None and sign.age <= period:
-            self._expired.pop(trial._trial_id, None)
+            self._expired.pop(trial_id, None)
             return False
-        before, since = self._expired.get(trial._trial_id, (None, 0.0))
+        before, since = self._expired.get(trial_id, (None, 0.0))
         now = time.monotonic()
-        if trial._trial_id not in self._expired or (before and before.moment) != (sign and sign.moment):
-            self._expired[trial._trial_id] = sign, now
+        if trial_id not in self._expired or (before and before.moment) != (sign and sign.moment):
+            self._expired[trial_id] = sign, now
             return False
         # While the database was away nobody could renew.
         return now - max(since, self._storage.last_failure) >= period
@@ -107,7 +106,7 @@ def requeue_interrupted(study: optuna.Study, trials: Sequence[FrozenTrial]) -> l
         and trial.state == TrialState.FAIL
         and trial.number not in repeated
         # Of a trial that was never told what to evaluate there is nothing to repeat.
-        and (trial.params or "fixed_params" in trial.system_attrs)
+        and (trial.params or is_enqueued(trial))
     ]
     for trial in left:
         repeat = copy.deepcopy(trial)
@@ -142,4 +141,4 @@ def belonging_of(study: optuna.Study, trial: FrozenTrial) -> Belonging:
 
 def interrupted_before(trial: FrozenTrial) -> list[int]:
     """Return the numbers of the interrupted trials that a trial repeats, oldest first."""
-    return list(trial.system_attrs.get(_HISTORY, ()))
+    return retry_history(trial)

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.study.claim import ClaimLock
+from smnas_optuna.study.optuna_internals import storage_of
 from smnas_optuna.study.storage import open_storage
 
 
@@ -39,7 +40,7 @@ def relatives_of(study: optuna.Study) -> list[optuna.Study]:
     own = of_a_stage.fullmatch(study.study_name)
     if own is None or "recipe" not in study.user_attrs:
         return [study]
-    storage = study._storage
+    storage = storage_of(study)
     matches = filter(None, map(of_a_stage.fullmatch, optuna.get_all_study_names(storage)))
     names = sorted(
         (match[0] for match in matches if match[1] == own[1]), key=lambda name: (name.count("/"), len(name), name)
