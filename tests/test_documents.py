@@ -140,6 +140,8 @@ class Reader:
         module, *arguments = (command / "arguments").read_text(encoding="utf-8").split("\0")[:-1]
         name = module.removeprefix("smnas_optuna.")
         variables = (command / "environment").read_text(encoding="utf-8").split("\0")[:-1]
+        # This process has chosen its folder for temporary files.
+        variables = [variable for variable in variables if not variable.startswith("TMPDIR=")]
         folder = Path((command / "folder").read_text(encoding="utf-8").strip())
         shutil.rmtree(command)
         with mock.patch.dict(os.environ, dict(variable.split("=", 1) for variable in variables), clear=True):
