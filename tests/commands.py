@@ -31,7 +31,7 @@ def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedPr
 @contextlib.contextmanager
 def _as_if_started(folder: Path, argv: list[str]) -> Iterator[None]:
     """Let this process look as if Python had been started in a folder, and put it back as it was."""
-    before = sys.argv, list(sys.path), set(sys.modules), os.getcwd()
+    before = sys.argv, list(sys.path), os.getcwd()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         os.chdir(folder)
@@ -39,14 +39,10 @@ def _as_if_started(folder: Path, argv: list[str]) -> Iterator[None]:
         sys.path.insert(0, str(folder))
         yield
     finally:
-        sys.argv, sys.path[:], modules, working = before
+        sys.argv, sys.path[:], working = before
         os.chdir(working)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for name in set(sys.modules) - modules:
-            # A user's own, of which another test has another of the same name.
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(f"{folder}{os.sep}"):
-                del sys.modules[name]
 
 
 def run_alone(module: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:

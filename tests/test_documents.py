@@ -186,9 +186,7 @@ def _long(document: Path) -> list[pytest.MarkDecorator]:
 @pytest.mark.takes_minutes
 @pytest.mark.parametrize(
     "document",
-    [
-        pytest.param(document, id=str(document.relative_to(ROOT)), marks=_long(document)) for document in DOCUMENTS
-    ],
+    [pytest.param(document, id=str(document.relative_to(ROOT)), marks=_long(document)) for document in DOCUMENTS],
 )
 def test_what_a_document_tells_to_do_can_be_done(document: Path, reader: Reader) -> None:
     steps = steps_of(document)

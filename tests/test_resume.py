@@ -1,19 +1,17 @@
-"""Kill -9 of a search at random moments: nothing finished is lost or done again, and the total is exact."""
+"""Kill -9 of a search at many moments: nothing finished is lost or done again, and the total is exact."""
 
 import random
 import re
 import subprocess
-import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import optuna
 import psutil
+import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.commands import command, run
-
-KILLS = 10
-TRIALS = 8
 
 
 def completed(folder: Path) -> dict[str, FrozenTrial]:
@@ -28,30 +26,50 @@ def completed(folder: Path) -> dict[str, FrozenTrial]:
     return found
 
 
-def test_a_search_killed_ten_times_ends_as_if_it_had_not_been(tiny_recipe: Path, tmp_path: Path) -> None:
-    moments = random.Random(0)
-    arguments = ("run_study", tiny_recipe, "--n-trials", TRIALS)
-    for _ in range(KILLS):
-        before = completed(tmp_path)
-        with subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-            # From before torch is loaded to well within the second trial.
-            time.sleep(moments.uniform(0.5, 11))
+def kill_when(process: subprocess.Popen[str], is_due: Callable[[str], bool]) -> None:
+    """Kill a search as soon as a line that it prints says that its moment has come."""
+    started = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        if is_due(line):
             started = psutil.Process(process.pid).children(recursive=True)
             process.kill()
-        _, alive = psutil.wait_procs(started, timeout=20)
-        assert not alive, "a training process outlived the run that started it"
-        after = completed(tmp_path)
-        assert before.items() <= after.items()
-    before = completed(tmp_path)
-    assert len(before) < TRIALS, "the kills came too late to prove anything"
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive, "a training process outlived the run that started it"
 
-    ended = run(*arguments, folder=tmp_path)
+
+def check_resume(folder: Path, recipe: Path, trials: int, kills: Iterable[Callable[[str], bool]]) -> None:
+    """Kill a search again and again, each time it has resumed, and make sure that it ends as if it had not been."""
+    arguments = ("run_study", recipe, "--n-trials", trials, "--set", "structural.training.epochs=3")
+    for is_due in kills:
+        before = completed(folder)
+        with subprocess.Popen(command(*arguments), cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+            kill_when(process, is_due)
+        after = completed(folder)
+        assert before.items() <= after.items()
+    before = completed(folder)
+    assert len(before) < trials, "the kills came too late to prove anything"
+
+    ended = run(*arguments, folder=folder)
     assert ended.returncode == 0, ended.stderr
-    after = completed(tmp_path)
+    after = completed(folder)
     assert before.items() <= after.items()
-    assert len(after) == TRIALS
+    assert len(after) == trials
     done = re.search(r"(\d+) of \d+ trials done", ended.stdout)
     assert done is not None
     assert int(done[1]) == len(before)
-    study = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{tmp_path}/smnas.db")
+    study = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db")
     assert not [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+
+
+@pytest.mark.takes_minutes
+def test_a_search_killed_at_any_stage_of_a_trial_ends_as_if_it_had_not_been(tiny_recipe: Path, tmp_path: Path) -> None:
+    moments = ("is ready", "epoch 2/3", "mAP", "epoch 3/3")
+    check_resume(tmp_path, tiny_recipe, 4, [lambda line, moment=moment: moment in line for moment in moments])
+
+
+@pytest.mark.takes_minutes
+@pytest.mark.long
+def test_a_search_killed_after_random_lines_ends_as_if_it_had_not_been(tiny_recipe: Path, tmp_path: Path) -> None:
+    choice = random.Random(0)
+    check_resume(tmp_path, tiny_recipe, 8, [lambda line: choice.random() < 0.1] * 10)

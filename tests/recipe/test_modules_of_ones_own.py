@@ -7,7 +7,7 @@ import optuna
 import pytest
 import yaml
 
-from tests.commands import run
+from tests.commands import run, run_alone
 from tests.conftest import TINY
 
 LEFT_OUT = (
@@ -66,11 +66,11 @@ def test_a_neck_of_ones_own_is_searched_trained_and_exported_by_several_workers(
 
     (folder / "twice.py").unlink()
     cause = "imports: twice cannot be imported: ModuleNotFoundError: No module named"
-    refused = run("export", "--study", "tiny/structural", "--trial", 0, "--output", "again.py", folder=folder)
+    refused = run_alone("export", "--study", "tiny/structural", "--trial", 0, "--output", "again.py", folder=folder)
     assert refused.returncode == 2
     assert cause in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-    reported = run("report", "--study", "tiny/structural", "--output", "without", folder=folder)
+    reported = run_alone("report", "--study", "tiny/structural", "--output", "without", folder=folder)
     assert reported.returncode == 0, reported.stderr
     page = (folder / "without" / "tiny-structural.html").read_text(encoding="utf-8")
     assert f"does not show {LEFT_OUT}: study &#39;tiny/structural&#39;: its recipe cannot be used: {cause}" in page
@@ -84,7 +84,7 @@ def test_a_neck_of_ones_own_is_searched_trained_and_exported_by_several_workers(
     ],
 )
 def test_a_module_that_is_absent_is_one_line(folder: Path, setting: str, message: str) -> None:
-    ended = run("run_study", "mine.yaml", "--dry-run", "--set", setting, folder=folder)
+    ended = run_alone("run_study", "mine.yaml", "--dry-run", "--set", setting, folder=folder)
     assert ended.returncode == 2
     assert message in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
