@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedPr
     stdout, stderr = io.StringIO(), io.StringIO()
     with _as_if_started(folder, arguments_[2:]), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
+            # It may have been imported as well, which does not matter.
+            warnings.filterwarnings("ignore", ".* found in sys.modules after import", RuntimeWarning)
             runpy.run_module(f"smnas_optuna.{module}", run_name="__main__", alter_sys=True)
         except SystemExit as ended:
             code = ended.code
