@@ -14,7 +14,8 @@ import optuna
 from smnas_optuna.detector.backbone import SearchedBackbone  # noqa: F401  # registers it
 from smnas_optuna.detector.counting import count_backbone
 from smnas_optuna.detector.flops import backbone_costs
-from smnas_optuna.parts.architecture import Architecture, BackboneCode, InputSize
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.search_space.modular import ModularSpace
 
 INPUT = InputSize(800, 608)

@@ -17,11 +17,11 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import published_model
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.parts.architecture import Architecture, InputSize
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 
 REFERENCE = "Faster-RCNN-R50"
 # What the zoo has not: detectors of the paper's Table 1 with ResNet50.

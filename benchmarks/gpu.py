@@ -40,10 +40,11 @@ from benchmarks.detectors import (
     wait_for,
 )
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import count_costs
 from smnas_optuna.detector.zoo import DETECTORS
-from smnas_optuna.recipe.settings import Detector, Timing
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
+from smnas_optuna.recipe.settings import Timing
 from smnas_optuna.timing.device import cpu_name
 from smnas_optuna.timing.latency import measure_latency
 

@@ -47,12 +47,13 @@ from benchmarks.detectors import (
     subjects,
     wait_for,
 )
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.detector.memory import training_memory
 from smnas_optuna.parts.architecture import Architecture, InputSize
-from smnas_optuna.recipe.settings import Detector, Timing
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
+from smnas_optuna.recipe.settings import Timing
 from smnas_optuna.timing.device import cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
 from smnas_optuna.training.distributed import in_child, join, run_processes

@@ -17,11 +17,12 @@ from mmengine.runner import Runner
 
 from benchmarks.detectors import CLASSES, build, one_image
 from smnas_optuna.data.datasets import open_dataset
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector, Device, DigitsDataset, Training
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
+from smnas_optuna.recipe.settings import Device, DigitsDataset, Training
 from smnas_optuna.training.job import Job
 from smnas_optuna.training.training import runner_config
 from tests.detector.counted_calls import CountedCalls

@@ -29,10 +29,12 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import count_costs
-from smnas_optuna.parts.architecture import Architecture, BackboneCode, RCNNHead
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.heads.rcnn import RCNNHead
+from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.samplers.partial_order_pruning.space import Space
 from smnas_optuna.search.search import known_costs

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import yaml
 
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta, published_model
 from smnas_optuna.detector.memory import training_memory
 from smnas_optuna.parts.architecture import Architecture, InputSize
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 from tests.detector.training_step import measured_memory
 
 DETECTORS = (

@@ -9,8 +9,11 @@ from smnas_optuna.command_line import run_command
 from smnas_optuna.detector.flops import backbone_costs, pad
 from smnas_optuna.detector.zoo import DETECTORS, Published, find_backbone, find_detector
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import Backbone, BackboneCode, ClassicBackbone, InputSize
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.architecture import InputSize
+from smnas_optuna.parts.backbones.backbone import Backbone
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.levels import BACKBONE_LEVELS
+from smnas_optuna.parts.model_config import model_config
 
 _COCO_CLASSES = 80
 _DEFAULT_INPUT = "224x224"
@@ -67,26 +70,20 @@ def complexity(
 
 
 def _count_backbone(backbone: Backbone, size: InputSize, classes: int | None) -> tuple[int, int]:
-    code = backbone if isinstance(backbone, BackboneCode) else backbone.code
-    if isinstance(backbone, BackboneCode) or code.published == backbone:
+    code = backbone.code
+    if backbone == code or code.is_published:
         return backbone_costs(code, size, classes=classes)
-    return _count_classic(backbone, size, classes)
-
-
-def _count_classic(backbone: ClassicBackbone, size: InputSize, classes: int | None) -> tuple[int, int]:
-    """Count a backbone that no code stands for exactly: a narrowed one, or MobileNetV2 without its last convolution."""
-    from smnas_optuna.detector.config import backbone_config
+    # No code stands for it exactly: a narrowed one, or MobileNetV2 without its last convolution.
     from smnas_optuna.detector.counting import count_backbone  # loads torch, which a code does without
 
-    config, channels = backbone_config(backbone, (1, 2, 3, 4), Detector())
-    flops, params = count_backbone(config, pad(size))
+    flops, params = count_backbone(backbone.config(BACKBONE_LEVELS, Detector()), pad(size))
     if classes:
-        flops, params = flops + channels[-1] * classes, params + (channels[-1] + 1) * classes
+        (channels,) = backbone.channels(BACKBONE_LEVELS[-1:])
+        flops, params = flops + channels * classes, params + (channels + 1) * classes
     return flops, params
 
 
 def _count_detector(published: Published, size: InputSize) -> dict[str, Any]:
-    from smnas_optuna.detector.config import model_config
     from smnas_optuna.detector.counting import count_costs, published_model
 
     if published.architecture is not None:

@@ -11,10 +11,12 @@ from smnas_optuna.command_line import DEFAULT_STORAGE, run_command
 from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit, open_dataset
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone
+from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.recipe.settings import BddDataset, CocoDataset, Detector, VocDataset
+from smnas_optuna.recipe.settings import BddDataset, CocoDataset, VocDataset
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import search_of
 from smnas_optuna.study.retry import belonging_of
@@ -87,18 +89,16 @@ def export(
     if file is not None and not file.is_file():
         raise UserError(f"--weights {file}: no such file; expected one, a URL, or imagenet")
     backbone = architecture.backbone
-    published = isinstance(backbone, ClassicBackbone) and backbone.width == ClassicBackbone.PUBLISHED_WIDTH
-    if weights == "imagenet" and not published:
+    published = backbone.imagenet_weights if backbone.width == ClassicBackbone.PUBLISHED_WIDTH else None
+    if weights == "imagenet" and published is None:
         raise UserError(f"--weights imagenet: {backbone} is no published backbone; expected a file, or none")
     recipe = _recipe_of_data(search, data, overrides)
     dataset = _dataset(recipe)
-    from smnas_optuna.detector.config import weights_of
     from smnas_optuna.detector.weights import check_weights
     from smnas_optuna.training.final import final_config  # loads torch, for which no mistake has to wait
 
     if weights == "imagenet":
-        assert isinstance(backbone, ClassicBackbone)
-        weights = weights_of(backbone)
+        weights = published
     elif file is not None:
         weights = str(file.resolve())
     # As the trial was trained, in whichever stage; on another recipe's data, as its search begins.

@@ -11,7 +11,8 @@ from smnas_optuna.data.image_folder import check_image_folder
 from smnas_optuna.detector.flops import backbone_costs
 from smnas_optuna.detector.zoo import DETECTORS, find_backbone
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import BackboneCode, InputSize
+from smnas_optuna.parts.architecture import InputSize
+from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.timing.cores import usable_cores
 from smnas_optuna.training.distributed import is_first, process_count, processes_here, told_once
 

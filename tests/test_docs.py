@@ -88,7 +88,7 @@ def test_every_sampler_and_every_public_module_is_in_the_reference(site: Path) -
     for name in import_module("smnas_optuna.samplers").__all__:
         assert name in reference
     text = "".join(path.read_text(encoding="utf-8") for path in (site / "api").glob("*.html"))
-    for module in ("study", "search_space.structural", "detector.config", "training.process", "reporting.page"):
+    for module in ("study", "search_space.structural", "parts.model_config", "training.process", "reporting.page"):
         assert f"smnas_optuna.{module}" in text
     for key in ("gpus_per_trial", "base_channels", "time_limit_minutes"):
         assert key in (site / "api" / "recipe.html").read_text(encoding="utf-8")

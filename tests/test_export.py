@@ -24,8 +24,8 @@ from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.errors import UserError
 from smnas_optuna.export import export
 from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.recipe.settings import Detector
 from smnas_optuna.search.search import Candidate, Search, Transferred
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage

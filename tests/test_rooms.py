@@ -22,7 +22,7 @@ class NoTorch:
 
 sys.meta_path.insert(0, NoTorch())
 room = importlib.import_module(f"smnas_optuna.{sys.argv[1]}")
-for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
     importlib.import_module(module.name)
 """
 

@@ -15,7 +15,8 @@ from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.errors import UserError
 from smnas_optuna.export import export
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector, DigitsDataset
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.recipe.settings import DigitsDataset
 from smnas_optuna.train import train
 from smnas_optuna.training.final import final_config
 from tests.commands import command, run, torchrun

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from smnas_optuna.detector import mmcv_ops
-from smnas_optuna.parts.architecture import BackboneCode
+from smnas_optuna.parts.backbones.searched import BackboneCode
 
 mmcv_ops.install()
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck  # noqa: E402  # imports mmcv.ops
@@ -96,7 +96,7 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         self._with_cp = with_cp
         self._zero_branches = init_cfg is None
 
-        stem = self._published_stem() if parsed.published else {"stem": self._searched_stem()}
+        stem = self._published_stem() if parsed.is_published else {"stem": self._searched_stem()}
         stages = {}
         channels = parsed.base
         out_channels = []

@@ -9,7 +9,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-from smnas_optuna.parts.architecture import BackboneCode, InputSize
+from smnas_optuna.parts.architecture import InputSize
+from smnas_optuna.parts.backbones.searched import BackboneCode
 
 _PAD = 32  # sides are padded to a multiple of the last stage's stride
 _MB_EXPANSION = 6
@@ -85,7 +86,7 @@ def backbone_costs(
 
 def _stem(code: BackboneCode, positions: int) -> tuple[int, int]:
     base = code.base
-    if code.published:
+    if code.is_published:
         return 4 * positions * 7 * 7 * 3 * base, 7 * 7 * 3 * base + 2 * base
     first, second = 9 * 3 * (base // 2), 9 * (base // 2) * base
     return positions * (4 * first + second), first + second + 2 * (base // 2 + base)

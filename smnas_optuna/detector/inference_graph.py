@@ -27,7 +27,7 @@ class InferenceGraph(nn.Module):
     an input. What lies outside is padding, whatever is there.
 
     Args:
-        model: An MMDetection detector of :func:`smnas_optuna.detector.config.model_config`; it is copied.
+        model: An MMDetection detector of :func:`smnas_optuna.parts.model_config.model_config`; it is copied.
     """
 
     def __init__(self, model: Any) -> None:

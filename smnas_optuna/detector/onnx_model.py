@@ -19,13 +19,13 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.flops import pad
 from smnas_optuna.detector.inference_graph import InferenceGraph
 from smnas_optuna.detector.weights import check_shapes
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture, InputSize
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 
 # How far boxes, in pixels, and scores may be apart and still be the same.
 _SAME = 1e-3

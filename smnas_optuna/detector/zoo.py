@@ -8,7 +8,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from smnas_optuna.parts.architecture import Architecture, Backbone, parse_backbone
+from smnas_optuna.parts.architecture import Architecture, parse_backbone
+from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.search_space.modular import PUBLISHED
 
 

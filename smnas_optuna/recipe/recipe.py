@@ -6,8 +6,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from smnas_optuna.parts.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead, parse_backbone
-from smnas_optuna.recipe.settings import Dataset, Detector, Device, PositiveInt, Section, Training
+from smnas_optuna.parts.architecture import Architecture, InputSize, parse_backbone
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.heads.retinanet import RetinaNetHead
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.section import PositiveInt, Section
+from smnas_optuna.recipe.settings import Dataset, Device, Training
 from smnas_optuna.search_space.modular import ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace
 
@@ -183,7 +187,7 @@ class Recipe(Section):
         modular: Stage two; null for a search that ends after stage one.
         transfer: Training of architectures that were found elsewhere; null for none.
         imports: Python modules that add to what can be searched, such as
-            :func:`~smnas_optuna.parts.architecture.register_neck` does; they are imported wherever the recipe is used.
+            :func:`~smnas_optuna.parts.necks.fpn.register_neck` does; they are imported wherever the recipe is used.
     """
 
     # First, for what they add is looked for in the sections.
@@ -213,7 +217,7 @@ class Recipe(Section):
             return self
         found = self.structural.space
         for name in found.backbones:
-            backbone = ClassicBackbone(name, found.base_channels)
+            backbone = found.backbone(name)
             whole = Architecture(InputSize(64, 64), backbone, FPN(1, 4, 4, found.fpn_channels), None, RetinaNetHead())
             try:
                 self.modular.space.for_candidate(whole)

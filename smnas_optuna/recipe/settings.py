@@ -1,28 +1,11 @@
-"""Settings: what a recipe says of one evaluation, its data set, device, detector and training."""
+"""Settings: what a recipe says of one evaluation, its data set, device and training."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-
-def _no_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"found {value}, expected a number")
-    return value
-
-
-# Neither true nor .inf is a number; 1e-3, which YAML 1.1 takes for text, is.
-PositiveInt = Annotated[int, Field(strict=True, gt=0)]
-NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
-PositiveFloat = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A mapping of a recipe; a key that it does not have is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from smnas_optuna.parts.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class Split(Section):
@@ -148,32 +131,6 @@ class Device(Section):
     cpu_threads: PositiveInt | None = None
     memory_gb: PositiveFloat | None = None
     timing: Timing = Timing()
-
-
-class Detector(Section):
-    """What all detectors of a search have in common; the defaults are MMDetection's.
-
-    Args:
-        norm: Normalisation of the backbone: ``BN``, ``SyncBN``, whose statistics are of the images on all GPUs of a
-            trial, or ``GN``, which also goes into neck, RPN and RetinaNet head.
-        weight_standardization: Standardise the weights of the convolutions that a normalisation follows.
-        anchor_scale: Side of an RPN's square anchor in strides of its level.
-        proposals: Most proposals per image that reach the RCNN head in testing; half as many with guided anchoring,
-            at most 300.
-        roi_samples: Proposals per image that an RCNN head learns from.
-        fc_channels: Width of the RCNN head's two fully connected layers.
-        retina_convs: Convolutions in each branch of the RetinaNet head.
-        max_detections: Detections per image.
-    """
-
-    norm: Literal["BN", "SyncBN", "GN"] = "BN"
-    weight_standardization: bool = False
-    anchor_scale: PositiveFloat = 8
-    proposals: PositiveInt = 1000
-    roi_samples: PositiveInt = 512
-    fc_channels: PositiveInt = 1024
-    retina_convs: PositiveInt = 4
-    max_detections: PositiveInt = 100
 
 
 class Training(Section):

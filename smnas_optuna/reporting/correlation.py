@@ -14,10 +14,10 @@ from optuna.importance import MeanDecreaseImpurityImportanceEvaluator, get_param
 from optuna.trial import create_trial
 from scipy.special import betainc
 
-from smnas_optuna.parts.architecture import Architecture, BackboneCode
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.reporting.pareto import PARTS, by_device, natural_order, objectives_of, trials_frame
 from smnas_optuna.reporting.quantity import quantity_of
-from smnas_optuna.search_space.modular import SINGLE_LEVEL
 
 Method = Literal["pearson", "spearman"]
 Trials = Literal["all", "front"]
@@ -255,7 +255,7 @@ def _shape(text: object) -> dict[str, float]:
     code = architecture.backbone
     if not isinstance(code, BackboneCode):
         return {}
-    built = architecture.neck.last_input if architecture.neck else SINGLE_LEVEL
+    built = architecture.backbone_levels[-1]
     blocks = "".join(code.stages[:built])
     depth = len(blocks)
     doublings = [block for block, digit in enumerate(blocks) if digit == "2"]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import BackboneCode
+from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.reporting.correlation import PART_TITLES, module_importances
 from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
 from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
 from smnas_optuna.study.optuna_internals import is_enqueued
 
@@ -154,11 +154,4 @@ def _parts(text: object) -> dict[str, object]:
     backbone = architecture.backbone
     parts = {name: getattr(architecture, name) for name in PARTS}
     known: dict[str, object] = {name: None if part is None else str(part) for name, part in parts.items()}
-    if isinstance(backbone, ClassicBackbone):
-        return known | {
-            "backbone_family": backbone.name,
-            "depth": backbone.DEPTHS[backbone.name],
-            "width": backbone.width,
-        }
-    depth = sum(map(len, backbone.stages))
-    return known | {"backbone_family": backbone.block, "depth": depth, "width": backbone.base}
+    return known | {"backbone_family": backbone.family, "depth": backbone.depth, "width": backbone.width}

@@ -9,7 +9,9 @@ import optuna
 from rich.console import Console
 
 from smnas_optuna.data import bdd
-from smnas_optuna.parts.architecture import FPN, Architecture, ClassicBackbone, InputSize, RetinaNetHead
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.heads.retinanet import RetinaNetHead
+from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.recipe.recipe import Modular, Recipe, Structural, Transfer
 from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, VocDataset
 from smnas_optuna.search.search import Candidate, Search, known_costs
@@ -114,7 +116,7 @@ def _examples(recipe: Recipe) -> list[Search]:
     size = InputSize.parse(space.input_sizes[-1])
     found: dict[str, Search] = {}
     for name in space.backbones:
-        backbone = ClassicBackbone(name, space.base_channels)
+        backbone = space.backbone(name)
         candidate = Candidate(len(found), "", 0, Architecture(size, backbone, neck, None, RetinaNetHead()))
         found.setdefault(backbone.block, Search(recipe, candidate))
     return list(found.values())

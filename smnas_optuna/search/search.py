@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Protocol
 
 import optuna
 
-from smnas_optuna.detector.config import SINGLE_LEVEL, weights_of
 from smnas_optuna.detector.flops import backbone_costs
-from smnas_optuna.parts.architecture import Architecture, Backbone, BackboneCode, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import Backbone
+from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.recipe.recipe import Modular, Recipe, SamplerName, StageName, Structural, Transfer
 from smnas_optuna.search_space import listed, structural
 from smnas_optuna.search_space.listed import ListedSpace
@@ -169,7 +170,7 @@ class Search:
             return ()
         if self.transferred is None:
             space = self.recipe.structural.space
-            backbones: list[Backbone] = [ClassicBackbone(name, space.base_channels) for name in space.backbones]
+            backbones: list[Backbone] = [space.backbone(name) for name in space.backbones]
         else:
             backbones = [each.architecture.backbone for each in self.transferred]
         found = map(self._pretrained, dict.fromkeys(backbones))
@@ -178,10 +179,10 @@ class Search:
     def _pretrained(self, backbone: Backbone) -> Pretrained | None:
         if isinstance(self.settings, Transfer) and str(backbone) in self.settings.pretrained:
             return Pretrained(backbone, str(self.settings.pretrained[str(backbone)]), f"{self.stage}.pretrained")
-        weights = self.settings.training.weights
-        if isinstance(backbone, BackboneCode) or weights == "none":
+        weights, published = self.settings.training.weights, backbone.imagenet_weights
+        if published is None or weights == "none":
             return None
-        found = str(weights[backbone.name]) if isinstance(weights, dict) else weights_of(backbone)
+        found = str(weights[backbone.family]) if isinstance(weights, dict) else published
         return Pretrained(backbone, found, f"{self.stage}.training.weights")
 
     @property
@@ -207,8 +208,8 @@ def known_costs(architecture: Architecture) -> dict[str, int]:
     """
     if not isinstance(architecture.backbone, BackboneCode):
         return {}
-    last = architecture.neck.last_input if architecture.neck else SINGLE_LEVEL
-    costs = backbone_costs(architecture.backbone, architecture.input_size, stages=last)
+    stages = architecture.backbone_levels[-1]
+    costs = backbone_costs(architecture.backbone, architecture.input_size, stages=stages)
     return {"backbone_flops": costs.flops, "backbone_params": costs.params}
 
 

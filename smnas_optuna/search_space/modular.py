@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from smnas_optuna.parts.architecture import FPN, Architecture, Backbone, BackboneCode, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.parts.necks.fpn import FPN
 
 if TYPE_CHECKING:
     import optuna  # what reads a recipe to build detectors needs none
 
-# As in detector/config.py, which reads recipes and so cannot be imported from here.
-SINGLE_LEVEL = 3
 STAGES = ("s2", "s3", "s4", "s5")
 # Every backbone of the paper ends at 8 times the base channels.
 DOUBLINGS = 3
@@ -142,7 +142,7 @@ class ModularSpace(BaseModel):
         Raises:
             ValueError: The architecture is not in its own space; the text names the bound that it is outside of.
         """
-        block = _code_of(architecture.backbone).block
+        block = architecture.backbone.code.block
         space = CandidateSpace(architecture, getattr(self, block), self.fpn_channels)
         try:
             space.params(space.baseline)
@@ -184,12 +184,11 @@ class CandidateSpace:
     @property
     def _built(self) -> int:
         """How many stages are built: stage s2 ends at level P1."""
-        neck = self.candidate.neck
-        return neck.last_input if neck else SINGLE_LEVEL
+        return self.candidate.backbone_levels[-1]
 
     @property
     def _block(self) -> str:
-        return _code_of(self.candidate.backbone).block
+        return self.candidate.backbone.code.block
 
     @cached_property
     def _bounds(self) -> tuple[tuple[int, int], ...]:
@@ -263,7 +262,7 @@ class CandidateSpace:
     @property
     def baseline(self) -> Architecture:
         """The candidate itself, its backbone as a code."""
-        return self._with_backbone(_code_of(self.candidate.backbone))
+        return self._with_backbone(self.candidate.backbone.code)
 
     @property
     def published_starts(self) -> tuple[Architecture, ...]:
@@ -325,10 +324,6 @@ class CandidateSpace:
         if code != canonical:
             raise ValueError(f"backbone {code} is written {canonical} where P{self._built} is the last level used")
         return code
-
-
-def _code_of(backbone: Backbone) -> BackboneCode:
-    return backbone.code if isinstance(backbone, ClassicBackbone) else backbone
 
 
 def _inherited(architecture: Architecture) -> dict[str, str]:

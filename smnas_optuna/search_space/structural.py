@@ -4,16 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from smnas_optuna.parts.architecture import (
-    BACKBONE_LEVELS,
-    NECKS,
-    RPN,
-    Architecture,
-    ClassicBackbone,
-    InputSize,
-    RCNNHead,
-    parse_head,
-)
+from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize, parse_head, parse_rpn
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone
+from smnas_optuna.parts.necks.fpn import NECKS
 
 if TYPE_CHECKING:
     import optuna  # what reads a recipe to build detectors needs none
@@ -54,7 +47,7 @@ class StructuralSpace(BaseModel):
         backbones: Names of published backbones.
         base_channels: Width of each backbone's first stage, in channels; 64 is the published network.
         necks: ``none``, ``FPN``, and pyramids of one's own
-            (:func:`~smnas_optuna.parts.architecture.register_neck`), which have the levels and channels of an FPN.
+            (:func:`~smnas_optuna.parts.necks.fpn.register_neck`), which have the levels and channels of an FPN.
         fpn_inputs: Backbone levels Pa-Pb that a pyramid may take in.
         fpn_last_outputs: Levels Pd at which a pyramid may end; only those with d >= b are ever used.
         fpn_channels: Channels of every level of a pyramid.
@@ -141,6 +134,10 @@ class StructuralSpace(BaseModel):
     def _proposing_rpns(self) -> tuple[str, ...]:
         return tuple(rpn for rpn in self.rpns if rpn != "none")
 
+    def backbone(self, name: str) -> ClassicBackbone:
+        """Return a backbone of this space by its published name."""
+        return CLASSIC_BACKBONES[name](name, self.base_channels)
+
     def _last_outputs(self, inputs: str) -> tuple[str, ...]:
         return tuple(level for level in self.fpn_last_outputs if level >= inputs[-2:])
 
@@ -160,10 +157,8 @@ class StructuralSpace(BaseModel):
             outputs = trial.suggest_categorical(_last_output_name(inputs), self._last_outputs(inputs))
             neck = NECKS[pyramid](int(inputs[1]), int(inputs[-1]), int(outputs[1]), self.fpn_channels)
         head = parse_head(trial.suggest_categorical("head", self.heads))
-        rpn = None
-        if isinstance(head, RCNNHead):
-            rpn = RPN.parse(trial.suggest_categorical("rpn", self._proposing_rpns))
-        return Architecture(InputSize.parse(input_size), ClassicBackbone(backbone, self.base_channels), neck, rpn, head)
+        rpn = parse_rpn(trial.suggest_categorical("rpn", self._proposing_rpns)) if head.NEEDS_RPN else None
+        return Architecture(InputSize.parse(input_size), self.backbone(backbone), neck, rpn, head)
 
     def params(self, architecture: Architecture) -> dict[str, str]:
         """Return the parameters with which :meth:`suggest` gives ``architecture``.
@@ -217,14 +212,9 @@ def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]
     Raises:
         TypeError: The backbone is a searched code, which the modular space orders.
     """
-    backbone, neck, head = architecture.backbone, architecture.neck, architecture.head
-    if not isinstance(backbone, ClassicBackbone):
-        raise TypeError(f"{backbone} has no place in the structural order")
-    kinds = (backbone.block, "one level" if neck is None else neck.NAME, str(architecture.rpn), type(head).__name__)
-    size = architecture.input_size
-    vector = [backbone.depth, backbone.width, size.width, size.height]
-    if neck is not None:
-        vector += [BACKBONE_LEVELS[-1] - neck.first, neck.last_input, neck.last_output, neck.channels]
-    if isinstance(head, RCNNHead):
-        vector.append(head.stages)
-    return kinds, tuple(vector)
+    size, neck, rpn = architecture.input_size, architecture.neck, architecture.rpn
+    block, depth_and_width = architecture.backbone.place
+    pyramid, levels = neck.place if neck else ("one level", ())
+    proposing, _ = rpn.place if rpn else ("None", ())
+    head, stages = architecture.head.place
+    return (block, pyramid, proposing, head), (*depth_and_width, size.width, size.height, *levels, *stages)

@@ -23,10 +23,11 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
-from smnas_optuna.detector.config import NORMALIZATION, backbone_config
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import BACKBONE_LEVELS, Backbone
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.backbones.backbone import Backbone
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.levels import BACKBONE_LEVELS
+from smnas_optuna.parts.model_config import NORMALIZATION
 from smnas_optuna.training.checkpoint import KeepCheckpoint, find_checkpoint, resume
 from smnas_optuna.training.distributed import backend, is_first, is_launched, join, process_count, told_once
 from smnas_optuna.training.runners import environment_config, hooks_config
@@ -173,12 +174,12 @@ def classification_config(pretraining: Pretraining, kind: str) -> Config:
 def classifier_config(backbone: Backbone, classes: int) -> dict[str, Any]:
     """Return the config of a backbone's classifier of so many classes."""
     layers_as_in_final_models = Detector(norm="BN", weight_standardization=False)
-    config, channels = backbone_config(backbone, BACKBONE_LEVELS[-1:], layers_as_in_final_models)
+    last = BACKBONE_LEVELS[-1:]
     return {
         "type": "BackboneClassifier",
         "data_preprocessor": {"type": "mmengine.ImgDataPreprocessor", **NORMALIZATION, "non_blocking": True},
-        "backbone": config,
-        "channels": channels[-1],
+        "backbone": backbone.config(last, layers_as_in_final_models),
+        "channels": backbone.channels(last)[0],
         "classes": classes,
     }
 

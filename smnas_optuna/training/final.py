@@ -11,9 +11,9 @@ from mmengine.config import Config
 
 from smnas_optuna.data.datasets import CheckedDataset
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
-from smnas_optuna.detector.config import custom_imports, model_config
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import custom_imports, model_config
 from smnas_optuna.training import checkpoint
 from smnas_optuna.training.loaders import loader_config
 from smnas_optuna.training.runners import environment_config, hooks_config

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smnas_optuna.data.datasets import CheckedDataset
-from smnas_optuna.parts.architecture import Architecture, Backbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import Backbone
+from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.recipe import Recipe, StageName
-from smnas_optuna.recipe.settings import Detector, Device, Training
+from smnas_optuna.recipe.settings import Device, Training
 from smnas_optuna.training.outcome import Outcome
 
 

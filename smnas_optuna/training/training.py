@@ -19,13 +19,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
-from smnas_optuna.detector.config import backbone_config, custom_imports, model_config
 from smnas_optuna.detector.counting import build_on_meta, count_costs
 from smnas_optuna.detector.deployment import check_compiler, compile_now, forget_compiled, prepare_for_deployment
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import EvaluationInterrupted, UserError
-from smnas_optuna.parts.architecture import BACKBONE_LEVELS, InputSize
+from smnas_optuna.parts.architecture import InputSize
+from smnas_optuna.parts.levels import BACKBONE_LEVELS
+from smnas_optuna.parts.model_config import custom_imports, model_config
 from smnas_optuna.timing.cores import usable_cores
 from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
@@ -92,7 +93,7 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
             raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
     settings = recipe.stages[demand.stage]
     for each in demand.pretrained:
-        config, _ = backbone_config(each.backbone, BACKBONE_LEVELS, settings.detector)
+        config = each.backbone.config(BACKBONE_LEVELS, settings.detector)
         place = f"{each.key}: {each.weights} for {each.backbone}"
         check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
     name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()

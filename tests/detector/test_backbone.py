@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smnas_optuna.detector import layers as registered  # noqa: F401  # DividingGroupNorm
 from smnas_optuna.detector.backbone import SearchedBackbone
-from smnas_optuna.parts.architecture import BackboneCode, ClassicBackbone
+from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, parse_backbone
+from smnas_optuna.parts.backbones.searched import BackboneCode
 
 from mmdet.models.backbones import ResNet, ResNeXt  # isort: skip  # needs the operators that our module provides
 
@@ -30,7 +31,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "BN and WS": {"norm_cfg": BN, "conv_cfg": WS},
     "GN and WS": {"norm_cfg": GN, "conv_cfg": WS},
 }
-PUBLISHED = [name for name in ClassicBackbone.NAMES if name != "MobileNetV2"]
+PUBLISHED = [name for name in CLASSIC_BACKBONES if name != "MobileNetV2"]
 # One of each kind of block, with stages that do and do not widen.
 SMALL = [f"{block}_8_12-1-21-11" for block in BackboneCode.BLOCKS]
 
@@ -55,7 +56,7 @@ def on_meta(code: str) -> Any:
 
 
 def published(name: str, **settings: Any) -> Any:
-    depth = ClassicBackbone(name).depth
+    depth = parse_backbone(name).depth
     if name.startswith("ResNeXt"):
         return ResNeXt(groups=32, base_width=4, depth=depth, **settings)
     return ResNet(depth, **settings)
@@ -76,12 +77,12 @@ def shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
 def test_codes_of_published_networks_have_the_tensors_of_mmdetections(name: str) -> None:
     with torch.device("meta"):
         theirs = published(name)
-    assert shapes(on_meta(str(ClassicBackbone(name).code))) == shapes(theirs)
+    assert shapes(on_meta(str(parse_backbone(name).code))) == shapes(theirs)
 
 
 @pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "ResNeXt50"])
 def test_codes_of_published_networks_compute_what_mmdetections_do(name: str) -> None:
-    theirs, ours = published(name), SearchedBackbone(str(ClassicBackbone(name).code)).eval()
+    theirs, ours = published(name), SearchedBackbone(str(parse_backbone(name).code)).eval()
     theirs.eval()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(1, 3, 70, 50)
@@ -210,7 +211,7 @@ def test_a_truncated_backbone_gives_what_the_whole_one_gives(code: str, indices:
 @pytest.mark.parametrize("norm_eval", [False, True])
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 1, 2, 4])
 def test_freezing_keeps_what_mmdetections_resnet_keeps(frozen_stages: int, norm_eval: bool) -> None:
-    code = str(ClassicBackbone("ResNet18").code)
+    code = str(parse_backbone("ResNet18").code)
     theirs = published("ResNet18", frozen_stages=frozen_stages, norm_eval=norm_eval)
     ours = SearchedBackbone(code, frozen_stages=frozen_stages, norm_eval=norm_eval)
     theirs.train()

@@ -17,10 +17,15 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta, count_costs
-from smnas_optuna.parts.architecture import FPN, RPN, Architecture, ClassicBackbone, InputSize, RCNNHead, RetinaNetHead
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.heads.rcnn import RCNNHead
+from smnas_optuna.parts.heads.retinanet import RetinaNetHead
+from smnas_optuna.parts.model_config import model_config
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.rpns.guided_anchoring import GuidedAnchoringRPN
+from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.search_space.structural import order
 
 SMALL = Detector(proposals=12, fc_channels=24, retina_convs=2)
@@ -168,9 +173,9 @@ def test_counting_leaves_the_config_as_it_was() -> None:
 def test_counts_in_a_process_that_has_loaded_nothing_else() -> None:
     program = (
         "from smnas_optuna.parts.architecture import Architecture\n"
-        "from smnas_optuna.detector.config import model_config\n"
+        "from smnas_optuna.parts.model_config import model_config\n"
         "from smnas_optuna.detector.counting import count_costs\n"
-        "from smnas_optuna.recipe.settings import Detector\n"
+        "from smnas_optuna.parts.detector import Detector\n"
         "architecture = Architecture.parse('512x512 MobileNetV2 FPN(P2-P5,c=128) GA-RPN Cascade(n=2)')\n"
         "config = model_config(architecture, classes=5, detector=Detector(norm='GN'))\n"
         "print(*count_costs(config, architecture.input_size))"
@@ -205,11 +210,12 @@ def arrows(draw: st.DrawFn) -> tuple[Architecture, Architecture]:
         larger_input = draw(st.integers(last_input, 4))
         larger_output = draw(st.integers(max(larger_input, last_output), 6))
         large_neck = FPN(draw(st.integers(1, first)), larger_input, larger_output, many)
-    rpn = draw(st.sampled_from((None, RPN(), RPN(guided_anchoring=True))))
+    rpn = draw(st.sampled_from((None, RPN(), GuidedAnchoringRPN())))
     few_stages, more_stages = pick(1, 2, 3, 4)
     small_head = RetinaNetHead() if rpn is None else RCNNHead(few_stages)
     large_head = RetinaNetHead() if rpn is None else RCNNHead(more_stages)
-    small_backbone, large_backbone = ClassicBackbone(family[shallow], narrow), ClassicBackbone(family[deep], wide)
+    small_backbone = CLASSIC_BACKBONES[family[shallow]](family[shallow], narrow)
+    large_backbone = CLASSIC_BACKBONES[family[deep]](family[deep], wide)
     return (
         Architecture(sizes[small_size], small_backbone, small_neck, rpn, small_head),
         Architecture(sizes[large_size], large_backbone, large_neck, rpn, large_head),

@@ -9,10 +9,10 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 from tests.detector.counted_calls import CountedCalls
 
 SMALL = Detector(roi_samples=16, fc_channels=16, proposals=20, retina_convs=1)

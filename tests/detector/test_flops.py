@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from smnas_optuna.detector.counting import count_backbone
 from smnas_optuna.detector.flops import backbone_costs, pad
-from smnas_optuna.parts.architecture import BackboneCode, InputSize
+from smnas_optuna.parts.architecture import InputSize
+from smnas_optuna.parts.backbones.searched import BackboneCode
 
 R18 = "basicblock_64_11-21-21-21"
 R34 = "basicblock_64_111-2111-211111-211"

@@ -10,11 +10,11 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.inference_graph import InferenceGraph
 from smnas_optuna.detector.onnx_model import distances
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 
 CLASSES = 3
 KINDS = {

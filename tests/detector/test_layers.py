@@ -13,7 +13,6 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.layers import (
     DividingGroupNorm,
     ExactRoIExtractor,
@@ -23,7 +22,8 @@ from smnas_optuna.detector.layers import (
     TruncatedMobileNetV2,
 )
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 from tests.detector.training_step import measured_memory
 
 from mmdet.models.backbones import MobileNetV2  # isort: skip  # needs the operators that our layers provide

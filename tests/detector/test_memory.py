@@ -2,11 +2,11 @@
 
 import pytest
 
-from smnas_optuna.detector.config import model_config
 from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.parts.architecture import Architecture, InputSize
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.model_config import model_config
 from tests.detector.training_step import measured_memory
 
 CLASSES, BOXES = 4, 5

@@ -17,7 +17,7 @@ from smnas_optuna.detector.inference_graph import InferenceGraph
 from smnas_optuna.detector.onnx_model import Agreement, agree, distances, export_onnx
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
 from tests.detector.test_inference_graph import CLASSES, KINDS, network
 
 NAMES = [f"kind {number}" for number in range(CLASSES)]

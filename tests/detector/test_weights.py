@@ -11,11 +11,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import get_torchvision_models
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from smnas_optuna.detector.config import backbone_config
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import BACKBONE_LEVELS, ClassicBackbone
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.backbones.resnet import ResNet
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.levels import BACKBONE_LEVELS
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
 
@@ -41,7 +41,7 @@ def published(name: str) -> dict[str, torch.Tensor]:
 def begun_with(name: str, checkpoint: str) -> dict[str, torch.Tensor]:
     """Return a backbone's tensors as a detector begins to train with them."""
     init_default_scope("mmdet")
-    config, _ = backbone_config(ClassicBackbone(name), BACKBONE_LEVELS, Detector(norm="BN"), checkpoint)
+    config = ResNet(name).config(BACKBONE_LEVELS, Detector(norm="BN"), checkpoint)
     backbone = MODELS.build(Config(config).to_dict())
     backbone.init_weights()
     tensors: dict[str, torch.Tensor] = backbone.state_dict()
@@ -65,7 +65,7 @@ def test_torchvisions_weights_are_taken_from_a_file(name: str, theirs: str, pref
     weights = published(theirs)
     file = str(tmp_path / "weights.pth")
     torch.save({prefix + key: tensor for key, tensor in weights.items()}, file)
-    config, _ = backbone_config(ClassicBackbone(name), BACKBONE_LEVELS, Detector(norm="BN"))
+    config = ResNet(name).config(BACKBONE_LEVELS, Detector(norm="BN"))
     check_weights("--weights", file, config, otherwise="none")
     begun = begun_with(name, file)
     assert set(begun) == set(weights) - CLASSIFIER
@@ -79,11 +79,11 @@ def test_torchvisions_weights_are_taken_from_a_file(name: str, theirs: str, pref
         ({"layer1.weight": torch.zeros(1)}, r"does not fit: expected conv1\.weight of .*, found None"),
         ([1, 2], r"does not fit: expected conv1\.weight of .*, found None"),
         ({"conv1.weight": "x"}, r"does not fit: expected conv1\.weight of .*, found None"),
-        (ClassicBackbone("ResNet18"), r"cannot be loaded \(Weights only load failed.*, or none"),
+        (ResNet("ResNet18"), r"cannot be loaded \(Weights only load failed.*, or none"),
     ],
 )
 def test_what_is_no_weights_of_the_backbone_is_the_users_error(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    config, _ = backbone_config(ClassicBackbone("ResNet18"), BACKBONE_LEVELS, Detector(norm="BN"))
+    config = ResNet("ResNet18").config(BACKBONE_LEVELS, Detector(norm="BN"))
     with pytest.raises(UserError, match=message):
         check_weights("--weights weights.pth", str(tmp_path / "weights.pth"), config, otherwise="none")

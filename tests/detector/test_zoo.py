@@ -2,7 +2,8 @@ import pytest
 
 from smnas_optuna.detector.counting import build_on_meta, published_model
 from smnas_optuna.detector.zoo import DETECTORS, find_backbone, find_detector
-from smnas_optuna.parts.architecture import Architecture, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.resnet import ResNet
 
 
 def test_the_found_detectors_are_those_of_table_2() -> None:
@@ -34,7 +35,7 @@ def test_every_detector_is_one_or_the_other() -> None:
 def test_names_are_found_in_any_case_and_a_near_miss_is_told() -> None:
     assert find_detector("retinanet") is DETECTORS["RetinaNet"]
     assert find_backbone("e3") == Architecture.parse(str(DETECTORS["E3"].architecture)).backbone
-    assert find_backbone("r50") == ClassicBackbone("ResNet50")
+    assert find_backbone("r50") == ResNet("ResNet50")
     with pytest.raises(ValueError, match="'RetinNet': no such detector; did you mean RetinaNet"):
         find_detector("RetinNet")
     with pytest.raises(ValueError, match="its backbone has no code"):

@@ -1,41 +1,34 @@
-import re
-from collections.abc import Callable, Iterator
+"""Architectures and their texts."""
 
-import optuna
+import re
+from collections.abc import Callable
+
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smnas_optuna.parts.architecture import (
-    FPN,
-    NECKS,
-    RPN,
+    CLASSIC_BACKBONES,
     Architecture,
-    BackboneCode,
-    ClassicBackbone,
     InputSize,
-    RCNNHead,
-    RetinaNetHead,
-    parse_backbone,
     parse_head,
-    register_neck,
-    stride_of,
+    parse_rpn,
 )
-from smnas_optuna.search_space.structural import StructuralSpace, order
+from smnas_optuna.parts.backbones.resnet import ResNet
+from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.parts.heads.rcnn import RCNNHead
+from smnas_optuna.parts.heads.retinanet import RetinaNetHead
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.rpns.guided_anchoring import GuidedAnchoringRPN
+from smnas_optuna.parts.rpns.rpn import RPN
+from tests.parts.texts import FPN_LEVELS, backbone_codes, channels, error_of
 
-FPN_LEVELS = [
-    (first, last_input, last_output)
-    for first in range(1, 5)
-    for last_input in range(first, 5)
-    for last_output in range(last_input, 7)
-]
 sides = st.integers(1, 4000)
-channels = st.integers(1, 4096)
 input_sizes = st.builds(InputSize, sides, sides)
-classic_backbones = st.builds(ClassicBackbone, st.sampled_from(ClassicBackbone.NAMES), st.just(64) | channels)
-stages = st.text("12", min_size=1, max_size=25)
-backbone_codes = st.builds(
-    BackboneCode, st.sampled_from(BackboneCode.BLOCKS), channels, st.tuples(stages, stages, stages, stages)
+classic_backbones = st.builds(
+    lambda name, width: CLASSIC_BACKBONES[name](name, width),
+    st.sampled_from(list(CLASSIC_BACKBONES)),
+    st.just(64) | channels,
 )
 necks = st.tuples(st.sampled_from(FPN_LEVELS), channels).map(lambda drawn: FPN(*drawn[0], drawn[1]))
 rcnn_heads = st.builds(RCNNHead, st.integers(1, 4))
@@ -44,7 +37,7 @@ rcnn_heads = st.builds(RCNNHead, st.integers(1, 4))
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
     head = draw(st.just(RetinaNetHead()) | rcnn_heads)
-    rpn = None if isinstance(head, RetinaNetHead) else RPN(draw(st.booleans()))
+    rpn = None if isinstance(head, RetinaNetHead) else draw(st.sampled_from([RPN(), GuidedAnchoringRPN()]))
     neck = draw(st.none() | necks)
     return Architecture(draw(input_sizes), draw(classic_backbones | backbone_codes), neck, rpn, head)
 
@@ -55,14 +48,14 @@ few_architectures = st.builds(
         InputSize(size, size),
         backbone,
         levels and FPN(*levels),
-        RPN(proposing == 3) if proposing else None,
+        (GuidedAnchoringRPN() if proposing == 3 else RPN()) if proposing else None,
         RCNNHead(proposing) if proposing else RetinaNetHead(),
     ),
     st.sampled_from([64, 641]),
     st.sampled_from(
         [
-            ClassicBackbone("ResNet18"),
-            ClassicBackbone("ResNet18", 1),
+            ResNet("ResNet18"),
+            ResNet("ResNet18", 1),
             BackboneCode("bottleneck", 61, ("1", "1", "1", "1")),
             BackboneCode("Xbottleneck", 6, ("11", "1", "1", "1")),
         ]
@@ -70,13 +63,6 @@ few_architectures = st.builds(
     st.sampled_from([None, (2, 3, 3), (2, 3, 4), (2, 4, 4)]),
     st.sampled_from([0, 1, 3]),
 )
-
-
-def error_of(text: str) -> str:
-    """Return the message with which an architecture is refused."""
-    with pytest.raises(ValueError, match=r".") as refused:
-        Architecture.parse(text)
-    return str(refused.value)
 
 
 @given(architectures())
@@ -95,41 +81,6 @@ def test_the_text_is_canonical_one_line_with_single_blanks(architecture: Archite
 def test_texts_are_equal_exactly_where_architectures_are(one: Architecture, other: Architecture) -> None:
     assert (str(one) == str(other)) == (one == other)
     assert (hash(one) == hash(other)) >= (one == other)
-
-
-def test_every_combination_of_fpn_levels_has_a_text_of_its_own() -> None:
-    fpns = [FPN(*levels) for levels in FPN_LEVELS]
-    assert len({str(fpn) for fpn in fpns}) == len(fpns) == 40
-    assert [FPN.parse(str(fpn)) for fpn in fpns] == fpns
-
-
-@pytest.mark.parametrize("name", ClassicBackbone.NAMES)
-def test_a_published_backbone_is_written_without_its_width(name: str) -> None:
-    assert str(ClassicBackbone(name)) == name
-    assert parse_backbone(name) == parse_backbone(f"{name}(w=64)") == ClassicBackbone(name, 64)
-    assert parse_backbone(f"{name}(w=16)") == ClassicBackbone(name, 16)
-
-
-@pytest.mark.parametrize(
-    ("text", "neck"),
-    [
-        ("FPN(P1-P5,c=256)", FPN(1, 4, 5, 256)),
-        ("FPN(P2-P3,c=64)", FPN(2, 3, 3, 64)),
-        ("FPN(P2-P3:P2-P5,c=64)", FPN(2, 3, 5, 64)),
-        ("FPN(P1-P4:P1-P6,c=8)", FPN(1, 4, 6, 8)),
-    ],
-)
-def test_an_fpn_takes_all_levels_that_it_puts_out_unless_it_says_otherwise(text: str, neck: FPN) -> None:
-    assert FPN.parse(text) == neck
-
-
-def test_an_fpn_knows_its_levels() -> None:
-    neck = FPN.parse("FPN(P2-P3:P2-P6,c=64)")
-    assert (neck.input_levels, neck.output_levels) == ((2, 3), (2, 3, 4, 5, 6))
-
-
-def test_strides_double_from_level_to_level() -> None:
-    assert [stride_of(level) for level in range(1, 7)] == [4, 8, 16, 32, 64, 128]
 
 
 @pytest.mark.parametrize(
@@ -218,54 +169,12 @@ def test_retinanet_alone_goes_without_an_rpn(text: str, head: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "position", "found", "expected"),
-    [
-        ("basicblok_64_1-1-1-1", None, "basicblok_64_1-1-1-1", "expected one of ResNet18"),
-        ("basicblock", 11, "the end", "'_'"),
-        ("basicblock64_1-1-1-1", 11, "'6'", "'_'"),
-        ("basicblock_0_1-1-1-1", 12, "'0'", "the base channels"),
-        ("basicblock_x_1-1-1-1", 12, "'x'", "the base channels"),
-        ("basicblock_5x_1-1-1-1", 13, "'x'", "'_'"),
-        ("bottleneck_56_311-1-1-1", 15, "'3'", "a digit 1 or 2"),
-        ("bottleneck_56_131-1-1-1", 16, "'3'", "'-'"),
-        ("bottleneck_56_1--1-1", 17, "'-'", "a digit 1 or 2"),
-        ("Xbottleneck_56_1-1-1", 21, "the end", "'-'"),
-        ("Xbottleneck_56_1-1-1-", 22, "the end", "a digit 1 or 2"),
-        ("MBblock_56_1-1-1-1-1", 19, "'-'", "the end"),
-        ("MBblock_56_1-1-1-10", 19, "'0'", "the end"),
-        ("MBblock_56_1-1-1-1,", 19, "','", "the end"),
-    ],
-)
-def test_an_error_in_a_backbone_code_is_pointed_at(code: str, position: int | None, found: str, expected: str) -> None:
-    message = error_of(f"800x600 {code} RPN 2FC")
-    place = f"at character {position} found {found}, expected" if position else found
-    assert place in message
-    assert code in message
-    assert expected in message
-
-
-def test_an_error_in_a_code_written_with_blanks_is_pointed_at() -> None:
-    assert "at character 15 found '3', expected a digit" in error_of("800x600 basicblock 54 3211-1-1-1 RPN 2FC")
-
-
-@given(backbone_codes, st.data())
-def test_the_first_foreign_character_of_a_code_is_the_one_pointed_at(code: BackboneCode, data: st.DataObject) -> None:
-    text = str(code)
-    place = data.draw(st.integers(len(code.block), len(text) - 1))
-    foreign = data.draw(st.sampled_from("x3.,+é"))
-    assume(foreign != "3" or text[:place].count("_") != 1)  # else a base still
-    broken = text[:place] + foreign + text[place + 1 :]
-    with pytest.raises(ValueError, match=re.escape(f"at character {place + 1} found {foreign!r}")):
-        BackboneCode.parse(broken)
-
-
-@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: InputSize(0, 600), "input size 0x600"),
         (lambda: InputSize(800, -1), "input size 800x-1"),
-        (lambda: ClassicBackbone("VGG16"), "backbone 'VGG16'"),
-        (lambda: ClassicBackbone("ResNet50", 0), "backbone ResNet50: width 0"),
+        (lambda: ResNet("VGG16"), "backbone 'VGG16'"),
+        (lambda: ResNet("ResNet50", 0), "backbone ResNet50: width 0"),
         (lambda: BackboneCode("block", 64, ("1", "1", "1", "1")), "block 'block'"),
         (lambda: BackboneCode("basicblock", 0, ("1", "1", "1", "1")), "base 0"),
         (lambda: BackboneCode("basicblock", 64, ("1", "", "1", "1")), "four stages"),
@@ -276,79 +185,10 @@ def test_the_first_foreign_character_of_a_code_is_the_one_pointed_at(code: Backb
         (lambda: FPN(1, 4, 5, 0), "0 is not a positive number of channels"),
         (lambda: RCNNHead(0), "2 to 4 stages, not 0"),
         (lambda: RCNNHead(5), "2 to 4 stages, not 5"),
-        (lambda: RPN.parse("none"), "RPN 'none'"),
+        (lambda: parse_rpn("none"), "RPN 'none'"),
         (lambda: parse_head("Cascade"), "head 'Cascade'"),
     ],
 )
 def test_a_part_out_of_range_cannot_be_made(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
-
-
-@pytest.mark.parametrize(
-    ("family", "names"),
-    [
-        ("basic", ("ResNet18", "ResNet34")),
-        ("bottleneck", ("ResNet50", "ResNet101")),
-        ("ResNeXt", ("ResNeXt50", "ResNeXt101")),
-        ("inverted residual", ("MobileNetV2",)),
-    ],
-)
-def test_backbones_of_one_block_differ_in_depth(family: str, names: tuple[str, ...]) -> None:
-    members = [ClassicBackbone(name) for name in ClassicBackbone.NAMES if ClassicBackbone(name).block == family]
-    assert tuple(member.name for member in sorted(members, key=lambda member: member.depth)) == names
-
-
-class Bottom(FPN):
-    NAME = "Bottom-FPN"
-
-
-@pytest.fixture
-def bottom() -> Iterator[type[FPN]]:
-    """A neck of one's own, registered for a test."""
-    yield register_neck(Bottom)
-    del NECKS["Bottom-FPN"]
-
-
-def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) -> None:
-    for text in ("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC", "800x600 ResNet50 Bottom-FPN(P3-P3,c=8) RetinaNet"):
-        architecture = Architecture.parse(text)
-        assert isinstance(architecture.neck, bottom)
-        assert str(architecture) == text
-    assert Architecture.parse(text).neck != FPN(3, 3, 3, 8)
-    with pytest.raises(ValueError, match=re.escape("expected Bottom-FPN([Pa-Pb:]Pa-Pd,c=CHANNELS)")):
-        Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P9) RPN 2FC")
-
-
-def test_a_neck_that_is_not_registered_is_none() -> None:
-    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected FPN(")):
-        Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC")
-
-
-def test_two_necks_cannot_share_a_name(bottom: type[FPN]) -> None:
-    class Other(FPN):
-        NAME = "Bottom-FPN"
-
-    with pytest.raises(ValueError, match=r"Bottom has this name already"):
-        register_neck(Other)
-    # The same module imported twice is no other class.
-    assert register_neck(bottom) is bottom
-
-    class Wrong(FPN):
-        NAME = "my neck"
-
-    with pytest.raises(ValueError, match="expected a name of letters, digits and '-'"):
-        register_neck(Wrong)
-
-
-def test_a_space_offers_registered_necks_beside_the_fpn(bottom: type[FPN]) -> None:
-    space = StructuralSpace(necks=("FPN", "Bottom-FPN"))
-    assert space.size == 2 * StructuralSpace(necks=("FPN",)).size
-    architecture = Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=256) RPN 2FC")
-    assert space.suggest(optuna.trial.FixedTrial(space.params(architecture))) == architecture
-    # Neither kind is the bigger one.
-    plain = Architecture.parse("800x600 ResNet50 FPN(P2-P5,c=256) RPN 2FC")
-    assert order(architecture)[0] != order(plain)[0]
-    assert order(architecture)[1] == order(plain)[1]
-    with pytest.raises(ValueError, match="found 'PAFPN', expected one of none, FPN, Bottom-FPN"):
-        StructuralSpace(necks=("PAFPN",))

@@ -20,7 +20,7 @@ import smnas_optuna.detector.layers  # before mmdet: provides mmcv's operators
 from mmdet.models.necks import FPN as Pyramid
 from mmdet.registry import MODELS
 
-from smnas_optuna.parts.architecture import FPN, register_neck
+from smnas_optuna.parts.necks.fpn import FPN, register_neck
 
 
 @register_neck

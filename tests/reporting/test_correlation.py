@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from smnas_optuna.detector.flops import backbone_costs
-from smnas_optuna.parts.architecture import Architecture, BackboneCode, ClassicBackbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone
+from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.reporting.correlation import (
     FACTORS,
     Correlation,

@@ -15,10 +15,13 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from smnas_optuna.detector import config
-from smnas_optuna.parts.architecture import FPN, RPN, Architecture, BackboneCode, ClassicBackbone, InputSize, RCNNHead
+from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize
+from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.parts.heads.rcnn import RCNNHead
+from smnas_optuna.parts.levels import SINGLE_LEVEL
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.samplers import PartialOrderPruningSampler
-from smnas_optuna.search_space import modular
 from smnas_optuna.search_space.modular import CandidateSpace, ModularSpace
 
 PAPERS_SPACE = ModularSpace()
@@ -87,13 +90,13 @@ def small_spaces(draw: st.DrawFn) -> CandidateSpace:
         draw(st.lists(st.sampled_from([2, 4, 6, 8]), min_size=1, max_size=3, unique=True)),
         draw(st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=2, unique=True)),
         draw(st.sampled_from(BackboneCode.BLOCKS)),
-        built != modular.SINGLE_LEVEL or draw(st.booleans()),
+        built != SINGLE_LEVEL or draw(st.booleans()),
     )
 
 
 @st.composite
 def default_spaces(draw: st.DrawFn) -> CandidateSpace:
-    backbone, neck = draw(st.sampled_from(ClassicBackbone.NAMES)), draw(st.sampled_from(NECKS))
+    backbone, neck = draw(st.sampled_from(list(CLASSIC_BACKBONES))), draw(st.sampled_from(NECKS))
     return own_space(f"800x600 {backbone} {neck}RPN 2FC")
 
 
@@ -231,7 +234,7 @@ def test_a_baseline_is_the_candidate_with_its_backbone_as_a_code_up_to_the_last_
 
 
 @pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("backbone", [*ClassicBackbone.NAMES, *(text.split()[1] for text in FOUND.values())])
+@pytest.mark.parametrize("backbone", [*CLASSIC_BACKBONES, *(text.split()[1] for text in FOUND.values())])
 def test_published_and_found_backbones_lie_in_the_default_space(backbone: str, neck: str) -> None:
     space = own_space(f"800x600 {backbone} {neck}RPN 2FC")
     for architecture in (space.baseline, *space.published_starts):
@@ -273,10 +276,6 @@ def test_a_start_outside_of_the_space_is_left_out() -> None:
     candidate = Architecture.parse("512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC")
     starts = space.for_candidate(candidate).published_starts
     assert [str(start.backbone) for start in starts] == ["basicblock_64_1-21-21-12"]
-
-
-def test_the_backbone_is_used_as_far_as_the_detector_builds_it() -> None:
-    assert modular.SINGLE_LEVEL == config.SINGLE_LEVEL
 
 
 def test_a_recipe_tells_only_what_it_changes() -> None:

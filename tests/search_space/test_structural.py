@@ -13,16 +13,14 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from smnas_optuna.parts.architecture import (
-    FPN,
-    RPN,
-    Architecture,
-    BackboneCode,
-    ClassicBackbone,
-    InputSize,
-    RCNNHead,
-    RetinaNetHead,
-)
+from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone
+from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.parts.heads.rcnn import RCNNHead
+from smnas_optuna.parts.heads.retinanet import RetinaNetHead
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.rpns.guided_anchoring import GuidedAnchoringRPN
+from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.search_space.structural import StructuralSpace, order
 
 PAPERS_SPACE = StructuralSpace()
@@ -128,7 +126,7 @@ def test_every_listed_module_is_part_of_some_architecture(space: StructuralSpace
     architectures = [architecture for _, architecture in walk_through(space)]
     necks = [architecture.neck for architecture in architectures]
     assert {architecture.backbone for architecture in architectures} == {
-        ClassicBackbone(name, space.base_channels) for name in space.backbones
+        space.backbone(name) for name in space.backbones
     }
     assert {str(architecture.input_size) for architecture in architectures} == set(space.input_sizes)
     assert {"none" if neck is None else "FPN" for neck in necks} == set(space.necks)
@@ -362,7 +360,7 @@ NECKS = [
         for levels in [(2, 3, 3), (2, 3, 5), (1, 3, 5), (2, 4, 5)]
     ),
 ]
-HEADS = [(None, RetinaNetHead()), *((RPN(guided), RCNNHead(n)) for guided in (False, True) for n in (1, 2, 4))]
+HEADS = [(None, RetinaNetHead()), *((rpn, RCNNHead(n)) for rpn in (RPN(), GuidedAnchoringRPN()) for n in (1, 2, 4))]
 
 
 @st.composite
@@ -370,7 +368,7 @@ def chains(draw: st.DrawFn, length: int) -> list[Architecture]:
     """Draw architectures of which each shares some parts with the one before, so that they are often comparable."""
     parts: list[st.SearchStrategy[Any]] = [
         st.builds(InputSize, st.sampled_from([48, 64]), st.sampled_from([48, 64])),
-        st.builds(ClassicBackbone, st.sampled_from(ClassicBackbone.NAMES), st.sampled_from([16, 64])),
+        st.sampled_from([family(name, width) for name, family in CLASSIC_BACKBONES.items() for width in (16, 64)]),
         st.sampled_from(NECKS),
         st.sampled_from(HEADS),
     ]

@@ -13,7 +13,7 @@ from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture, parse_backbone
-from smnas_optuna.recipe.settings import Detector
+from smnas_optuna.parts.detector import Detector
 from smnas_optuna.training.classification import (
     LabelledImages,
     Pretraining,

@@ -1,0 +1,143 @@
+"""RCNN heads: that of Faster R-CNN (Ren et al. 2015) and the cascade (Cai & Vasconcelos 2018)."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from smnas_optuna.parts.anchors import assigner, box_coder, random_sampler
+from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.heads.head import Head
+from smnas_optuna.parts.levels import Features
+from smnas_optuna.parts.part import Config
+from smnas_optuna.parts.rpns.rpn import RPN
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
+
+# Of stage i of a cascade: overlap that makes a proposal a positive, loss weight, spread of the box deltas. They are
+# those of Cascade R-CNN (Cai & Vasconcelos 2018), whose Table 4 has the fourth overlap; the fourth weight and spread,
+# which it does not tell, go on as the others do.
+_CASCADE_OVERLAPS = (0.5, 0.6, 0.7, 0.75)
+_CASCADE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
+_CASCADE_DELTA_STDS = (
+    (0.1, 0.1, 0.2, 0.2),
+    (0.05, 0.05, 0.1, 0.1),
+    (0.033, 0.033, 0.067, 0.067),
+    (0.025, 0.025, 0.05, 0.05),
+)
+
+# Boxes of all classes that one call of non-maximum suppression takes; above it, mmcv calls it once per class. Its own
+# 10,000 are fewer than guided anchoring's 300 proposals of 80 classes.
+_MOST_BOXES_AT_ONCE = 30_000
+
+
+@dataclass(frozen=True)
+class RCNNHead(Head):
+    """Two-fully-connected-layer RCNN head: ``2FC``, or a cascade of 2 to 4 such stages: ``Cascade(n=3)``."""
+
+    TEXTS: ClassVar[str] = "2FC or Cascade(n=2), Cascade(n=3), Cascade(n=4)"
+    NEEDS_RPN: ClassVar[bool] = True
+
+    stages: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stages <= 4:
+            raise ValueError(f"head: a cascade has 2 to 4 stages, not {self.stages}")
+
+    def __str__(self) -> str:
+        return f"Cascade(n={self.stages})" if self.is_cascade else "2FC"
+
+    @classmethod
+    def parse(cls, text: str) -> "Self | None":
+        """Return the head if the text is ``2FC`` or ``Cascade(n=STAGES)``."""
+        match = re.fullmatch(r"2FC|Cascade\(n=([2-4])\)", text)
+        return cls(int(match[1] or 1)) if match else None
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether it has several stages."""
+        return self.stages > 1
+
+    @property
+    def place(self) -> tuple[str, tuple[int, ...]]:
+        """More stages are bigger, ``2FC`` being a cascade of one."""
+        return type(self).__name__, (self.stages,)
+
+    def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
+        """Return the config's ``type``, ``rpn_head``, ``roi_head``, ``train_cfg`` and ``test_cfg``.
+
+        Fully connected layers have no normalisation.
+        """
+        assert rpn is not None
+        return {
+            "type": "CascadeRCNN" if self.is_cascade else "FasterRCNN",
+            "rpn_head": rpn.config(features, detector),
+            "roi_head": self._roi_head(features, rpn, classes, detector),
+            "train_cfg": {
+                "rpn": rpn.train_config(features),
+                "rpn_proposal": rpn.proposal_config(features, detector, cascade=self.is_cascade),
+                "rcnn": self._train_config(rpn, detector),
+            },
+            "test_cfg": {"rpn": rpn.test_config(features, detector), "rcnn": _test_config(rpn, detector)},
+        }
+
+    def _roi_head(self, features: Features, rpn: RPN, classes: int, detector: Detector) -> Config:
+        strides = list(features.roi_strides)
+        extractor = {
+            "type": "ExactRoIExtractor",
+            "roi_layer": {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 0},
+            "out_channels": features.channels,
+            "featmap_strides": strides,
+            # 56 pixels at stride 4, as FPN's equation 1 has it for any first level.
+            "finest_scale": 14 * strides[0],
+        }
+        # Guided anchors are better placed, so the single stage refines less (Wang et al. 2019).
+        first = 1 if rpn.PRECISE and not self.is_cascade else 0
+        stages = [
+            {
+                "type": "Shared2FCBBoxHead",
+                "in_channels": features.channels,
+                "fc_out_channels": detector.fc_channels,
+                "roi_feat_size": 7,
+                "num_classes": classes,
+                "bbox_coder": box_coder(stds),
+                "reg_class_agnostic": self.is_cascade,
+                "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+                "loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0, "loss_weight": 1.0}
+                if self.is_cascade
+                else {"type": "L1Loss", "loss_weight": 1.0},
+            }
+            for stds in _CASCADE_DELTA_STDS[first : first + self.stages]
+        ]
+        if not self.is_cascade:
+            return {"type": "StandardRoIHead", "bbox_roi_extractor": extractor, "bbox_head": stages[0]}
+        return {
+            "type": "CascadeRoIHead",
+            "num_stages": self.stages,
+            "stage_loss_weights": list(_CASCADE_WEIGHTS[: self.stages]),
+            "bbox_roi_extractor": extractor,
+            "bbox_head": stages,
+        }
+
+    def _train_config(self, rpn: RPN, detector: Detector) -> Config | list[Config]:
+        samples = max(1, detector.roi_samples // 2) if rpn.PRECISE else detector.roi_samples
+        overlaps = (0.6,) if rpn.PRECISE and not self.is_cascade else _CASCADE_OVERLAPS[: self.stages]
+        stages: list[Config] = [
+            {
+                "assigner": assigner(overlap, overlap, overlap, match_low_quality=False),
+                "sampler": random_sampler(samples, 0.25, with_truth=True),
+                "pos_weight": -1,
+                "debug": False,
+            }
+            for overlap in overlaps
+        ]
+        return stages if self.is_cascade else stages[0]
+
+
+def _test_config(rpn: RPN, detector: Detector) -> Config:
+    return {
+        # Fewer but better proposals score lower, so more of them are kept.
+        "score_thr": 0.001 if rpn.PRECISE else 0.05,
+        "nms": {"type": "nms", "iou_threshold": 0.5, **({"split_thr": _MOST_BOXES_AT_ONCE} if rpn.PRECISE else {})},
+        "max_per_img": detector.max_detections,
+    }

@@ -1,0 +1,1 @@
+"""Necks: one file for each family."""

@@ -1,0 +1,1 @@
+"""Region proposal networks: one file for each family."""

@@ -1,0 +1,91 @@
+"""Feature pyramids, and pyramids of one's own."""
+
+import re
+from collections.abc import Iterator
+
+import optuna
+import pytest
+
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.necks.fpn import FPN, NECKS, register_neck
+from smnas_optuna.search_space.structural import StructuralSpace, order
+from tests.parts.texts import FPN_LEVELS
+
+
+def test_every_combination_of_fpn_levels_has_a_text_of_its_own() -> None:
+    fpns = [FPN(*levels) for levels in FPN_LEVELS]
+    assert len({str(fpn) for fpn in fpns}) == len(fpns) == 40
+    assert [FPN.parse(str(fpn)) for fpn in fpns] == fpns
+
+
+@pytest.mark.parametrize(
+    ("text", "neck"),
+    [
+        ("FPN(P1-P5,c=256)", FPN(1, 4, 5, 256)),
+        ("FPN(P2-P3,c=64)", FPN(2, 3, 3, 64)),
+        ("FPN(P2-P3:P2-P5,c=64)", FPN(2, 3, 5, 64)),
+        ("FPN(P1-P4:P1-P6,c=8)", FPN(1, 4, 6, 8)),
+    ],
+)
+def test_an_fpn_takes_all_levels_that_it_puts_out_unless_it_says_otherwise(text: str, neck: FPN) -> None:
+    assert FPN.parse(text) == neck
+
+
+def test_an_fpn_knows_its_levels() -> None:
+    neck = FPN.parse("FPN(P2-P3:P2-P6,c=64)")
+    assert (neck.input_levels, neck.output_levels) == ((2, 3), (2, 3, 4, 5, 6))
+
+
+class Bottom(FPN):
+    NAME = "Bottom-FPN"
+
+
+@pytest.fixture
+def bottom() -> Iterator[type[FPN]]:
+    """A neck of one's own, registered for a test."""
+    yield register_neck(Bottom)
+    del NECKS["Bottom-FPN"]
+
+
+def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) -> None:
+    for text in ("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC", "800x600 ResNet50 Bottom-FPN(P3-P3,c=8) RetinaNet"):
+        architecture = Architecture.parse(text)
+        assert isinstance(architecture.neck, bottom)
+        assert str(architecture) == text
+    assert Architecture.parse(text).neck != FPN(3, 3, 3, 8)
+    with pytest.raises(ValueError, match=re.escape("expected Bottom-FPN([Pa-Pb:]Pa-Pd,c=CHANNELS)")):
+        Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P9) RPN 2FC")
+
+
+def test_a_neck_that_is_not_registered_is_none() -> None:
+    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected FPN(")):
+        Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC")
+
+
+def test_two_necks_cannot_share_a_name(bottom: type[FPN]) -> None:
+    class Other(FPN):
+        NAME = "Bottom-FPN"
+
+    with pytest.raises(ValueError, match=r"Bottom has this name already"):
+        register_neck(Other)
+    # The same module imported twice is no other class.
+    assert register_neck(bottom) is bottom
+
+    class Wrong(FPN):
+        NAME = "my neck"
+
+    with pytest.raises(ValueError, match="expected a name of letters, digits and '-'"):
+        register_neck(Wrong)
+
+
+def test_a_space_offers_registered_necks_beside_the_fpn(bottom: type[FPN]) -> None:
+    space = StructuralSpace(necks=("FPN", "Bottom-FPN"))
+    assert space.size == 2 * StructuralSpace(necks=("FPN",)).size
+    architecture = Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=256) RPN 2FC")
+    assert space.suggest(optuna.trial.FixedTrial(space.params(architecture))) == architecture
+    # Neither kind is the bigger one.
+    plain = Architecture.parse("800x600 ResNet50 FPN(P2-P5,c=256) RPN 2FC")
+    assert order(architecture)[0] != order(plain)[0]
+    assert order(architecture)[1] == order(plain)[1]
+    with pytest.raises(ValueError, match="found 'PAFPN', expected one of none, FPN, Bottom-FPN"):
+        StructuralSpace(necks=("PAFPN",))
