@@ -51,8 +51,9 @@ def test_the_picture_is_that_of_the_imports(rooms: Any) -> None:
 
 def test_every_folder_is_a_room_and_every_other_module_a_command(rooms: Any) -> None:
     named = rooms.rooms()
-    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    called = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - called
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | called
     shared = {"errors", "command_line"}
     assert set(named) == {"commands", *folders, *shared}
     assert {f"`{name}`" for name in modules - shared} == set(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contradiction import Contradictions, Violations
+from .dominance import dominates, weakly_dominates
 from .space import Candidate
 
 Floats = NDArray[np.float64]
@@ -292,9 +293,9 @@ class Archive:
 
 
 def _extended(front: list[int], losses: Floats, row: int) -> list[int]:
-    """Return a front with one more row, without those that it dominates; as it was if one of them dominates it."""
+    """Return a front with one more row, without those that it dominates; as it was if one of them is as good."""
     on_front = losses[front]
-    if np.any(np.all(on_front <= losses[row], axis=1)):
+    if np.any(weakly_dominates(on_front, losses[row])):
         return front
-    beaten = np.all(losses[row] <= on_front, axis=1)
+    beaten = dominates(losses[row], on_front)
     return [*(old for old, is_beaten in zip(front, beaten, strict=True) if not is_beaten), row]

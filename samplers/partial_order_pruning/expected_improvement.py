@@ -30,6 +30,11 @@ def non_dominated_boxes(front: Floats, reference: Floats) -> tuple[Floats, Float
     if len(reference) == 1:
         best = np.min(front[:, 0], initial=reference[0])
         return np.array([[-np.inf]]), np.array([[best]])
+    if len(reference) == 2:
+        front = front[np.argsort(front[:, 1])]
+        lowest = np.minimum.accumulate(np.concatenate([reference[:1], front[:, 0]]))
+        cuts = np.concatenate([[-np.inf], front[:, 1], reference[1:]])
+        return np.column_stack([np.full_like(lowest, -np.inf), cuts[:-1]]), np.column_stack([lowest, cuts[1:]])
     cuts = np.concatenate([[-np.inf], np.unique(front[:, -1]), reference[-1:]])
     lowers, uppers = [], []
     for start, end in pairwise(cuts):

@@ -9,22 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import optuna
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb, make_colorscale, sample_colorscale, unlabel_rgb
 
-from smnas_optuna.reporting.correlation import (
-    FACTORS,
-    PART_TITLES,
-    Correlation,
-    Method,
-    ModuleImportances,
-    Trials,
-    correlate,
-    factors_frame,
-)
+from smnas_optuna.reporting.correlation import Correlation, Method, Trials, correlate
+from smnas_optuna.reporting.factors import FACTORS, factors_frame
+from smnas_optuna.reporting.importance import ModuleImportances
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
+from smnas_optuna.reporting.study_results import StudyResults
 from smnas_optuna.reporting.style import COLOURS, LINE_WIDTH, dress, menu
+from smnas_optuna.reporting.trial_table import PART_TITLES
 
 CONTROL: Final = "FLOPs"
 
@@ -92,28 +86,28 @@ def correlation_figure(result: Correlation) -> go.Figure:
     return figure
 
 
-def correlations_figure(study: optuna.Study) -> go.Figure:
+def correlations_figure(results: StudyResults) -> go.Figure:
     """Draw a study's correlations, with one menu for the method, the trials and whether FLOPs are held fixed.
 
     Its choices are called ``<method>, <trials>[, FLOPs fixed]``; all trials come first, by Pearson's method. Where they
     have no correlation, the figure says why and has no menu.
     """
-    frame = factors_frame(study)
+    frame = factors_frame(results)
     choices = itertools.product(_METHODS, _TRIALS, (None, CONTROL))
-    results = [correlate(frame, method, control, trials=trials) for method, trials, control in choices]
-    figure = correlation_figure(results[0])
-    if _is_empty(results[0]):
+    correlations = [correlate(frame, method, control, trials=trials) for method, trials, control in choices]
+    figure = correlation_figure(correlations[0])
+    if _is_empty(correlations[0]):
         return figure
-    for result in results[1:]:
+    for result in correlations[1:]:
         figure.add_traces([trace.update(visible=False) for trace in _traces(result)])
-    owners = [index for index, result in enumerate(results) for _ in _traces(result)]
+    owners = [index for index, result in enumerate(correlations) for _ in _traces(result)]
     buttons = [
         {
             "label": _label(result),
             "method": "update",
             "args": [{"visible": [owner == index for owner in owners]}, _layout_changes(result)],
         }
-        for index, result in enumerate(results)
+        for index, result in enumerate(correlations)
     ]
     figure.update_layout(updatemenus=[menu("correlation", buttons, 0, 0)])
     return figure

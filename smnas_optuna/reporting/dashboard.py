@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pandas as pd
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
 from optuna_dashboard import save_note, save_plotly_graph_object
 
 from smnas_optuna.reporting.figures import front_figure
-from smnas_optuna.reporting.pareto import objectives_of, pareto_front, trials_frame
-from smnas_optuna.reporting.quantity import quantity_of
+from smnas_optuna.reporting.quantity import measured_text, quantity_of
 from smnas_optuna.reporting.sparkline import sparkline
+from smnas_optuna.reporting.study_results import StudyResults, results_of
+from smnas_optuna.reporting.trial_table import Column, detector_columns
 from smnas_optuna.search.search import Search
 from smnas_optuna.study.claim import ClaimLock
 
@@ -66,9 +66,7 @@ def trial_note(attributes: Mapping[str, Any], losses: Sequence[float]) -> str:
 
     def told(name: str, title: str = "") -> str:
         quantity = quantity_of(name)
-        spread = attributes.get("latency_spread_ms") if name == "latency_ms" else None
-        text = quantity.text_with_spread(attributes[name], spread)
-        return f"{title or quantity.title} {text} {quantity.unit}".rstrip()
+        return f"{title or quantity.title} {measured_text(name, attributes)} {quantity.unit}".rstrip()
 
     lines = [f"**{attributes.get('architecture', 'no architecture')}**"]
     if any(name in attributes for name in _PRECISIONS):
@@ -124,23 +122,22 @@ def describe_study(storage: RDBStorage, search: Search) -> None:
     if search.study_name not in optuna.get_all_study_names(storage):
         return
     study = optuna.load_study(study_name=search.study_name, storage=storage)
-    note = study_note(study, search)
+    results = results_of(study)
+    note = study_note(results, search)
     # The look of the page around it will do; a template would be most of what every worker has to read.
-    figure = front_figure(study, most_dominated=_MOST_DOMINATED).update_layout(template="none")
+    figure = front_figure(results, most_dominated=_MOST_DOMINATED).update_layout(template="none")
     # Both are written in pieces, which must not mix with those of another machine's run.
     with ClaimLock(storage, f"{search.study_name} in the dashboard"):
         save_note(study, note)
         save_plotly_graph_object(study, figure, graph_object_id=PARETO_FIGURE)
 
 
-def study_note(study: optuna.Study, search: Search) -> str:
+def study_note(results: StudyResults, search: Search) -> str:
     """Return a study's note in Markdown: what is searched for what, how far it is, and its front so far."""
-    objectives = objectives_of(study)
-    trials = trials_frame(study)
     directions = ", ".join(
-        f"{objective.quantity.title} {'up' if objective.maximize else 'down'}" for objective in objectives
+        f"{objective.quantity.title} {'up' if objective.maximize else 'down'}" for objective in results.objectives
     )
-    states = trials["state"].value_counts()
+    states = results.frame["state"].value_counts()
     lines = [
         f"Search of object detectors, stage {search.stage}: {directions}. "
         f"{search.space.size:,} architectures; {search.trials} trials wanted, "
@@ -151,24 +148,17 @@ def study_note(study: optuna.Study, search: Search) -> str:
         lines.append(f"Refines trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
     if search.transferred is not None:
         lines.append("From: " + ", ".join(dict.fromkeys(each.source for each in search.transferred)) + ".")
-    front = pareto_front(study)
-    if not front.empty:
-        lines.append(_front_table(front, ["map", *(item.name for item in objectives if item.name != "map")]))
+    if not results.front.empty:
+        lines.append(_front_table(results))
     return "\n\n".join(lines)
 
 
-def _front_table(front: pd.DataFrame, metrics: Sequence[str]) -> str:
-    quantities = [quantity_of(name) for name in metrics]
-    told = ["device", "architecture"] if front["device"].nunique() > 1 else ["architecture"]
-    heads = ["trial", *(quantity.measure for quantity in quantities), *told]
-    rows = [
-        [str(row["number"]), *map(_text, metrics, (row[name] for name in metrics)), *(str(row[name]) for name in told)]
-        for row in front.head(_MOST_ROWS).to_dict("records")
-    ]
+def _front_table(results: StudyResults) -> str:
+    front = results.front
+    metrics = dict.fromkeys(["map", *results.metrics])
+    columns = [*map(Column, ["number", *metrics]), *detector_columns(front)]
+    rows = [[column.text(trial) for column in columns] for trial in front.head(_MOST_ROWS).to_dict("records")]
+    heads = [column.heading for column in columns]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
     more = f"\n\nand {len(front) - _MOST_ROWS} more" if len(front) > _MOST_ROWS else ""
     return f"The Pareto front, the cheapest first:\n\n{table}{more}"
-
-
-def _text(name: str, value: float) -> str:
-    return quantity_of(name).text(value)

@@ -46,7 +46,8 @@ def draw_detections(
         raise UserError("--images: found none; expected file names or a number from 1")
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"--save {path}: expected a file that ends in {', '.join(_FORMATS)}")
-    columns = tuple(_column(study, number, folder) for number in trials)
+    found = study.get_trials(deepcopy=False)
+    columns = tuple(_column(study, _finished_trial(study.study_name, found, number), folder) for number in trials)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,8 +58,7 @@ def draw_detections(
     return path
 
 
-def _column(study: optuna.Study, number: int, folder: Path) -> Column:
-    trial = _finished_trial(study, number)
+def _column(study: optuna.Study, trial: FrozenTrial, folder: Path) -> Column:
     architecture = str(trial.user_attrs.get("architecture", MISSING))
     belonging = belonging_of(study, trial)
     place = find_folder(folder / _path_of(study), belonging, architecture)
@@ -67,19 +67,18 @@ def _column(study: optuna.Study, number: int, folder: Path) -> Column:
             absent = (place / name).relative_to(folder)
             raise UserError(f"--output {folder}: has no {absent}; expected the folder that the study was run with")
     values = [quantity_of(name).text_with_unit(trial.user_attrs.get(name)) for name in ("map", "latency_ms")]
-    title = f"trial {number}: mAP {values[0]}, {values[1]}"
+    title = f"trial {trial.number}: mAP {values[0]}, {values[1]}"
     return Column(place.resolve(), title, architecture, belonging)
 
 
-def _finished_trial(study: optuna.Study, number: int) -> FrozenTrial:
-    trials = study.get_trials(deepcopy=False)
+def _finished_trial(study_name: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     finished = [str(trial.number) for trial in trials if trial.state == TrialState.COMPLETE]
     expected = f"expected a finished trial, such as {', '.join(finished[:3])}" if finished else "none has finished yet"
     if not 0 <= number < len(trials):
-        raise UserError(f"--trials {number}: no such trial in {study.study_name!r}; {expected}")
+        raise UserError(f"--trials {number}: no such trial in {study_name!r}; {expected}")
     state = trials[number].state
     if state != TrialState.COMPLETE:
-        raise UserError(f"--trials {number}: this trial of {study.study_name!r} is {state.name.lower()}; {expected}")
+        raise UserError(f"--trials {number}: this trial of {study_name!r} is {state.name.lower()}; {expected}")
     return trials[number]
 
 

@@ -7,22 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from smnas_optuna.reporting.hypervolume import measure_hypervolume
-from smnas_optuna.reporting.pareto import (
+from smnas_optuna.reporting.hypervolume import Hypervolume
+from smnas_optuna.reporting.study_results import (
     Objective,
+    StudyResults,
     accuracy_and_costs,
     by_device,
+    losses_of,
     natural_order,
-    non_dominated,
-    objectives_of,
-    trials_frame,
 )
-from smnas_optuna.reporting.quantity import MISSING
 from smnas_optuna.reporting.style import (
     AFTER_COLOURS,
     COLOURS,
@@ -40,6 +37,7 @@ from smnas_optuna.reporting.style import (
     shown,
     spread_bars,
 )
+from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
 
 # What the colours may tell, and the column that has it, the likeliest to matter first.
 FACTORS: Final = {
@@ -85,7 +83,7 @@ class _Colouring:
 
 
 def front_figure(
-    study: optuna.Study,
+    results: StudyResults,
     colour_by: str | None = None,
     *,
     known: Sequence[go.Scatter] = (),
@@ -100,7 +98,7 @@ def front_figure(
     they would have cost was known.
 
     Args:
-        study: A study with any objectives; trials without finite values are left out.
+        results: Of a study with any objectives; trials without finite values are left out.
         colour_by: One of ``FACTORS``, which the colours tell at first; the first that tells trials apart if not
             given. The figure's menu switches.
         known: Traces of published detectors, for the plot of mAP against inference time.
@@ -111,20 +109,17 @@ def front_figure(
     """
     if colour_by is not None and colour_by not in FACTORS:
         raise ValueError(f"colour_by {colour_by!r}: expected one of {', '.join(FACTORS)}")
-    objectives = objectives_of(study)
-    frame = trials_frame(study)
-    finished = frame[frame["is_finished"]]
+    frame, finished = results.frame, results.finished
     if most_dominated is not None:
         off_front = finished.index[~finished["on_front"]]
         finished = finished.drop(off_front[: max(0, len(off_front) - most_dominated)])
     pruned = frame[(frame["state"] == "pruned") & frame["flops"].notna()]
-    names = [objective.name for objective in objectives]
     finished, pruned = (
-        trials.assign(hover=hover_texts(trials, study.study_name, names)) for trials in (finished, pruned)
+        trials.assign(hover=hover_texts(trials, results.name, results.metrics)) for trials in (finished, pruned)
     )
     colourings = _colourings(finished, colour_by)
     active = next(index for index, item in enumerate(colourings) if colour_by in (None, item.factor))
-    panels = _panels(finished, objectives)
+    panels = _panels(finished, results.objectives)
     figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.2 / len(panels))
     for panel in panels:
         beside = known if (panel.x, panel.y) == ("latency_ms", "map") and not finished.empty else ()
@@ -159,41 +154,18 @@ def front_figure(
     return figure
 
 
-def hypervolume_figure(study: optuna.Study) -> go.Figure:
-    """Draw the hypervolume after each finished trial, relative to that of the starting detectors.
-
-    Raises:
-        ValueError: With a single objective, whose course :func:`front_figure` draws.
-    """
-    objectives = objectives_of(study)
-    if len(objectives) < 2:
-        raise ValueError(f"the hypervolume needs two objectives or more; the study has {len(objectives)}")
-    measured = measure_hypervolume(study)
-    numbers, values = (measured.numbers, measured.values) if measured else ((), ())
+def hypervolume_figure(measured: Hypervolume) -> go.Figure:
+    """Draw the hypervolume after each finished trial, relative to that of the starting detectors."""
     hover = "trial %{x}<br>hypervolume %{y:.3g}<extra></extra>"
     line = {"shape": "hv", "width": 2, "color": COLOURS[0]}
-    figure = go.Figure(go.Scatter(x=numbers, y=values, mode="lines", line=line, hovertemplate=hover))
+    figure = go.Figure(go.Scatter(x=measured.numbers, y=measured.values, mode="lines", line=line, hovertemplate=hover))
     dress(figure, 360)
-    figure.update_xaxes(title_text="trial number", dtick=1 if len(numbers) <= _FEW_TRIALS else None)
-    whole = measured.basis if measured and measured.basis else "the range of values seen"
+    figure.update_xaxes(title_text="trial number", dtick=1 if len(measured.numbers) <= _FEW_TRIALS else None)
+    whole = measured.basis or "the range of values seen"
     figure.update_yaxes(title_text=f"hypervolume (1 = {whole})", rangemode="tozero")
-    title = "<br>".join(map(html.escape, textwrap.wrap(reference_text(study), LINE_WIDTH)))
+    title = "<br>".join(map(html.escape, textwrap.wrap(measured.reference_text, LINE_WIDTH)))
     figure.update_layout(showlegend=False, title={"text": title, "font_size": 13, "x": 0})
     return figure
-
-
-def reference_text(study: optuna.Study) -> str:
-    """Say which reference point the hypervolume is measured from."""
-    measured = measure_hypervolume(study)
-    if measured is None:
-        return f"Reference point: {MISSING}"
-    parts = ", ".join(
-        f"{objective.quantity.title} {objective.quantity.text_with_unit(value)}"
-        for objective, value in zip(objectives_of(study), measured.reference, strict=True)
-    )
-    if measured.basis:
-        return f"Reference point: {parts}; what costs more does not count"
-    return f"Reference point, the worst values seen: {parts}"
 
 
 def _panels(finished: pd.DataFrame, objectives: Sequence[Objective]) -> list[_Panel]:
@@ -210,8 +182,7 @@ def _panels(finished: pd.DataFrame, objectives: Sequence[Objective]) -> list[_Pa
     for row, (x, y) in enumerate(pairs, start=1):
         lines = {}
         for name, trials in _by_device(finished, title, x.name, y.name):
-            losses = trials[[x.name, y.name]].to_numpy(dtype=float) * [x.sign, y.sign]
-            lines[name] = trials[non_dominated(losses)].sort_values([x.name, y.name])
+            lines[name] = trials[non_dominated(losses_of(trials, [x, y]))].sort_values([x.name, y.name])
         panels.append(_Panel(row, x.name, y.name, lines, line_shape(x)))
     return panels
 

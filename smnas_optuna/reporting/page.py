@@ -14,49 +14,32 @@ import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.backbones.searched import BackboneCode
-from smnas_optuna.reporting.correlation import PART_TITLES, module_importances
 from smnas_optuna.reporting.correlation_figures import correlations_figure, importance_figure
-from smnas_optuna.reporting.figures import front_figure, hypervolume_figure, reference_text
+from smnas_optuna.reporting.figures import front_figure, hypervolume_figure
 from smnas_optuna.reporting.hypervolume import Hypervolume, measure_hypervolume
-from smnas_optuna.reporting.pareto import (
-    PARTS,
-    Objective,
-    accuracy_and_costs,
-    objectives_of,
-    pareto_front,
-    trials_frame,
-)
+from smnas_optuna.reporting.importance import module_importances
 from smnas_optuna.reporting.published import Show, known_detectors, known_traces
-from smnas_optuna.reporting.quantity import MISSING, quantity_of
+from smnas_optuna.reporting.quantity import MISSING
 from smnas_optuna.reporting.stages import stages_figure
+from smnas_optuna.reporting.study_results import (
+    PARTS,
+    StudyResults,
+    accuracy_and_costs,
+    results_of,
+    study_in_memory,
+)
+from smnas_optuna.reporting.trial_states import count_states, state_words
+from smnas_optuna.reporting.trial_table import Column, metric_columns
 from smnas_optuna.samplers import PartialOrderPruningSampler
-from smnas_optuna.search.search import Search
-from smnas_optuna.search.studies import search_of
 from smnas_optuna.study.study import relatives_of
 
-_STATES: Final = {
-    "complete": "finished",
-    "pruned": "pruned",
-    "fail": "failed",
-    "running": "running",
-    "waiting": "waiting",
-}
-# Column heads of the table of the front; the metrics of COCO under the short names of its tables.
-_METRIC_HEADS: Final = {
-    "map": "mAP",
-    "map_50": "AP50",
-    "map_75": "AP75",
-    "map_small": "S",
-    "map_medium": "M",
-    "map_large": "L",
-    "latency_ms": "ms",
-    "flops": "GFLOPs",
-    "params": "params (M)",
-}
+_PRECISIONS: Final = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 _LEFT_OUT: Final = (
     "This page does not show how often trained detectors contradict the order, nor the hypervolume relative to that of "
     "the starting detectors"
@@ -103,7 +86,9 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
         UserError: When the folder or the file cannot be written.
     """
     path = output_directory / f"{study.study_name.replace('/', '-')}.html"
-    page = _render(study, known)
+    results = results_of(study)
+    relatives = [results if other.study_name == results.name else results_of(other) for other in relatives_of(study)]
+    page = _render(results, relatives, known)
     try:
         output_directory.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -112,94 +97,78 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
     return path
 
 
-def _render(study: optuna.Study, known: Show) -> str:
-    # First, for it imports what the recipe adds to the parts of architectures.
-    search, left_out = _search(study)
-    trials = trials_frame(study)
-    front = pareto_front(study)
-    objectives = objectives_of(study)
-    hypervolume = measure_hypervolume(study)
-    sections = [] if front.empty else _sections(study, trials, objectives, hypervolume, known)
-    if sections and len(objectives) > 1 and hypervolume is None:
+def _render(results: StudyResults, relatives: Sequence[StudyResults], known: Show) -> str:
+    front = results.front
+    several = len(results.objectives) > 1
+    hypervolume = measure_hypervolume(results)
+    sections = [] if front.empty else _sections(results, relatives, hypervolume, known)
+    left_out = ""
+    if results.problem and "recipe" in results.attributes:
+        left_out = f"{_LEFT_OUT}: {results.problem}."
+    if sections and several and hypervolume is None:
         left_out += " The hypervolume is not shown, for times of several devices cannot be compared."
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.get_template("page.html").render(
-        title=study.study_name,
+        title=results.name,
         css=Markup((folder / "page.css").read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()) if sections else None,
         sections=sections,
-        states=_count_states(trials),
-        objectives=[f"{objective.quantity.title} {'↑' if objective.maximize else '↓'}" for objective in objectives],
-        descent=_descent(study),
+        states=count_states(results.trials),
+        objectives=[f"{item.quantity.title} {'↑' if item.maximize else '↓'}" for item in results.objectives],
+        descent=_descent(results),
         left_out=left_out,
-        headlines=_headlines(trials, front, objectives, hypervolume),
-        front_title="Pareto front" if len(objectives) > 1 else "Best trials",
-        front_table=_front_table(front, objectives, study),
-        csv=_csv(trials),
-        csv_name=f"{study.study_name.replace('/', '-')}.csv",
-        unfinished=_unfinished(trials),
-        facts=_facts(study, trials),
-        violations=_violations(study, search, objectives),
-        recipe=_recipe(study),
+        headlines=_headlines(results, hypervolume),
+        front_title="Pareto front" if several else "Best trials",
+        front_table=_front_table(results),
+        csv=_csv(results.frame),
+        csv_name=f"{results.name.replace('/', '-')}.csv",
+        unfinished=_unfinished(results),
+        facts=_facts(results),
+        violations=_violations(results),
+        recipe=_recipe(results),
     )
 
 
 def _sections(
-    study: optuna.Study,
-    trials: pd.DataFrame,
-    objectives: Sequence[Objective],
-    hypervolume: Hypervolume | None,
-    known: Show,
+    results: StudyResults, relatives: Sequence[StudyResults], hypervolume: Hypervolume | None, known: Show
 ) -> list[_Section]:
-    several = len(objectives) > 1
     sections = [
         _section(
             "front",
-            "Accuracy against cost" if several else "Search history",
+            "Accuracy against cost" if len(results.objectives) > 1 else "Search history",
             "",
             "All trials and the best among them; the table below has the numbers",
-            front_figure(study, known=known_traces(known_detectors(study, known))),
+            front_figure(results, known=known_traces(known_detectors(results, known))),
         )
     ]
-    stages = stages_figure(relatives_of(study))
+    stages = stages_figure(relatives)
     if stages is not None:
         text = "Every detector of the search over its measured time; stars are those that stage two took on."
         sections.append(_section("stages", "Stage one and stage two", text, text, stages))
-    sections.append(_effects(study, trials))
+    sections.append(_effects(results))
     if hypervolume:
-        figure = hypervolume_figure(study).update_layout(title_text=None, margin_t=12)
+        figure = hypervolume_figure(hypervolume).update_layout(title_text=None, margin_t=12)
         label = "Hypervolume after each finished trial"
-        sections.append(
-            _section("hypervolume", "Hypervolume over the search", f"{reference_text(study)}.", label, figure)
-        )
+        text = f"{hypervolume.reference_text}."
+        sections.append(_section("hypervolume", "Hypervolume over the search", text, label, figure))
     return sections
 
 
-def _effects(study: optuna.Study, trials: pd.DataFrame) -> _Section:
+def _effects(results: StudyResults) -> _Section:
     """Show what matters: the traits of searched backbones, or else the modules of detectors."""
-    finished = trials[trials["is_finished"]]
-    if finished["backbone_family"].isin(BackboneCode.BLOCKS).any():
+    if results.finished["backbone_family"].isin(BackboneCode.BLOCKS).any():
         text = "Depth in blocks, width in channels; DC_k: where channels double; len_k: share of the blocks in a stage."
-        return _section("correlation", "What goes with accuracy", text, text, correlations_figure(study))
-    importances = module_importances(study)
+        return _section("correlation", "What goes with accuracy", text, text, correlations_figure(results))
+    importances = module_importances(results)
     text = " ".join(["Shares of each objective's variation over all finished trials.", *importances.remarks])
     label = "Importance of each module for each objective"
     return _section("modules", "Which module matters", text, label, importance_figure(importances))
 
 
-def _search(study: optuna.Study) -> tuple[Search | None, str]:
-    """Return what the study searches; or None and a sentence on what the page leaves out and why."""
-    try:
-        return search_of(study), ""
-    except UserError as error:
-        # Any study of Optuna can be reported, and of one that is no search nothing is missed.
-        return None, f"{_LEFT_OUT}: {error}." if "recipe" in study.user_attrs else ""
-
-
-def _descent(study: optuna.Study) -> str:
+def _descent(results: StudyResults) -> str:
     """Say where a study has its architectures from, if not from the whole space."""
-    attributes = study.user_attrs
+    attributes = results.attributes
     if "transferred" in attributes:
         return "Trained here: " + "; ".join(
             f"{each['architecture']} ({each['source']})" for each in attributes["transferred"]
@@ -207,25 +176,19 @@ def _descent(study: optuna.Study) -> str:
     parent = attributes.get("candidate")
     if parent is None:
         return ""
-    return f"{_candidate(study)} refines trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
+    return f"{_candidate(results)} refines trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
 
 
-def _candidate(study: optuna.Study) -> str:
+def _candidate(results: StudyResults) -> str:
     """Return the candidate of a study of stage two by the study's name: ``C0``."""
-    return study.study_name.rpartition("/")[2]
+    return results.name.rpartition("/")[2]
 
 
-def _count_states(trials: pd.DataFrame) -> str:
-    counts = trials["state"].value_counts()
-    return ", ".join(f"{counts[state]} {word}" for state, word in _STATES.items() if state in counts) or "none"
-
-
-def _headlines(
-    trials: pd.DataFrame, front: pd.DataFrame, objectives: Sequence[Objective], hypervolume: Hypervolume | None
-) -> list[_Headline]:
+def _headlines(results: StudyResults, hypervolume: Hypervolume | None) -> list[_Headline]:
+    front = results.front
     if front.empty:
         return []
-    accuracy, costs = accuracy_and_costs(objectives)
+    accuracy, costs = accuracy_and_costs(results.objectives)
     headlines = []
     several_devices = front["device"].nunique() > 1
     for objective in (accuracy, *costs):
@@ -243,18 +206,23 @@ def _headlines(
         )
     if hypervolume:
         headlines.append(_Headline("hypervolume", hypervolume.number, hypervolume.remark))
-    headlines.append(_Headline("trials", str(len(trials)), _count_states(trials)))
+    headlines.append(_Headline("trials", str(len(results.trials)), count_states(results.trials)))
     return headlines
 
 
-def _violations(study: optuna.Study, search: Search | None, objectives: Sequence[Objective]) -> list[str]:
+def _violations(results: StudyResults) -> list[str]:
     """Say how often the trained detectors contradict the partial order that the search took for granted."""
+    search = results.search
     if search is None:
         return []
     sampler = PartialOrderPruningSampler(search.space.suggest, search.order, search.known_objectives)
+    trained = study_in_memory(
+        [StudyDirection.MAXIMIZE if item.maximize else StudyDirection.MINIMIZE for item in results.objectives],
+        [trial for trial in results.trials if trial.state == TrialState.COMPLETE],
+    )
     return [
         f"{objective.quantity.title}: {violated} of {pairs} pairs"
-        for objective, (violated, pairs) in zip(objectives, sampler.order_violations(study), strict=True)
+        for objective, (violated, pairs) in zip(results.objectives, sampler.order_violations(trained), strict=True)
     ]
 
 
@@ -264,62 +232,53 @@ def _csv(trials: pd.DataFrame) -> Markup:
     return Markup(f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
 
 
-def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], study: optuna.Study) -> dict[str, Any]:
-    others = [objective.name for objective in objectives if objective.name not in _METRIC_HEADS]
-    metrics = [*_METRIC_HEADS, *others]
-    candidate = study.user_attrs.get("candidate")
+def _front_table(results: StudyResults) -> dict[str, Any]:
+    front, candidate = results.front, results.attributes.get("candidate")
     # Stage two leaves the rest of the candidate as it is.
-    parts = ("backbone", "neck") if candidate else PARTS
-    rows = []
-    for _, trial in front.iterrows():
-        is_architecture = isinstance(trial["input_size"], str)
-        cells = [
-            quantity_of(name).text_with_spread(
-                trial[name], trial["latency_spread_ms"] if name == "latency_ms" else None
-            )
-            for name in metrics
-        ]
-        rows.append(
-            {
-                "number": trial["number"],
-                "enqueued": trial["enqueued"],
-                "parts": [_text(trial[part]) for part in parts] if is_architecture else None,
-                "architecture": _text(trial["architecture"]),
-                "metrics": cells,
-                "device": _text(trial["device"]),
-            }
-        )
+    parts = [Column(part) for part in (("backbone", "neck") if candidate else PARTS)]
+    metrics = metric_columns(_PRECISIONS, results.objectives)
+    rows = [
+        {
+            "trial": Column("number").text(trial),
+            "parts": [part.text(trial) for part in parts] if isinstance(trial["input_size"], str) else None,
+            "architecture": Column("architecture").text(trial),
+            "metrics": [metric.text(trial) for metric in metrics],
+            "device": Column("device").text(trial),
+        }
+        for trial in front.to_dict("records")
+    ]
     return {
-        "parts": [PART_TITLES[part] for part in parts],
+        "parts": parts,
+        "metrics": metrics,
         "several_devices": bool(front["device"].nunique() > 1),
-        "parent": f"{_candidate(study)}, trial {candidate['trial']}" if candidate else "",
+        "parent": f"{_candidate(results)}, trial {candidate['trial']}" if candidate else "",
         "rows": rows,
-        "heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics],
     }
 
 
-def _unfinished(trials: pd.DataFrame) -> list[dict[str, str]]:
+def _unfinished(results: StudyResults) -> list[dict[str, str]]:
     return [
         {
-            "number": str(trial["number"]),
-            "state": _STATES[trial["state"]],
-            "architecture": _text(trial["architecture"]),
-            "reason": _text(trial["reason"]),
+            "number": str(trial.number),
+            "state": word,
+            "architecture": _text(trial.user_attrs.get("architecture")),
+            "reason": _text(trial.user_attrs.get("reason")),
         }
-        for _, trial in trials[trials["state"].isin(["fail", "pruned"])].iterrows()
+        for trial, word in zip(results.trials, state_words(results.trials), strict=True)
+        if trial.state in (TrialState.FAIL, TrialState.PRUNED)
     ]
 
 
-def _facts(study: optuna.Study, trials: pd.DataFrame) -> list[tuple[str, str]]:
-    timed = [trial for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
+def _facts(results: StudyResults) -> list[tuple[str, str]]:
+    timed = [trial for trial in results.trials if trial.datetime_start]
     ended = [trial.datetime_complete for trial in timed if trial.datetime_complete]
     facts = [
-        ("study", study.study_name),
-        ("trials", _count_states(trials)),
-        ("devices", ", ".join(map(str, trials["device"].dropna().unique())) or MISSING),
+        ("study", results.name),
+        ("trials", count_states(results.trials)),
+        ("devices", ", ".join(map(str, results.frame["device"].dropna().unique())) or MISSING),
     ]
-    versions = study.user_attrs.get("versions", {})
-    device = study.user_attrs.get("device")
+    versions = results.attributes.get("versions", {})
+    device = results.attributes.get("device")
     conditions = {key: value for key, value in device.items() if key != "name"} if isinstance(device, dict) else {}
     if conditions:
         facts.append(("timed with", ", ".join(f"{key} {value}" for key, value in conditions.items())))
@@ -340,8 +299,8 @@ def _version(package: str) -> str:
         return "(a checkout, not installed)"
 
 
-def _recipe(study: optuna.Study) -> str | None:
-    recipe = study.user_attrs.get("recipe")
+def _recipe(results: StudyResults) -> str | None:
+    recipe = results.attributes.get("recipe")
     if isinstance(recipe, str):
         try:
             recipe = json.loads(recipe)

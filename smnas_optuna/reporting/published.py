@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
-import optuna
 import plotly.graph_objects as go
 import yaml
 from optuna.trial import TrialState
 
 from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.errors import UserError
-from smnas_optuna.reporting.pareto import non_dominated, objectives_of
 from smnas_optuna.reporting.quantity import quantity_of
+from smnas_optuna.reporting.study_results import StudyResults
 from smnas_optuna.reporting.style import AFTER_COLOURS, LINE_WIDTH, OTHER_COLOUR, legend_name
+from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
 
 Show = Literal["comparable", "all", "none"]
 
@@ -128,13 +128,13 @@ def is_comparable(device_name: str, hardware: str) -> bool:
     return bool(product) and product <= device and device & _VARIANTS <= product
 
 
-def known_detectors(study: optuna.Study, show: Show = "comparable") -> list[KnownDetector]:
+def known_detectors(results: StudyResults, show: Show = "comparable") -> list[KnownDetector]:
     """Return the known detectors that belong beside a study's points.
 
     There is a place for them only where ``map`` and ``latency_ms`` are objectives.
 
     Args:
-        study: Any study.
+        results: Of any study.
         show: ``comparable`` for those timed on the product that the study's device is, or one of its devices, and
             only if the study's data are COCO: its recipe validates on COCO's own ``instances_val2017.json`` (or
             ``instances_minival2014.json``, the same images) within a folder called coco, coco2017 or the like. Both
@@ -147,10 +147,10 @@ def known_detectors(study: optuna.Study, show: Show = "comparable") -> list[Know
     """
     if show not in get_args(Show):
         raise ValueError(f"show {show!r}: expected one of {', '.join(get_args(Show))}")
-    has_place = {"map", "latency_ms"} <= {objective.name for objective in objectives_of(study)}
+    has_place = {"map", "latency_ms"} <= set(results.metrics)
     if show == "none" or not has_place:
         return []
-    devices = _devices(study) if show == "comparable" and _is_on_coco(study) else []
+    devices = _devices(results) if show == "comparable" and _is_on_coco(results) else []
     if show == "comparable" and not devices:
         return []
     return [
@@ -223,17 +223,16 @@ def _share(percent: float) -> float:
     return round(percent / 100, 6)
 
 
-def _devices(study: optuna.Study) -> list[str]:
+def _devices(results: StudyResults) -> list[str]:
     """Return the devices that a study's finished trials name, and the one that it agreed on."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    named = [trial.user_attrs.get("device") for trial in trials]
-    agreed = study.user_attrs.get("device")
+    named = [trial.user_attrs.get("device") for trial in results.trials if trial.state == TrialState.COMPLETE]
+    agreed = results.attributes.get("device")
     named.append(agreed.get("name") if isinstance(agreed, dict) else agreed)
     return list(dict.fromkeys(name for name in named if isinstance(name, str)))
 
 
-def _is_on_coco(study: optuna.Study) -> bool:
-    recipe = study.user_attrs.get("recipe")
+def _is_on_coco(results: StudyResults) -> bool:
+    recipe = results.attributes.get("recipe")
     dataset = recipe.get("dataset") if isinstance(recipe, dict) else None
     if not isinstance(dataset, dict) or dataset.get("kind") != "coco":
         return False

@@ -1,8 +1,9 @@
 """Quantity: how a measured number is called, in which unit it is shown and with how many digits."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 MISSING: Final = "\N{EN DASH}"
 
@@ -19,6 +20,7 @@ class Quantity:
         is_precision: An average precision: shown with the digits of COCO's own tables, and missing where negative,
             since COCO's evaluation writes -1 where no object of that kind exists.
         is_count: A whole number, shown as it is.
+        short: Name above a table's column, with the unit; the title where empty.
     """
 
     title: str
@@ -27,6 +29,7 @@ class Quantity:
     scale: float = 1.0
     is_precision: bool = False
     is_count: bool = False
+    short: str = ""
 
     def text(self, value: float | None) -> str:
         """Return ``value``, as stored, to three significant digits in the shown unit; an en dash where missing."""
@@ -57,12 +60,9 @@ class Quantity:
         return f"{self.title} ({remark})" if remark else self.title
 
     @property
-    def measure(self) -> str:
-        """Factor of this quantity in a product's unit: ``mAP``, ``ms``, ``GFLOPs``."""
-        if not self.unit:
-            return self.title
-        kind, _, noun = self.title.rpartition(" ")
-        return self.unit if self.scale == 1.0 else f"{kind} {self.unit}{noun}".lstrip()
+    def heading(self) -> str:
+        """What stands above a table's column."""
+        return self.short or self.title
 
     def _decimals(self, value: float) -> int:
         shown = abs(value / self.scale)
@@ -79,19 +79,30 @@ QUANTITIES: Final = {
     "map": Quantity("mAP", note="COCO metric, val", is_precision=True),
     "map_50": Quantity("AP50", is_precision=True),
     "map_75": Quantity("AP75", is_precision=True),
-    "map_small": Quantity("AP small", is_precision=True),
-    "map_medium": Quantity("AP medium", is_precision=True),
-    "map_large": Quantity("AP large", is_precision=True),
-    "latency_ms": Quantity("inference time", unit="ms"),
-    "flops": Quantity("FLOPs", unit="G", note="multiply-adds", scale=1e9),
-    "params": Quantity("params", unit="M", scale=1e6),
-    "backbone_flops": Quantity("backbone FLOPs", unit="G", note="multiply-adds", scale=1e9),
+    "map_small": Quantity("AP small", is_precision=True, short="S"),
+    "map_medium": Quantity("AP medium", is_precision=True, short="M"),
+    "map_large": Quantity("AP large", is_precision=True, short="L"),
+    "latency_ms": Quantity("inference time", unit="ms", short="ms"),
+    "flops": Quantity("FLOPs", unit="G", note="multiply-adds", scale=1e9, short="GFLOPs"),
+    "params": Quantity("params", unit="M", scale=1e6, short="params (M)"),
+    "backbone_flops": Quantity("backbone FLOPs", unit="G", note="multiply-adds", scale=1e9, short="backbone GFLOPs"),
     "depth": Quantity("depth", is_count=True),
     "width": Quantity("width", is_count=True),
-    "backbone_params": Quantity("backbone params", unit="M", scale=1e6),
+    "backbone_params": Quantity("backbone params", unit="M", scale=1e6, short="backbone params (M)"),
 }
 
 
 def quantity_of(metric: str) -> Quantity:
     """Return the quantity of a metric or user attribute; unknown ones are shown by their name, as they are."""
     return QUANTITIES.get(metric, Quantity(metric))
+
+
+def measured_text(metric: str, trial: Mapping[Any, Any]) -> str:
+    """Return the text of a trial's metric, with the spread of a measured time.
+
+    Args:
+        metric: Its name.
+        trial: Values by name, such as user attributes; an en dash where the metric is missing.
+    """
+    spread = trial.get("latency_spread_ms") if metric == "latency_ms" else None
+    return quantity_of(metric).text_with_spread(trial.get(metric), spread)

@@ -4,12 +4,11 @@ import html
 import itertools
 from collections.abc import Iterator, Sequence
 
-import optuna
 import pandas as pd
 import plotly.graph_objects as go
 
 from smnas_optuna.reporting.figures import line_shape
-from smnas_optuna.reporting.pareto import Objective, by_device, non_dominated, objectives_of, trials_frame
+from smnas_optuna.reporting.study_results import Objective, StudyResults, by_device, losses_of
 from smnas_optuna.reporting.style import (
     AFTER_COLOURS,
     COLOURS,
@@ -22,12 +21,13 @@ from smnas_optuna.reporting.style import (
     shown,
     spread_bars,
 )
+from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
 
 _ACCURACY = Objective("map", maximize=True)
 _COST = Objective("latency_ms", maximize=False)
 
 
-def stages_figure(studies: Sequence[optuna.Study]) -> go.Figure | None:
+def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
     """Draw mAP against measured inference time for the studies of both stages of one search.
 
     Stage two searches over the backbone's FLOPs; its trials are timed all the same, so both stages have the same axes.
@@ -35,14 +35,14 @@ def stages_figure(studies: Sequence[optuna.Study]) -> go.Figure | None:
     line.
 
     Args:
-        studies: Stage one's first, then those of stage two, as ``study.relatives_of`` has them.
+        studies: Stage one's first, then those of stage two, in the order of ``study.relatives_of``.
 
     Returns:
         The figure; None unless trials of both stages have a mAP and a time.
     """
-    frames = {study.study_name: _measured(study) for study in studies}
-    present = [study.study_name for study in studies if not frames[study.study_name].empty]
-    parents = {study.study_name: study.user_attrs["candidate"] for study in studies if "candidate" in study.user_attrs}
+    frames = {study.name: _measured(study) for study in studies}
+    present = [study.name for study in studies if not frames[study.name].empty]
+    parents = {study.name: study.attributes["candidate"] for study in studies if "candidate" in study.attributes}
     stage_one = [name for name in present if name not in parents]
     stage_two = [name for name in present if name in parents]
     if not stage_one or not stage_two:
@@ -66,11 +66,10 @@ def stages_figure(studies: Sequence[optuna.Study]) -> go.Figure | None:
     return figure
 
 
-def _measured(study: optuna.Study) -> pd.DataFrame:
-    frame = trials_frame(study)
-    frame = frame[frame["is_finished"] & frame["map"].notna() & frame["latency_ms"].notna()]
-    names = [objective.name for objective in objectives_of(study)]
-    return frame.assign(hover=hover_texts(frame, study.study_name, names))
+def _measured(results: StudyResults) -> pd.DataFrame:
+    frame = results.finished
+    frame = frame[frame["map"].notna() & frame["latency_ms"].notna()]
+    return frame.assign(hover=hover_texts(frame, results.name, results.metrics))
 
 
 def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> Iterator[go.Scatter]:
@@ -78,7 +77,7 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
     is_ink = line_colour == INK
     # Times of different devices make a front each.
     for comparable in by_device(trials, ["latency_ms"]):
-        losses = comparable[["latency_ms", "map"]].to_numpy(dtype=float) * [_COST.sign, _ACCURACY.sign]
+        losses = losses_of(comparable, [_COST, _ACCURACY])
         fronts.append(comparable[non_dominated(losses)].sort_values(["latency_ms", "map"]))
         yield go.Scatter(
             x=shown(fronts[-1], "latency_ms"),

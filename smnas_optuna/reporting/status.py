@@ -9,14 +9,15 @@ from rich.console import Console
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.reporting.hypervolume import hypervolume_text
+from smnas_optuna.reporting.hypervolume import measure_hypervolume
+from smnas_optuna.reporting.study_results import StudyResults, results_of
 from smnas_optuna.reporting.summary import front_table
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import candidates_of, transferred_in
 from smnas_optuna.study.optuna_internals import id_of
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.storage import open_storage
-from smnas_optuna.study.trial_outcome import evaluated_trials
+from smnas_optuna.study.trial_outcome import counts_toward_total
 
 
 def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) -> None:
@@ -42,22 +43,21 @@ def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) ->
     if not present:
         raise UserError(f"study {searches[0].study_name!r}: not in the database, so there is no status to tell")
     for search in present:
-        study = optuna.load_study(study_name=search.study_name, storage=storage)
-        for line in _lines(study, storage, n_trials or search.trials):
+        results = results_of(optuna.load_study(study_name=search.study_name, storage=storage))
+        for line in _lines(results, storage, n_trials or search.trials):
             out.print(line, soft_wrap=True)
-        if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
-            out.print(front_table(study))
+        if any(trial.state == TrialState.COMPLETE for trial in results.trials):
+            out.print(front_table(results))
 
 
-def _lines(study: optuna.Study, storage: PatientStorage, total: int) -> list[str]:
-    trials = study.get_trials(deepcopy=False)
-    done = evaluated_trials(study)
-    states = Counter(trial.state.name.lower() for trial in trials)
+def _lines(results: StudyResults, storage: PatientStorage, total: int) -> list[str]:
+    done = [trial for trial in results.trials if counts_toward_total(trial)]
+    states = Counter(trial.state.name.lower() for trial in results.trials)
     lines = [
-        f"{study.study_name}: {len(done)} of {total} trials done",
+        f"{results.name}: {len(done)} of {total} trials done",
         "  trials: " + (", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"),
     ]
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    running = [trial for trial in results.trials if trial.state == TrialState.RUNNING]
     for trial in running:
         host, pid = (*str(trial.user_attrs.get("worker", "?")).split(":"), "?")[:2]
         sign = storage.sign_of_life(id_of(trial))
@@ -67,7 +67,7 @@ def _lines(study: optuna.Study, storage: PatientStorage, total: int) -> list[str
     if not running:
         lines.append("  no worker")
     lines += _rate(done, total)
-    if hypervolume := hypervolume_text(study):
+    if hypervolume := measure_hypervolume(results):
         lines.append(f"  hypervolume: {hypervolume}")
     return lines
 

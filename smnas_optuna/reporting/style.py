@@ -12,7 +12,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from smnas_optuna.reporting.quantity import Quantity, quantity_of
+from smnas_optuna.reporting.quantity import Quantity, measured_text, quantity_of
 
 # Okabe and Ito's colours, told apart with every kind of colour vision, from cool to warm, and a brown.
 COLOURS: Final = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8B6B4A")
@@ -104,7 +104,7 @@ def hover_texts(trials: pd.DataFrame, study_name: str, objectives: Sequence[str]
     """Tell each trial in a few short lines of the small HTML that Plotly understands, and how to export it.
 
     Args:
-        trials: Rows of ``pareto.trials_frame``.
+        trials: Rows of ``StudyResults.frame``.
         study_name: The study's.
         objectives: Names of its metrics, which are told besides the usual ones.
     """
@@ -118,10 +118,9 @@ def _hover(trial: Mapping[Hashable, Any], study_name: str, metrics: Sequence[str
     if isinstance(trial["architecture"], str):
         lines.append(trial["architecture"])
     for name in metrics:
-        quantity, value = quantity_of(name), trial[name]
-        if not quantity.is_missing(value):
-            text = quantity.text_with_spread(value, trial["latency_spread_ms"] if name == "latency_ms" else None)
-            lines.append(f"{quantity.title} {text} {quantity.unit}".rstrip())
+        quantity = quantity_of(name)
+        if not quantity.is_missing(trial[name]):
+            lines.append(f"{quantity.title} {measured_text(name, trial)} {quantity.unit}".rstrip())
     if isinstance(trial["reason"], str):
         lines.append(trial["reason"])
     if trial["is_finished"] and isinstance(trial["architecture"], str):

@@ -25,6 +25,7 @@ from smnas_optuna.reporting.dashboard import DashboardUpdater, describe_trial
 from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.progress import SearchProgress, console
+from smnas_optuna.reporting.study_results import results_of
 from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
 from smnas_optuna.run_study.command import Options
 from smnas_optuna.search import dry_run
@@ -189,8 +190,9 @@ def _run_stage(
     for search in order.searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
         if not quiet:
-            out.print(front_table(study) if search.transferred is None else transfer_table(search, study))
-            gain = baseline_text(search, study) if search.candidate else None
+            results = results_of(study)
+            out.print(front_table(results) if search.transferred is None else transfer_table(search, results))
+            gain = baseline_text(search, results) if search.candidate else None
             if gain:
                 out.print(gain, soft_wrap=True)
         out.print(f"report: {write_report(study, order.folder)}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import optuna
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -10,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
 from smnas_optuna.search.search import Candidate, Search
 from smnas_optuna.search.studies import candidates_of
 
@@ -69,10 +71,10 @@ def pick(study: optuna.Study, count: int) -> list[FrozenTrial]:
         return trials[:count]
     accuracy = directions.index(StudyDirection.MAXIMIZE)
     cost = directions.index(StudyDirection.MINIMIZE)
-    front: list[FrozenTrial] = []
-    for trial in sorted(trials, key=lambda trial: (trial.values[cost], -trial.values[accuracy])):
-        if not front or trial.values[accuracy] > front[-1].values[accuracy]:
-            front.append(trial)
+    losses = np.array([(trial.values[cost], -trial.values[accuracy]) for trial in trials]).reshape(-1, 2)
+    # Of equal ones the first.
+    best = {tuple(losses[row]): trials[row] for row in reversed(np.flatnonzero(non_dominated(losses)))}
+    front = [best[point] for point in sorted(best)]
     if count == 1 or len(front) <= count:
         return front[-count:]
     # By the last trial picked, the largest area that so many trials dominate, and which they are.

@@ -1,13 +1,21 @@
 """Studies made of trials that are written down, not searched."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from hypothesis import strategies as st
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from smnas_optuna.detector.flops import backbone_costs
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.search_space.modular import ModularSpace
+from smnas_optuna.search_space.structural import StructuralSpace
 
 ARCHITECTURES = (
     "512x512 MobileNetV2 GA-RPN 2FC",
@@ -16,6 +24,8 @@ ARCHITECTURES = (
     "800x600 basicblock_56_12-11111-211-1112 FPN(P1-P5,c=128) RPN Cascade(n=3)",
     "1333x800 ResNeXt101 FPN(P2-P5,c=256) GA-RPN Cascade(n=3)",
 )
+
+CANDIDATE = "800x600 ResNet50 FPN(P1-P5,c=256) RPN Cascade(n=3)"
 
 
 def make_study(
@@ -82,3 +92,46 @@ def studies(draw: st.DrawFn) -> optuna.Study:
     study = optuna.create_study(directions=directions)
     study.add_trials([finished(*map(float, values)) for values in draw(st.lists(point, max_size=12))])
     return study
+
+
+def sampled(space: Callable[[optuna.Trial], Architecture], count: int) -> list[Architecture]:
+    """Draw architectures at random."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space(study.ask()) for _ in range(count)]
+
+
+def modular_study(directory: Path, count: int = 60) -> optuna.Study:
+    """Make a study of random codes, the better the more they compute and the earlier they double."""
+    random = np.random.default_rng(0)
+    trials = []
+    for architecture in sampled(ModularSpace().for_candidate(Architecture.parse(CANDIDATE)).suggest, count):
+        code = architecture.backbone
+        assert isinstance(code, BackboneCode)
+        blocks = "".join(code.stages)
+        flops = backbone_costs(code, architecture.input_size).flops
+        early = 1 - blocks.index("2") / len(blocks)
+        precision = 0.1 + 0.05 * math.log(flops / 1e9) + 0.05 * early + 0.01 * random.normal()
+        text = str(architecture)
+        trials.append(finished(precision, float(flops), architecture=text, backbone_flops=flops, flops=2 * flops))
+    return make_study(directory, trials, metrics=("map", "backbone_flops"), name="coco/modular/C3")
+
+
+def structural_study(
+    directory: Path,
+    count: int,
+    precision: Callable[[Architecture], float],
+    device: Callable[[int], str] = lambda _: "A",
+) -> optuna.Study:
+    """Make a study of random detectors with a known mAP; all of them take 20 ms."""
+    architectures = sampled(StructuralSpace().suggest, count)
+    return make_study(
+        directory,
+        [
+            finished(precision(architecture), 20.0, architecture=str(architecture), device=device(number))
+            for number, architecture in enumerate(architectures)
+        ],
+    )
+
+
+def precision_of_head(architecture: Architecture) -> float:
+    return {"RetinaNet": 0.2, "2FC": 0.25, "Cascade(n=2)": 0.3, "Cascade(n=3)": 0.34}.get(str(architecture.head), 0.36)

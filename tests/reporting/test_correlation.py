@@ -1,12 +1,10 @@
 import itertools
-import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -14,66 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from smnas_optuna.detector.flops import backbone_costs
-from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.parts.backbones.backbone import ClassicBackbone
-from smnas_optuna.parts.backbones.searched import BackboneCode
-from smnas_optuna.reporting.correlation import (
-    FACTORS,
-    Correlation,
-    Method,
-    correlate,
-    factors_frame,
-    module_effects,
-    module_importances,
-)
-from smnas_optuna.reporting.pareto import PARTS, trials_frame
-from smnas_optuna.search_space.modular import ModularSpace
-from smnas_optuna.search_space.structural import StructuralSpace
-from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
+from smnas_optuna.reporting.correlation import Correlation, Method, correlate
+from smnas_optuna.reporting.factors import FACTORS, factors_frame
+from smnas_optuna.reporting.study_results import results_of
+from tests.reporting.synthetic_study import modular_study
 
 EXACT = 1e-12
-CANDIDATE = "800x600 ResNet50 FPN(P1-P5,c=256) RPN Cascade(n=3)"
-CLASSIC = "800x600 ResNet50 FPN(P1-P5,c=256) RPN 2FC"
-
-
-def sampled(space: Callable[[optuna.Trial], Architecture], count: int) -> list[Architecture]:
-    """Draw architectures at random."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [space(study.ask()) for _ in range(count)]
-
-
-def modular_study(directory: Path, count: int = 60) -> optuna.Study:
-    """Make a study of random codes, the better the more they compute and the earlier they double."""
-    random = np.random.default_rng(0)
-    trials = []
-    for architecture in sampled(ModularSpace().for_candidate(Architecture.parse(CANDIDATE)).suggest, count):
-        code = architecture.backbone
-        assert isinstance(code, BackboneCode)
-        blocks = "".join(code.stages)
-        flops = backbone_costs(code, architecture.input_size).flops
-        early = 1 - blocks.index("2") / len(blocks)
-        precision = 0.1 + 0.05 * math.log(flops / 1e9) + 0.05 * early + 0.01 * random.normal()
-        text = str(architecture)
-        trials.append(finished(precision, float(flops), architecture=text, backbone_flops=flops, flops=2 * flops))
-    return make_study(directory, trials, metrics=("map", "backbone_flops"), name="coco/modular/C3")
-
-
-def structural_study(
-    directory: Path,
-    count: int,
-    precision: Callable[[Architecture], float],
-    device: Callable[[int], str] = lambda _: "A",
-) -> optuna.Study:
-    """Make a study of random detectors with a known mAP; all of them take 20 ms."""
-    architectures = sampled(StructuralSpace().suggest, count)
-    return make_study(
-        directory,
-        [
-            finished(precision(architecture), 20.0, architecture=str(architecture), device=device(number))
-            for number, architecture in enumerate(architectures)
-        ],
-    )
 
 
 def random_frame(
@@ -102,40 +46,6 @@ def quietly(frame: pd.DataFrame, method: Method, control: str | None = None) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return correlate(frame, method, control)
-
-
-def test_factors_are_those_of_the_code(tmp_path: Path) -> None:
-    text = "800x600 basicblock_56_12-11111-211-1112 FPN(P1-P5,c=128) RPN Cascade(n=3)"
-    trial = finished(0.4, 23e9, architecture=text, flops=60_000_000_000)
-    row = factors_frame(make_study(tmp_path, [trial], metrics=("map", "backbone_flops"))).loc[0]
-    expected = [14, 56, 1 / 14, 7 / 14, 13 / 14, 2 / 14, 5 / 14, 3 / 14, 4 / 14, 23e9, 0.4]
-    assert dict(row[list(FACTORS)]) == dict(zip(FACTORS, expected, strict=True))
-    assert (row["number"], row["on_front"]) == (0, True)
-
-
-@pytest.mark.parametrize("neck", ["FPN(P2-P3:P2-P5,c=64) ", ""])
-def test_stages_that_the_detector_does_not_build_do_not_count(tmp_path: Path, neck: str) -> None:
-    trial = finished(0.4, 20.0, architecture=f"512x512 basicblock_56_11-21-1-2 {neck}RPN 2FC", flops=7)
-    row = factors_frame(make_study(tmp_path, [trial])).loc[0]
-    assert (row["depth"], row["DC_1"], row["FLOPs"]) == (5, 2 / 5, 7)
-    assert row[["DC_2", "DC_3"]].isna().all()
-    assert list(row[["len_2", "len_3", "len_4", "len_5"]]) == [2 / 5, 2 / 5, 1 / 5, 0]
-
-
-def test_only_finished_trials_have_a_row_and_only_codes_have_factors(tmp_path: Path) -> None:
-    frame = factors_frame(make_study(tmp_path, detectors()))
-    assert list(frame["number"]) == [0, 1, 2, 3, 4]
-    assert list(frame["on_front"]) == [True, False, True, True, False]
-    assert list(frame[list(FACTORS)].notna().any(axis=1)) == ["block" in text for text in ARCHITECTURES]
-    [first, second] = correlate(frame).remarks
-    assert first == "Left out for want of a backbone code: 4 of 5 trials."
-    assert second == "A correlation needs 3 trials or more; found 1."
-    assert correlate(frame, trials="front").remarks[0] == "Left out for want of a backbone code: 2 of 3 trials."
-
-
-def test_precision_that_coco_did_not_measure_is_unknown(tmp_path: Path) -> None:
-    study = make_study(tmp_path, [finished(-1.0, 20.0, architecture=ARCHITECTURES[3])])
-    assert factors_frame(study)["mAP"].isna().all()
 
 
 @pytest.mark.parametrize("unknown", [0.0, 0.3])
@@ -326,13 +236,13 @@ def test_nothing_is_left_of_a_factor_that_the_control_tells() -> None:
 
 
 def test_on_the_front_of_map_and_flops_the_rank_of_flops_tells_that_of_map(tmp_path: Path) -> None:
-    frame = factors_frame(modular_study(tmp_path))
+    frame = factors_frame(results_of(modular_study(tmp_path)))
     result = correlate(frame, "spearman", "FLOPs", trials="front")
     assert result.remarks == ("Without correlations, as FLOPs alone tells their values or ranks: mAP.",)
 
 
 def test_the_front_is_correlated_alone(tmp_path: Path) -> None:
-    frame = factors_frame(modular_study(tmp_path))
+    frame = factors_frame(results_of(modular_study(tmp_path)))
     front, everything = correlate(frame, trials="front"), correlate(frame)
     factors = frame[list(FACTORS)]
     pd.testing.assert_frame_equal(front.matrix, factors[frame["on_front"]].corr(), rtol=0, atol=EXACT)
@@ -343,7 +253,7 @@ def test_the_front_is_correlated_alone(tmp_path: Path) -> None:
 
 
 def test_a_search_of_random_codes_shows_what_makes_them_good(tmp_path: Path) -> None:
-    result = correlate(factors_frame(modular_study(tmp_path)))
+    result = correlate(factors_frame(results_of(modular_study(tmp_path))))
     assert result.significant.loc["mAP", ["FLOPs", "DC_1"]].all()
     assert at(result.matrix, "mAP", "FLOPs") > 0.7
     assert at(result.matrix, "mAP", "DC_1") < -0.5
@@ -362,108 +272,3 @@ def test_a_search_of_random_codes_shows_what_makes_them_good(tmp_path: Path) -> 
 def test_wrong_arguments_are_told(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         correlate(random_frame(5, "ab", 0), **arguments)  # type: ignore[arg-type]
-
-
-def precision_of_head(architecture: Architecture) -> float:
-    return {"RetinaNet": 0.2, "2FC": 0.25, "Cascade(n=2)": 0.3, "Cascade(n=3)": 0.34}.get(str(architecture.head), 0.36)
-
-
-def precision_of_size_and_backbone(architecture: Architecture) -> float:
-    assert isinstance(architecture.backbone, ClassicBackbone)
-    return architecture.input_size.width / 1e4 + architecture.backbone.depth / 1e4
-
-
-def test_the_module_that_decides_has_all_the_effect(tmp_path: Path) -> None:
-    result = module_importances(structural_study(tmp_path, 80, precision_of_head))
-    assert list(result.shares.index) == list(PARTS)
-    assert list(result.shares) == ["map", "latency_ms"]
-    assert result.shares["map"].sum() == pytest.approx(1)
-    # No RPN goes with RetinaNet, so the forest may tell that head by either.
-    assert result.shares.loc[["head", "rpn"], "map"].sum() > 0.98
-    assert at(result.shares, "head", "map") > 0.6
-
-
-def test_modules_share_the_effect_by_the_variation_that_they_make(tmp_path: Path) -> None:
-    study = structural_study(tmp_path, 300, precision_of_size_and_backbone)
-    trials = trials_frame(study)
-    by_size = trials.groupby("input_size")["map"].transform("mean").var() / trials["map"].var()
-    shares = module_importances(study).shares["map"]
-    assert shares["input_size"] == pytest.approx(by_size, abs=0.05)
-    assert shares["backbone"] == pytest.approx(1 - by_size, abs=0.05)
-
-
-def test_effects_are_the_same_each_time_and_leave_no_trace(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
-    study = structural_study(tmp_path, 30, precision_of_head)
-    caplog.set_level(logging.INFO, "optuna")
-    optuna.create_study()
-    assert caplog.messages, "Optuna's log is heard"
-    caplog.clear()
-    pd.testing.assert_frame_equal(module_importances(study).shares, module_importances(study).shares)
-    assert caplog.messages == []
-    assert optuna.logging.get_verbosity() == logging.INFO
-    assert len(study.trials) == 30
-
-
-def test_an_objective_that_never_changes_has_no_causes(tmp_path: Path) -> None:
-    result = module_importances(structural_study(tmp_path, 20, precision_of_head))
-    assert result.shares["latency_ms"].isna().all()
-    assert "inference time is the same in all trials, so no module has an effect on it." in result.remarks
-
-
-def test_too_few_trials_have_no_effects(tmp_path: Path) -> None:
-    result = module_importances(structural_study(tmp_path, 9, precision_of_head))
-    assert result.shares.isna().all(axis=None)
-    assert result.remarks == ("The effect of modules needs 10 trials or more; found 9.",)
-
-
-def test_modules_that_do_not_vary_or_vary_too_much_are_named(tmp_path: Path) -> None:
-    result = module_importances(modular_study(tmp_path))
-    assert result.shares.isna().all(axis=None)
-    assert result.remarks == (
-        "The same in all trials, so without effect: input size, RPN, head.",
-        "With 60 values in 60 trials the effect of the backbone cannot be told.",
-        "Comparing modules needs two or more that vary; left: neck.",
-    )
-
-
-def test_a_study_without_detectors_is_told_not_crashed(tmp_path: Path) -> None:
-    study = make_study(tmp_path, [finished(0.1 * number, 1.0, architecture="none of ours") for number in range(20)])
-    assert module_importances(study).remarks == ("The effect of modules needs 10 trials or more; found 0.",)
-    assert module_effects(study).empty
-    assert correlate(factors_frame(study), control="FLOPs").matrix.isna().all(axis=None)
-
-
-def test_times_of_another_device_are_left_out(tmp_path: Path) -> None:
-    def device(number: int) -> str:
-        return "A" if number % 3 else "B"
-
-    study = structural_study(tmp_path, 30, precision_of_head, device)
-    assert "For inference time 20 of 30 trials count, those on A." in module_importances(study).remarks
-    slow = [
-        finished(0.5, 900.0, architecture=CLASSIC, device="B"),
-        finished(0.5, 30.0, architecture=CLASSIC, device="A"),
-    ]
-    study.add_trials(slow)
-    effects = module_effects(study)
-    assert effects.loc[effects["value"] == "ResNet50", "latency_ms mean"].lt(31).all()
-    assert effects.groupby("part")["trials"].sum().eq(32).all()
-
-
-def test_effects_are_the_means_and_medians_of_each_value(tmp_path: Path) -> None:
-    study = structural_study(tmp_path, 40, precision_of_size_and_backbone)
-    effects = module_effects(study)
-    trials = trials_frame(study).fillna({"neck": "none", "rpn": "none"})
-    assert list(effects.columns) == [
-        *["part", "value", "trials"],
-        *["map mean", "map median", "latency_ms mean", "latency_ms median"],
-    ]
-    assert list(dict.fromkeys(effects["part"])) == list(PARTS)
-    for part, rows in effects.groupby("part"):
-        expected = trials.groupby(str(part))["map"].agg(["size", "mean", "median"])
-        found = rows.set_index("value")[["trials", "map mean", "map median"]].reindex(expected.index)
-        np.testing.assert_allclose(found.to_numpy(dtype=float), expected.to_numpy(dtype=float), rtol=EXACT)
-    sizes = effects.loc[effects["part"] == "input_size", "value"]
-    assert list(sizes) == ["512x512", "800x600", "1080x720", "1333x800"]

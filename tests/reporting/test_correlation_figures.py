@@ -9,14 +9,7 @@ import pytest
 from plotly.colors import hex_to_rgb
 from plotly.graph_objects import Figure
 
-from smnas_optuna.reporting.correlation import (
-    FACTORS,
-    Correlation,
-    ModuleImportances,
-    correlate,
-    factors_frame,
-    module_importances,
-)
+from smnas_optuna.reporting.correlation import Correlation, correlate
 from smnas_optuna.reporting.correlation_figures import (
     colour_of,
     contrast,
@@ -25,9 +18,12 @@ from smnas_optuna.reporting.correlation_figures import (
     importance_figure,
     readable_on,
 )
+from smnas_optuna.reporting.factors import FACTORS, factors_frame
+from smnas_optuna.reporting.importance import ModuleImportances, module_importances
 from smnas_optuna.reporting.quantity import MISSING
-from tests.reporting.synthetic_study import make_study
-from tests.reporting.test_correlation import at, modular_study, precision_of_head, random_frame, structural_study
+from smnas_optuna.reporting.study_results import results_of
+from tests.reporting.synthetic_study import make_study, modular_study, precision_of_head, structural_study
+from tests.reporting.test_correlation import at, random_frame
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +172,7 @@ def test_without_correlations_the_figure_says_why() -> None:
 
 
 def test_one_menu_switches_method_trials_and_control(study: optuna.Study) -> None:
-    figure = correlations_figure(study)
+    figure = correlations_figure(results_of(study))
     [menu] = figure.layout.updatemenus
     assert [button.label for button in menu.buttons] == [
         f"{method}, {trials}{fixed}"
@@ -190,14 +186,14 @@ def test_one_menu_switches_method_trials_and_control(study: optuna.Study) -> Non
 
 @pytest.mark.parametrize("choice", range(8))
 def test_each_choice_shows_what_its_own_figure_shows(study: optuna.Study, choice: int) -> None:
-    figure = correlations_figure(study)
+    figure = correlations_figure(results_of(study))
     method, trials, control = (
         ("pearson", "spearman")[choice // 4],
         ("all", "front")[choice // 2 % 2],
         (None, "FLOPs")[choice % 2],
     )
     expected = correlation_figure(
-        correlate(factors_frame(study), method, control, trials=trials)  # type: ignore[arg-type]
+        correlate(factors_frame(results_of(study)), method, control, trials=trials)  # type: ignore[arg-type]
     )
     visible, changes = figure.layout.updatemenus[0].buttons[choice].args
     for trace, shown in zip(figure.data, visible["visible"], strict=True):
@@ -212,14 +208,14 @@ def test_each_choice_shows_what_its_own_figure_shows(study: optuna.Study, choice
 
 
 def test_a_study_without_codes_gets_a_sentence(tmp_path: Path) -> None:
-    figure = correlations_figure(structural_study(tmp_path, 12, precision_of_head))
+    figure = correlations_figure(results_of(structural_study(tmp_path, 12, precision_of_head)))
     assert note(figure).startswith("Left out for want of a backbone code: 12<br>of 12 trials.<br>")
     assert not figure.layout.updatemenus
-    assert note(correlations_figure(make_study(tmp_path, name="empty"))).endswith("found 0.")
+    assert note(correlations_figure(results_of(make_study(tmp_path, name="empty")))).endswith("found 0.")
 
 
 def test_bars_are_the_shares_of_each_objective(tmp_path: Path) -> None:
-    result = module_importances(structural_study(tmp_path, 40, precision_of_head))
+    result = module_importances(results_of(structural_study(tmp_path, 40, precision_of_head)))
     figure = importance_figure(result)
     assert [trace.name for trace in figure.data] == ["mAP", "inference time"]
     bars = figure.data[0]
@@ -231,9 +227,9 @@ def test_bars_are_the_shares_of_each_objective(tmp_path: Path) -> None:
 
 
 def test_without_importances_the_figure_says_why(tmp_path: Path) -> None:
-    figure = importance_figure(module_importances(structural_study(tmp_path, 9, precision_of_head)))
+    figure = importance_figure(module_importances(results_of(structural_study(tmp_path, 9, precision_of_head))))
     assert note(figure) == "The effect of modules needs 10 trials or<br>more; found 9."
 
 
 def test_the_figure_as_json_has_no_nan(study: optuna.Study) -> None:
-    json.loads(correlations_figure(study).to_json(), parse_constant=lambda name: pytest.fail(name))
+    json.loads(correlations_figure(results_of(study)).to_json(), parse_constant=lambda name: pytest.fail(name))

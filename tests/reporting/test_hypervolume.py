@@ -2,6 +2,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from optuna.trial import TrialState, create_trial
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.hypervolume import hypervolume_text, measure_hypervolume
+from smnas_optuna.reporting.study_results import results_of
 from smnas_optuna.search.search import Candidate, Search, Transferred
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
@@ -33,7 +35,7 @@ def study(search: Search, tmp_path: Path) -> optuna.Study:
 @given(study=studies())
 @settings(deadline=None, max_examples=60)
 def test_without_starting_detectors_it_is_the_share_of_the_unit_cells_that_are_dominated(study: optuna.Study) -> None:
-    measured = measure_hypervolume(study)
+    measured = measure_hypervolume(results_of(study))
     if len(study.directions) == 1 or not study.trials:
         assert measured is None
         return
@@ -51,9 +53,34 @@ def test_without_starting_detectors_it_is_the_share_of_the_unit_cells_that_are_d
     assert list(measured.values) == sorted(measured.values)
 
 
+@given(study=studies())
+@settings(deadline=None, max_examples=60)
+def test_its_course_is_that_of_optunas_figure(study: optuna.Study) -> None:
+    measured = measure_hypervolume(results_of(study))
+    if measured is None:
+        return
+    figure = optuna.visualization.plot_hypervolume_history(study, list(measured.reference))
+    [course] = figure.data
+    values = np.array([trial.values for trial in study.trials])
+    whole = float(np.prod(np.ptp(values, axis=0))) or 1.0
+    assert list(measured.numbers) == list(course.x)
+    np.testing.assert_allclose(measured.values, np.array(course.y) / whole, rtol=1e-12, atol=1e-12)
+
+
+def test_what_violates_a_constraint_does_not_count() -> None:
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    study.add_trials([finished(0.0, 2.0), finished(2.0, 0.0)])
+    trial = study.ask()
+    trial.set_constraint("memory", 1.0)
+    study.tell(trial, [0.0, 0.0])
+    measured = measure_hypervolume(results_of(study))
+    assert measured is not None
+    assert measured.values == (0.0, 0.0, 0.0)
+
+
 def test_it_is_a_share_of_the_range_seen_in_words(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.2, 10.0), finished(0.4, 30.0), finished(0.1, 50.0)])
-    assert measure_hypervolume(study).reference == (0.1, 50.0)  # type: ignore[union-attr]
+    assert measure_hypervolume(results_of(study)).reference == (0.1, 50.0)  # type: ignore[union-attr]
     assert hypervolume_text(study) == "67% of the range of values seen so far"
 
 
@@ -61,7 +88,7 @@ def test_it_is_a_share_of_the_range_seen_in_words(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_do_not_count(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0), finished(0.9, math.inf), finished(-math.inf, 1.0)])
     study.tell(study.ask(), [math.nan, 1.0])
-    assert measure_hypervolume(study).reference == (0.3, 20.0)  # type: ignore[union-attr]
+    assert measure_hypervolume(results_of(study)).reference == (0.3, 20.0)  # type: ignore[union-attr]
     assert hypervolume_text(study) == "0% of the range of values seen so far"
 
 
@@ -81,7 +108,7 @@ def test_it_never_falls_and_its_reference_point_stays_whatever_is_found(study: o
     for values in ((0.01, 500.0), (0.2, 8.0), (0.5, 60.0), (0.0, 1.0), (0.4, 15.0)):
         study.add_trial(finished(*values, architecture=OTHER))
         told.append(hypervolume_text(study))
-        measured = measure_hypervolume(study)
+        measured = measure_hypervolume(results_of(study))
         assert measured is not None
         assert measured.reference == (0.0, 40.0)
         assert list(measured.values) == sorted(measured.values)
@@ -119,6 +146,6 @@ def test_a_candidates_own_backbone_and_a_transfers_baselines_are_what_it_is_rela
 
 def test_times_of_several_devices_and_a_single_objective_have_none(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.2, 10.0, device="A"), finished(0.4, 30.0, device="B")])
-    assert measure_hypervolume(study) is None
+    assert measure_hypervolume(results_of(study)) is None
     single = make_study(tmp_path, [finished(0.1)], metrics=["map"], directions=["maximize"], name="single")
     assert hypervolume_text(single) == ""

@@ -93,6 +93,18 @@ def test_the_headline_numbers_come_first(tmp_path: Path) -> None:
     assert "trials 7 5 finished, 1 pruned, 1 failed" in head
 
 
+def test_a_trial_that_was_interrupted_and_repeated_has_not_failed(tmp_path: Path) -> None:
+    attributes = {"outcome": "interrupted", "reason": "interrupted: the process that evaluated it ended"}
+    interrupted = create_trial(state=TrialState.FAIL, user_attrs=attributes)
+    study = make_study(tmp_path, [*detectors(), interrupted])
+    repeat = create_trial(values=[0.3, 30.0], system_attrs={"retry_history": [7]})
+    study.add_trials([repeat, create_trial(state=TrialState.RUNNING)])
+    page = read_report(study, tmp_path)
+    text = " ".join(page.text.split())
+    assert "trials 10 6 finished, 1 pruned, 1 failed, 1 interrupted and repeated, 1 running" in text
+    assert page.rows[-1] == ["7", "interrupted and repeated", f"{attributes['reason']}{MISSING}"]
+
+
 def test_the_table_lists_the_front(tmp_path: Path) -> None:
     head, *rows = read_report(make_study(tmp_path, detectors()), tmp_path).rows[:4]
     assert head == [
@@ -226,6 +238,33 @@ def test_one_objective_has_no_hypervolume(tmp_path: Path) -> None:
     page = read_report(study, tmp_path)
     assert "hypervolume" not in page.text.lower()
     assert page.rows[1][0] == "1"
+
+
+def test_a_report_reads_the_trials_of_each_study_once(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
+    found = Architecture.parse(recipe.structural.seeds[0])
+    measured: dict[str, Any] = {"map": 0.3, "latency_ms": 20.0, "latency_spread_ms": 1.0}
+    first = open_study(storage, Search(recipe))
+    first.add_trial(finished(0.3, 20.0, architecture=str(found), **measured))
+    candidates = [Candidate(number, first.study_name, 1, found) for number in range(2)]
+    seconds = [open_study(storage, Search(recipe, candidate)) for candidate in candidates]
+    for study, candidate in zip(seconds, candidates, strict=True):
+        study.add_trial(finished(0.4, 1e9, architecture=str(Search(recipe, candidate).baseline), **measured))
+    reads = []
+    # Where a study's own cache asks the database.
+    read = storage._get_trials
+
+    def count(study_id: int, *arguments: Any, **options: Any) -> Any:
+        reads.append(study_id)
+        return read(study_id, *arguments, **options)
+
+    monkeypatch.setattr(storage, "_get_trials", count)
+    page = read_report(seconds[0], tmp_path)
+    assert "Stage one and stage two" in page.text
+    assert sorted(reads) == [study._study_id for study in (first, *seconds)]
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

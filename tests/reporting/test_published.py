@@ -18,6 +18,7 @@ from smnas_optuna.reporting.published import (
     mmdet_detectors,
     zoo_detectors,
 )
+from smnas_optuna.reporting.study_results import results_of
 from tests.reporting.synthetic_study import detectors, finished, make_study
 
 V100 = "Tesla V100-SXM2-16GB"
@@ -183,30 +184,30 @@ def test_a_device_is_comparable_to_the_product_that_it_is(device: str, hardware:
 def test_a_study_on_coco_and_a_v100_is_seen_beside_all_known_detectors(tmp_path: Path) -> None:
     study = make_study(tmp_path, detectors())
     study.set_user_attr("recipe", coco_recipe())
-    assert known_detectors(study) == [*zoo_detectors(), *mmdet_detectors()]
-    assert known_detectors(study, "none") == []
+    assert known_detectors(results_of(study)) == [*zoo_detectors(), *mmdet_detectors()]
+    assert known_detectors(results_of(study), "none") == []
 
 
 def test_the_device_that_a_study_agreed_on_counts_before_a_trial_has_finished(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     study.set_user_attr("recipe", coco_recipe())
-    assert known_detectors(study) == []
+    assert known_detectors(results_of(study)) == []
     study.set_user_attr("device", {"name": V100, "precision": "float32"})
-    assert len(known_detectors(study)) == 206
+    assert len(known_detectors(results_of(study))) == 206
 
 
 def test_times_of_another_device_are_shown_only_when_asked_for(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0, device="NVIDIA A100-SXM4-40GB"), finished(0.2, 30.0)])
     study.set_user_attr("recipe", coco_recipe())
-    assert known_detectors(study) == []
-    assert len(known_detectors(study, "all")) == 206
+    assert known_detectors(results_of(study)) == []
+    assert len(known_detectors(results_of(study), "all")) == 206
 
 
 def test_one_comparable_device_among_several_is_enough(tmp_path: Path) -> None:
     trials = [finished(0.3, 20.0, device="NVIDIA A100-SXM4-40GB"), finished(0.2, 30.0, device=V100)]
     study = make_study(tmp_path, trials)
     study.set_user_attr("recipe", coco_recipe())
-    assert len(known_detectors(study)) == 206
+    assert len(known_detectors(results_of(study))) == 206
 
 
 @pytest.mark.parametrize(
@@ -227,28 +228,28 @@ def test_coco_is_known_by_its_folder_and_its_annotations(
 ) -> None:
     study = make_study(tmp_path, detectors())
     study.set_user_attr("recipe", coco_recipe(root=root, val={"annotations": annotations, "images": "val2017"}))
-    assert bool(known_detectors(study)) is is_coco
-    assert known_detectors(study, "all")
+    assert bool(known_detectors(results_of(study))) is is_coco
+    assert known_detectors(results_of(study), "all")
 
 
 def test_digits_and_studies_without_a_recipe_are_not_coco(tmp_path: Path) -> None:
     study = make_study(tmp_path, detectors())
-    assert known_detectors(study) == []
+    assert known_detectors(results_of(study)) == []
     study.set_user_attr("recipe", load_recipe("digits").model_dump(mode="json"))
-    assert known_detectors(study) == []
+    assert known_detectors(results_of(study)) == []
 
 
 @pytest.mark.parametrize("metrics", [("map", "flops"), ("map_50", "latency_ms"), None])
 def test_there_is_no_place_without_map_and_inference_time(tmp_path: Path, metrics: tuple[str, str] | None) -> None:
     study = make_study(tmp_path, detectors(), metrics=metrics)
     study.set_user_attr("recipe", coco_recipe())
-    assert known_detectors(study) == []
-    assert known_detectors(study, "all") == []
+    assert known_detectors(results_of(study)) == []
+    assert known_detectors(results_of(study), "all") == []
 
 
 def test_an_unknown_choice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="show 'some': expected one of comparable, all, none"):
-        known_detectors(make_study(tmp_path), "some")  # type: ignore[arg-type]
+        known_detectors(results_of(make_study(tmp_path)), "some")  # type: ignore[arg-type]
 
 
 def test_each_source_has_one_trace_that_says_where_it_was_measured() -> None:
@@ -308,7 +309,7 @@ def test_long_names_are_broken_and_markup_in_them_is_text() -> None:
 
 def test_known_detectors_lie_below_the_trials_and_stay_when_the_colours_change(tmp_path: Path) -> None:
     known_ones = known_traces(zoo_detectors())
-    figure = front_figure(make_study(tmp_path, detectors()), known=known_ones)
+    figure = front_figure(results_of(make_study(tmp_path, detectors())), known=known_ones)
     [index] = [index for index, trace in enumerate(figure.data) if trace.name == known_ones[0].name]
     assert figure.data[index].zorder < min(trace.zorder or 0 for i, trace in enumerate(figure.data) if i != index)
     for menu in figure.layout.updatemenus:

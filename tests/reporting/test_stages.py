@@ -2,9 +2,15 @@ from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial
+from plotly.graph_objects import Figure
 
 from smnas_optuna.reporting.stages import stages_figure
+from smnas_optuna.reporting.study_results import results_of
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
+
+
+def figure_of(*studies: optuna.Study) -> Figure | None:
+    return stages_figure([results_of(study) for study in studies])
 
 
 def stage_two(directory: Path, number: int, trial: int, trials: list[FrozenTrial]) -> optuna.Study:
@@ -23,7 +29,15 @@ def test_both_stages_are_drawn_over_measured_time_with_each_candidate_as_a_star(
         # Cheaper by FLOPs, so on the front of its study; slower and less accurate, so off this one.
         finished(0.30, 3e9, map=0.30, latency_ms=35.0, architecture=ARCHITECTURES[3]),
     ]
-    figure = stages_figure([first, stage_two(second, 0, 2, trials)])
+    figure = stages_figure(
+        [
+            results_of(study)
+            for study in (
+                first,
+                stage_two(second, 0, 2, trials),
+            )
+        ]
+    )
     assert figure is not None
     lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
     assert list(lines["front of stage one"].x) == [18.25, 40.5, 52.0]
@@ -36,10 +50,21 @@ def test_both_stages_are_drawn_over_measured_time_with_each_candidate_as_a_star(
 
 
 def test_one_stage_alone_makes_no_figure(tmp_path: Path) -> None:
-    assert stages_figure([make_study(tmp_path, detectors())]) is None
+    assert figure_of(make_study(tmp_path, detectors())) is None
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert stages_figure([make_study(tmp_path, detectors(), name="other"), stage_two(empty, 0, 2, [])]) is None
+    assert (
+        stages_figure(
+            [
+                results_of(study)
+                for study in (
+                    make_study(tmp_path, detectors(), name="other"),
+                    stage_two(empty, 0, 2, []),
+                )
+            ]
+        )
+        is None
+    )
 
 
 def test_times_of_different_devices_have_a_front_each(tmp_path: Path) -> None:
@@ -49,7 +74,15 @@ def test_times_of_different_devices_have_a_front_each(tmp_path: Path) -> None:
     second = tmp_path / "second"
     second.mkdir()
     trials = [finished(0.4, 4e9, map=0.4, latency_ms=6.0, device="fast", architecture=ARCHITECTURES[3])]
-    figure = stages_figure([first, stage_two(second, 0, 1, trials)])
+    figure = stages_figure(
+        [
+            results_of(study)
+            for study in (
+                first,
+                stage_two(second, 0, 1, trials),
+            )
+        ]
+    )
     assert figure is not None
     lines = [list(trace.x) for trace in figure.data if trace.name == "front of stage one"]
     assert lines == [[5.0], [50.0]]

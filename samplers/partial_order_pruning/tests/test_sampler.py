@@ -83,8 +83,12 @@ def test_a_pickled_or_copied_sampler_proposes_the_same_and_a_reseeded_one_does_n
     others = [pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)]
     expected = proposals_after(study, sampler)
     assert [proposals_after(study, other) for other in others] == [expected, expected]
-    sampler.reseed_rng()
-    assert proposals_after(study, sampler) != expected
+    reseeded = []
+    for _ in range(6):
+        sampler.reseed_rng()
+        reseeded.append(proposals_after(study, sampler))
+    # One in six proposes the same by chance.
+    assert any(proposals != expected for proposals in reseeded)
 
 
 KERNELS: list[list[Any]] = [

@@ -5,19 +5,14 @@ import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
-from smnas_optuna.reporting.pareto import (
-    non_dominated,
-    pareto_front,
-    trials_frame,
-)
+from smnas_optuna.reporting.study_results import results_of
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study, studies
 
 
 def test_a_row_has_the_values_the_parts_and_the_attributes(tmp_path: Path) -> None:
-    frame = trials_frame(make_study(tmp_path, detectors()))
+    frame = results_of(make_study(tmp_path, detectors())).frame
     assert list(frame["number"]) == list(range(7))
     assert list(frame["state"]) == ["complete"] * 5 + ["pruned", "fail"]
     assert list(frame["enqueued"]) == [True] + [False] * 6
@@ -29,7 +24,7 @@ def test_a_row_has_the_values_the_parts_and_the_attributes(tmp_path: Path) -> No
 
 
 def test_an_unfinished_trial_shows_what_was_measured_before_it_ended(tmp_path: Path) -> None:
-    pruned = trials_frame(make_study(tmp_path, detectors())).loc[5]
+    pruned = results_of(make_study(tmp_path, detectors())).frame.loc[5]
     assert pruned["latency_ms"] == 107.9
     assert np.isnan(pruned["map"])
     assert pruned["reason"] == "dominated before training by trial 3"
@@ -38,10 +33,10 @@ def test_an_unfinished_trial_shows_what_was_measured_before_it_ended(tmp_path: P
 def test_columns_are_there_without_trials_and_without_attributes(tmp_path: Path) -> None:
     study = make_study(tmp_path, metrics=None)
     named = {"number", "state", "objective 0", "objective 1", "architecture", "flops", "latency_spread_ms", "reason"}
-    assert named <= set(trials_frame(study).columns)
-    assert pareto_front(study).empty
+    assert named <= set(results_of(study).frame.columns)
+    assert results_of(study).front.empty
     study.add_trial(finished(1.0, 2.0, architecture="none of ours", flops="unknown"))
-    row = trials_frame(study).loc[0]
+    row = results_of(study).frame.loc[0]
     assert row["objective 1"] == 2.0
     assert np.isnan(row["flops"])
     assert not isinstance(row["backbone"], str)
@@ -49,18 +44,18 @@ def test_columns_are_there_without_trials_and_without_attributes(tmp_path: Path)
 
 def test_an_attribute_cannot_pose_as_the_number_the_state_or_a_value(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0, number=9, state="fail", map=0.9, on_front="no")])
-    row = trials_frame(study).loc[0]
+    row = results_of(study).frame.loc[0]
     assert (row["number"], row["state"], row["map"], row["on_front"]) == (0, "complete", 0.3, True)
 
 
 def test_the_front_is_sorted_from_the_cheapest_up(tmp_path: Path) -> None:
-    assert list(pareto_front(make_study(tmp_path, detectors()))["number"]) == [0, 2, 3]
+    assert list(results_of(make_study(tmp_path, detectors())).front["number"]) == [0, 2, 3]
 
 
 def test_equal_trials_are_on_the_front_together(tmp_path: Path) -> None:
     points = ((0.3, 20.0), (0.3, 20.0), (0.3, 21.0), (0.2, 10.0))
     study = make_study(tmp_path, [finished(*point) for point in points])
-    assert list(pareto_front(study)["number"]) == [3, 0, 1]
+    assert list(results_of(study).front["number"]) == [3, 0, 1]
 
 
 @pytest.mark.filterwarnings("ignore:The value nan is not acceptable")
@@ -68,19 +63,10 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0), finished(0.9, math.inf), finished(-math.inf, 1.0)])
     study.tell(study.ask(), [math.nan, 1.0])
     study.add_trial(create_trial(state=TrialState.RUNNING))
-    assert list(pareto_front(study)["number"]) == [0]
-
-
-@given(points=st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=30))
-def test_non_dominated_agrees_with_the_definition(points: list[tuple[int, int, int]]) -> None:
-    def is_dominated(point: tuple[int, ...]) -> bool:
-        return any(other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points)
-
-    losses = np.array(points, dtype=float).reshape(-1, 3)
-    assert list(non_dominated(losses)) == [not is_dominated(point) for point in points]
+    assert list(results_of(study).front["number"]) == [0]
 
 
 @given(study=studies())
 @settings(deadline=None, max_examples=60)
 def test_the_front_is_that_of_optuna(study: optuna.Study) -> None:
-    assert set(pareto_front(study)["number"]) == {trial.number for trial in study.best_trials}
+    assert set(results_of(study).front["number"]) == {trial.number for trial in study.best_trials}

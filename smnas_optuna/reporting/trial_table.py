@@ -1,0 +1,54 @@
+"""Tables of trials: what stands above each column and in its cells, in the terminal, the report and the dashboard."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+
+from smnas_optuna.reporting.quantity import MISSING, measured_text, quantity_of
+from smnas_optuna.reporting.study_results import PARTS, Objective
+
+PART_TITLES: Final = dict(zip(PARTS, ("input size", "backbone", "neck", "RPN", "head"), strict=True))
+_TEXTS: Final = {"number": "trial", "device": "device", "architecture": "architecture", **PART_TITLES}
+_COSTS: Final = ("latency_ms", "flops", "params")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of trials.
+
+    Args:
+        name: Of the values in ``StudyResults.frame``.
+    """
+
+    name: str
+
+    @property
+    def heading(self) -> str:
+        """What stands above it, with the unit."""
+        return _TEXTS.get(self.name) or quantity_of(self.name).heading
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its cells are numbers, to be set to the right."""
+        return self.name == "number" or self.name not in _TEXTS
+
+    def text(self, trial: Mapping[Any, Any]) -> str:
+        """Return the cell of a trial; an en dash where nothing is known."""
+        if self.name not in _TEXTS:
+            return measured_text(self.name, trial)
+        value = str(trial["number"]) if self.name == "number" else trial[self.name]
+        return value if isinstance(value, str) and value else MISSING
+
+
+def metric_columns(precisions: Sequence[str], objectives: Sequence[Objective]) -> list[Column]:
+    """Return the columns of a front's metrics: average precisions, what each detector costs, further objectives."""
+    names = [*precisions, *_COSTS, *(objective.name for objective in objectives)]
+    return [Column(name) for name in dict.fromkeys(names)]
+
+
+def detector_columns(trials: pd.DataFrame) -> list[Column]:
+    """Return the columns that tell what was measured: the architecture, after the device where there are several."""
+    names = ["device", "architecture"] if trials["device"].nunique() > 1 else ["architecture"]
+    return [Column(name) for name in names]
