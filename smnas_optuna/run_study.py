@@ -19,26 +19,26 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import SearchStopped
-from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
+from smnas_optuna.execution.worker import Assignment, Finished, Message, SearchAssignment
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.dashboard import DashboardUpdater, describe_trial
-from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.page import write_report
-from smnas_optuna.reporting.progress import SearchProgress, console
+from smnas_optuna.reporting.progress import SearchProgress, StudyReader, console
 from smnas_optuna.reporting.status import show_status
-from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
+from smnas_optuna.reporting.summary import summary_of
 from smnas_optuna.search.candidates import modular_searches
-from smnas_optuna.search.dry_run import describe, describe_transfer
+from smnas_optuna.search.dry_run import describe
+from smnas_optuna.search.modular import examples
 from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import refuse_other_search
 from smnas_optuna.search.transfer import transfer_search
 from smnas_optuna.study.storage import DEFAULT_STORAGE, mask, network_file_system, open_storage, storage_url
-from smnas_optuna.study.trial_outcome import evaluated_trials
 from smnas_optuna.timing.gpus import assign_gpus
 from smnas_optuna.training.process import preload, visible_gpus
 
-Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None], Interruption], None]
+Launch = Callable[[Sequence[Assignment], Callable[[Message], None], Callable[[str], None], Interruption], None]
 
 
 def run_study(
@@ -117,10 +117,7 @@ def run_study(
         raise UserError("--status: expected one of --status and --dry-run")
     if dry_run:
         for name in stages:
-            if name == "transfer":
-                describe_transfer(transfer_search(_to_read(storage), search, sources or ()), out)
-            else:
-                describe(search, name, n_trials, sampler, out)
+            describe(_example(name, search, storage, sources or ()), n_trials, sampler, out)
         return
     if status:
         show_status(storage, search, n_trials, out)
@@ -138,23 +135,17 @@ def run_study(
             "workers; expected a local disk or PostgreSQL"
         )
     for name in stages:
-        if name == "structural":
-            searches = [Search(search)]
-        elif name == "modular":
-            searches = modular_searches(database, search, chosen)
-        else:
-            searches = [transfer_search(database, search, sources or ())]
+        searches = _searches(name, search, database, chosen, sources or ())
         for each in searches:
             refuse_other_search(database, each)
-        orders = [
-            SearchOrder(
+        assignments = [
+            SearchAssignment(
                 worker,
                 tuple(searches),
                 url.render_as_string(hide_password=False),
                 dataset,
                 folder,
                 describe_trial,
-                hypervolume_text,
                 n_trials,
                 sampler,
                 seed,
@@ -165,7 +156,27 @@ def run_study(
             )
             for worker, own in enumerate(crew.gpus)
         ]
-        _run_stage(orders, crew.launch, database, out, quiet=quiet)
+        _run_stage(assignments, crew.launch, database, out, quiet=quiet)
+
+
+def _searches(
+    stage: StageName, recipe: Recipe, storage: RDBStorage, candidates: Sequence[int] | None, sources: Sequence[str]
+) -> Sequence[Search]:
+    """Return what the studies of a stage search."""
+    if stage == "structural":
+        return [StructuralSearch(recipe)]
+    if stage == "modular":
+        return modular_searches(storage, recipe, candidates)
+    return [transfer_search(storage, recipe, sources)]
+
+
+def _example(stage: StageName, recipe: Recipe, storage: str, sources: Sequence[str]) -> Search:
+    """Return what a study of a stage searches, or may search where that depends on a stage before."""
+    if stage == "structural":
+        return StructuralSearch(recipe)
+    if stage == "modular":
+        return examples(recipe)[0]
+    return transfer_search(_to_read(storage), recipe, sources)
 
 
 def _to_read(storage: str) -> BaseStorage:
@@ -218,19 +229,18 @@ def _crew(name: str, address: str | None, workers: str, recipe: Recipe, folder: 
 
 
 def _run_stage(
-    orders: Sequence[SearchOrder], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
+    assignments: Sequence[SearchAssignment], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
 ) -> None:
     """Let workers search the studies of one stage side by side, and tell what came of it."""
-    order = orders[0]
-    totals = {search.path: order.n_trials or search.trials for search in order.searches}
-    before = _done(order, database)
-    for search in () if quiet else order.searches:
-        parent = f" refines trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
-        standing = f"{before[search.path]} of {totals[search.path]} trials done"
-        out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
-    dashboard = DashboardUpdater(database, order.searches)
+    searches, folder = assignments[0].searches, assignments[0].folder
+    totals = {search.path: assignments[0].n_trials or search.trials for search in searches}
+    studies = StudyReader(database, searches)
+    before = {search.path: studies.done(search.path) for search in searches}
+    for search in () if quiet else searches:
+        out.print(f"{search.title}: {before[search.path]} of {totals[search.path]} trials done", soft_wrap=True)
+    dashboard = DashboardUpdater(database, searches)
     try:
-        with SearchProgress(out, before, totals, quiet=quiet) as progress:
+        with SearchProgress(out, before, totals, studies.read, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
                 progress.hear(message)
@@ -239,35 +249,21 @@ def _run_stage(
 
             interruption = Interruption()
             with interruption.listen(signal.SIGINT, signal.SIGTERM):
-                launch(orders, hear, progress.say, interruption)
+                launch(assignments, hear, progress.say, interruption)
     except KeyboardInterrupt:
-        done, total = sum(_done(order, database).values()), sum(totals.values())
+        done, total = sum(studies.done(search.path) for search in searches), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
         raise
     except SearchStopped as stopped:
-        out.print(f"stopped: {stopped}; logs are in {order.folder}", soft_wrap=True)
+        out.print(f"stopped: {stopped}; logs are in {folder}", soft_wrap=True)
         raise typer.Exit(1) from None
     finally:
         dashboard.refresh_all()
-    for search in order.searches:
+    for search in searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
-        if not quiet:
-            out.print(front_table(study) if search.transferred is None else transfer_table(search, study))
-            gain = baseline_text(search, study) if search.candidate else None
-            if gain:
-                out.print(gain, soft_wrap=True)
-        out.print(f"report: {write_report(study, order.folder)}", soft_wrap=True)
-
-
-def _done(order: SearchOrder, database: RDBStorage) -> dict[str, int]:
-    """Return how many trials of each study count; the first worker makes those that are absent."""
-    present = set(optuna.get_all_study_names(database))
-    return {
-        search.path: len(evaluated_trials(optuna.load_study(study_name=search.study_name, storage=database)))
-        if search.study_name in present
-        else 0
-        for search in order.searches
-    }
+        for part in () if quiet else summary_of(search, study):
+            out.print(part, soft_wrap=isinstance(part, str))
+        out.print(f"report: {write_report(study, folder)}", soft_wrap=True)
 
 
 def _trial_numbers(text: str | None) -> list[int] | None:

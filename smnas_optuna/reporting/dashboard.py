@@ -22,6 +22,7 @@ from smnas_optuna.reporting.pareto import objectives_of, pareto_front, trials_fr
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.reporting.sparkline import sparkline
 from smnas_optuna.search.search import Search
+from smnas_optuna.search.studies import lineage_of
 from smnas_optuna.study.claim import ClaimLock
 
 _logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class DashboardUpdater:
         self._due = dict.fromkeys(self._searches, 0.0)
 
     def refresh(self, path: str) -> None:
-        """Update a study's note and figure, at most once a minute; ``path`` is that of its Search."""
+        """Update a study's note and figure, at most once a minute; ``path`` is that of its search."""
         if time.monotonic() >= self._due[path]:
             self._describe(self._searches[path])
             self._due[path] = time.monotonic() + _REFRESH_SECONDS
@@ -146,11 +147,8 @@ def study_note(study: optuna.Study, search: Search) -> str:
         f"{search.space.size:,} architectures; {search.trials} trials wanted, "
         f"{states.get('complete', 0)} finished so far.",
     ]
-    if search.candidate is not None:
-        candidate = search.candidate
-        lines.append(f"Refines trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
-    if search.transferred is not None:
-        lines.append("From: " + ", ".join(dict.fromkeys(each.source for each in search.transferred)) + ".")
+    if lineage := lineage_of(study):
+        lines.append(f"{lineage}.")
     front = pareto_front(study)
     if not front.empty:
         lines.append(_front_table(front, ["map", *(item.name for item in objectives if item.name != "map")]))

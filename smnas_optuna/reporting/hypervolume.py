@@ -49,8 +49,8 @@ class Hypervolume:
 def measure_hypervolume(study: optuna.Study) -> Hypervolume | None:
     """Measure a study's hypervolume relative to that of its starting detectors.
 
-    Starting detectors are those that the search evaluates first, see
-    :attr:`~smnas_optuna.search.search.Search.starts`; in the stage ``transfer`` they are the baselines. The reference
+    Starting detectors are those that the search evaluates first, in the stage ``transfer`` the baselines, see
+    :attr:`~smnas_optuna.search.search.Search.references`. The reference
     point has an accuracy of 0 and twice their largest cost. So it stays where it is while the search goes on, for every
     worker and after a restart, and a detector that costs more than that does not count.
 
@@ -61,16 +61,15 @@ def measure_hypervolume(study: optuna.Study) -> Hypervolume | None:
         The hypervolume; None with a single objective, without a finished trial, and over times of several devices.
     """
     objectives = objectives_of(study)
+    trials = study.get_trials(deepcopy=False)
     finished = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if all(map(math.isfinite, trial.values))
+        trial for trial in trials if trial.state == TrialState.COMPLETE and all(map(math.isfinite, trial.values))
     ]
     is_timed = any(objective.name == "latency_ms" for objective in objectives)
     devices = {trial.user_attrs["device"] for trial in finished if "device" in trial.user_attrs}
     if len(objectives) < 2 or not finished or (is_timed and len(devices) > 1):
         return None
-    starts, basis = _starting_trials(study, finished)
+    starts, basis = _starting_trials(study, trials, finished)
     if starts:
         costs = np.max([trial.values for trial in starts], axis=0) * _COST_MARGIN
         reference = [
@@ -94,14 +93,15 @@ def hypervolume_text(study: optuna.Study) -> str:
     return f"{measured.number} {measured.remark}" if measured else ""
 
 
-def _starting_trials(study: optuna.Study, finished: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], str]:
+def _starting_trials(
+    study: optuna.Study, trials: Sequence[FrozenTrial], finished: Sequence[FrozenTrial]
+) -> tuple[list[FrozenTrial], str]:
     """Return the finished trials of the starting detectors, once all have ended, and how to call their hypervolume."""
     try:
         search = search_of(study)
     except UserError:
         return [], ""
     wanted = {str(architecture) for architecture in search.references}
-    trials = study.get_trials(deepcopy=False)
     ended = {
         trial.user_attrs.get("architecture")
         for trial in trials
@@ -111,7 +111,7 @@ def _starting_trials(study: optuna.Study, finished: Sequence[FrozenTrial]) -> tu
     if not wanted <= ended - running:
         return [], ""
     starts = [trial for trial in finished if trial.user_attrs.get("architecture") in wanted]
-    noun = "starting detector" if search.transferred is None else "baseline"
+    noun = search.reference_noun
     return starts, f"that of the {noun}" if len(starts) == 1 else f"that of the {len(starts)} {noun}s"
 
 

@@ -34,8 +34,9 @@ from smnas_optuna.reporting.published import Show, known_detectors, known_traces
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
 from smnas_optuna.reporting.stages import stages_figure
 from smnas_optuna.samplers import PartialOrderPruningSampler
-from smnas_optuna.search.search import Search
-from smnas_optuna.search.studies import search_of
+from smnas_optuna.search.modular import refined_trial
+from smnas_optuna.search.search import Search, known_objectives
+from smnas_optuna.search.studies import lineage_of, search_of
 from smnas_optuna.study.study import relatives_of
 
 _STATES: Final = {
@@ -131,7 +132,7 @@ def _render(study: optuna.Study, known: Show) -> str:
         sections=sections,
         states=_count_states(trials),
         objectives=[f"{objective.quantity.title} {'↑' if objective.maximize else '↓'}" for objective in objectives],
-        descent=_descent(study),
+        lineage=lineage_of(study),
         left_out=left_out,
         headlines=_headlines(trials, front, objectives, hypervolume),
         front_title="Pareto front" if len(objectives) > 1 else "Best trials",
@@ -197,19 +198,6 @@ def _search(study: optuna.Study) -> tuple[Search | None, str]:
         return None, f"{_LEFT_OUT}: {error}." if "recipe" in study.user_attrs else ""
 
 
-def _descent(study: optuna.Study) -> str:
-    """Say where a study has its architectures from, if not from the whole space."""
-    attributes = study.user_attrs
-    if "transferred" in attributes:
-        return "Trained here: " + "; ".join(
-            f"{each['architecture']} ({each['source']})" for each in attributes["transferred"]
-        )
-    parent = attributes.get("candidate")
-    if parent is None:
-        return ""
-    return f"{_candidate(study)} refines trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
-
-
 def _candidate(study: optuna.Study) -> str:
     """Return the candidate of a study of stage two by the study's name: ``C0``."""
     return study.study_name.rpartition("/")[2]
@@ -251,7 +239,9 @@ def _violations(study: optuna.Study, search: Search | None, objectives: Sequence
     """Say how often the trained detectors contradict the partial order that the search took for granted."""
     if search is None:
         return []
-    sampler = PartialOrderPruningSampler(search.space.suggest, search.order, search.known_objectives)
+    sampler = PartialOrderPruningSampler(
+        search.space.suggest, search.order, known_objectives(search.settings.objectives)
+    )
     return [
         f"{objective.quantity.title}: {violated} of {pairs} pairs"
         for objective, (violated, pairs) in zip(objectives, sampler.order_violations(study), strict=True)
@@ -267,9 +257,9 @@ def _csv(trials: pd.DataFrame) -> Markup:
 def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], study: optuna.Study) -> dict[str, Any]:
     others = [objective.name for objective in objectives if objective.name not in _METRIC_HEADS]
     metrics = [*_METRIC_HEADS, *others]
-    candidate = study.user_attrs.get("candidate")
+    parent = refined_trial(study)
     # Stage two leaves the rest of the candidate as it is.
-    parts = ("backbone", "neck") if candidate else PARTS
+    parts = PARTS if parent is None else ("backbone", "neck")
     rows = []
     for _, trial in front.iterrows():
         is_architecture = isinstance(trial["input_size"], str)
@@ -292,7 +282,7 @@ def _front_table(front: pd.DataFrame, objectives: Sequence[Objective], study: op
     return {
         "parts": [PART_TITLES[part] for part in parts],
         "several_devices": bool(front["device"].nunique() > 1),
-        "parent": f"{_candidate(study)}, trial {candidate['trial']}" if candidate else "",
+        "parent": "" if parent is None else f"{_candidate(study)}, trial {parent}",
         "rows": rows,
         "heads": [_METRIC_HEADS.get(name) or quantity_of(name).measure for name in metrics],
     }

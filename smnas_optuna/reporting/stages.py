@@ -22,6 +22,7 @@ from smnas_optuna.reporting.style import (
     shown,
     spread_bars,
 )
+from smnas_optuna.search.modular import refined_trial
 
 _ACCURACY = Objective("map", maximize=True)
 _COST = Objective("latency_ms", maximize=False)
@@ -42,7 +43,8 @@ def stages_figure(studies: Sequence[optuna.Study]) -> go.Figure | None:
     """
     frames = {study.study_name: _measured(study) for study in studies}
     present = [study.study_name for study in studies if not frames[study.study_name].empty]
-    parents = {study.study_name: study.user_attrs["candidate"] for study in studies if "candidate" in study.user_attrs}
+    trials = {study.study_name: refined_trial(study) for study in studies}
+    parents = {name: trial for name, trial in trials.items() if trial is not None}
     stage_one = [name for name in present if name not in parents]
     stage_two = [name for name in present if name in parents]
     if not stage_one or not stage_two:
@@ -55,7 +57,7 @@ def stages_figure(studies: Sequence[optuna.Study]) -> go.Figure | None:
         name = study_name.rpartition("/")[2]
         for trace in _traces(name, frames[study_name], colour, colour):
             figure.add_trace(trace)
-        parent = first[first["number"] == parents[study_name]["trial"]]
+        parent = first[first["number"] == parents[study_name]]
         if not parent.empty:
             figure.add_trace(_star(name, parent, colour))
     everything = pd.concat(frames.values())

@@ -1,4 +1,4 @@
-"""What a search tells at its end: the front as a table, what stage two has gained, how transferred detectors do."""
+"""What a search prints at its end: the front as a table, what stage two has gained, how transferred detectors do."""
 
 from typing import Any
 
@@ -23,11 +23,26 @@ _HEADINGS = {
 }
 
 
-def baseline_text(search: Search, study: optuna.Study) -> str | None:
-    """Say how many detectors of a candidate's study are better than the candidate's own backbone, trained likewise.
+def summary_of(search: Search, study: optuna.Study) -> list[Table | str]:
+    """Return what a search has come to, for the terminal: tables and lines of text.
 
-    Better is dominating: no worse in any objective and better in one. None where the baseline is not trained (yet).
+    That is all detectors of a search in which nothing is proposed; of any other the front, and how many dominate the
+    search's baseline.
     """
+    if search.origins:
+        return [_listed_table(search, study)]
+    gain = _baseline_text(search, study)
+    return [front_table(study), gain] if gain else [front_table(study)]
+
+
+def _baseline_text(search: Search, study: optuna.Study) -> str | None:
+    """Say how many detectors of a study are better than the search's baseline, trained likewise.
+
+    Better is dominating: no worse in any objective and better in one. None without a baseline, and where it is not
+    trained (yet).
+    """
+    if search.baseline is None:
+        return None
     frame = trials_frame(study)
     frame = frame[frame["is_finished"]]
     baseline = frame[frame["architecture"] == str(search.baseline)]
@@ -43,13 +58,15 @@ def baseline_text(search: Search, study: optuna.Study) -> str | None:
             f"{item.quantity.title} {item.quantity.text_with_unit(trial[item.name])}" for item in objectives
         )
 
-    found = f"{len(better)} of {len(frame)} detectors dominate"
-    told = f"{search.candidate}: {found} {search.baseline.backbone} ({text(baseline.iloc[0])})"
+    gain = (
+        f"{search.path.rpartition('/')[2]}: {len(better)} of {len(frame)} detectors dominate "
+        f"{search.baseline.backbone} ({text(baseline.iloc[0])})"
+    )
     if better.empty:
-        return told
+        return gain
     accuracy, _ = accuracy_and_costs(objectives)
     best = better.sort_values(accuracy.name, ascending=not accuracy.maximize).iloc[0]
-    return f"{told}; the most accurate of them is trial {best['number']}, {best['backbone']} ({text(best)})"
+    return f"{gain}; the most accurate of them is trial {best['number']}, {best['backbone']} ({text(best)})"
 
 
 def front_table(study: optuna.Study) -> Table:
@@ -70,13 +87,11 @@ def front_table(study: optuna.Study) -> Table:
     return table
 
 
-def transfer_table(search: Search, study: optuna.Study) -> Table:
-    """Return what a transfer has trained as a table for the terminal, beside the first baseline (SM-NAS, Table 5).
+def _listed_table(search: Search, study: optuna.Study) -> Table:
+    """Return detectors with their origins as a table for the terminal, beside the baseline (SM-NAS, Table 5).
 
-    Accuracy is told with its distance from the first baseline's, time with its ratio to it; the most accurate comes
-    first.
+    Accuracy has its distance from the baseline's, time its ratio to it; the most accurate comes first.
     """
-    assert search.transferred is not None
     frame = trials_frame(study)
     frame = frame[frame["is_finished"]]
     accuracy = accuracy_and_costs(objectives_of(study))[0].name
@@ -86,17 +101,14 @@ def transfer_table(search: Search, study: optuna.Study) -> Table:
         table.add_column(heading, justify="right")
     for heading in ("architecture", "from", "trained from"):
         table.add_column(heading)
-    origins = {
-        str(each.architecture): (each.source, search.start(each.architecture.backbone)) for each in search.transferred
-    }
-    references = [str(architecture) for architecture in search.references]
-    baseline = frame[frame["architecture"].isin(references[:1])]
+    origins = {str(architecture): (each.source, each.weights) for architecture, each in search.origins.items()}
+    baseline = frame[frame["architecture"] == str(search.baseline)]
     for row in frame.sort_values(accuracy, ascending=False).to_dict("records"):
         values = {
             name: quantity_of(name).text_with_spread(row[name], row["latency_spread_ms"] if "latency" in name else None)
             for name in metrics
         }
-        if not baseline.empty and row["architecture"] not in references[:1]:
+        if not baseline.empty and row["architecture"] != str(search.baseline):
             values[accuracy] += f" ({row[accuracy] - baseline[accuracy].iloc[0]:+.3f})"
             values["latency_ms"] += f" ({row['latency_ms'] / baseline['latency_ms'].iloc[0]:.2f} x)"
         table.add_row(str(row["number"]), *values.values(), row["architecture"], *origins[row["architecture"]])
