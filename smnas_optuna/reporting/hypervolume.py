@@ -50,9 +50,9 @@ def measure_hypervolume(study: optuna.Study) -> Hypervolume | None:
     """Measure a study's hypervolume relative to that of its starting detectors.
 
     Starting detectors are those that the search evaluates first, in the stage ``transfer`` the baselines, see
-    :attr:`~smnas_optuna.search.search.Search.references`. The reference
-    point has an accuracy of 0 and twice their largest cost. So it stays where it is while the search goes on, for every
-    worker and after a restart, and a detector that costs more than that does not count.
+    :attr:`~smnas_optuna.search.search.Search.references`. The reference point has an accuracy of 0 and twice their
+    largest cost. So it stays where it is while the search goes on, for every worker and after a restart, and a detector
+    that costs more than that does not count.
 
     Until all of them have been evaluated, and in a study that has none, the hypervolume is a share instead: of the box
     between the worst and the best value that each objective took. That box grows with what is found.
