@@ -24,10 +24,10 @@ from optuna.trial import TrialState, create_trial
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import Run
-from smnas_optuna.search.objective import Turn
+from smnas_optuna.search.objective import TrialContext
 from smnas_optuna.study.storage import LEASE_SECONDS
 from smnas_optuna.training.process import preload
-from tests.execution.cheap import CheapObjective, CheapOrder, create_cheap_study, suggest
+from tests.execution.cheap import CheapAssignment, CheapObjective, create_cheap_study, suggest
 from tests.servers import PostgreSQL
 
 
@@ -48,8 +48,8 @@ def efficiency(url: str, workers: int, seconds: float, trials: int) -> tuple[flo
     """Return the seconds that the workers took and their parallel efficiency."""
     create_cheap_study(url)
     total = workers * trials
-    orders = [CheapOrder(n, url, total, seconds, lease_seconds=LEASE_SECONDS) for n in range(workers)]
-    supervise(orders, lambda message: None, print)
+    assignments = [CheapAssignment(n, url, total, seconds, lease_seconds=LEASE_SECONDS) for n in range(workers)]
+    supervise(assignments, lambda message: None, print)
     done = optuna.load_study(study_name="cheap", storage=url).get_trials(states=[TrialState.COMPLETE])
     first = min(trial.datetime_start for trial in done if trial.datetime_start)
     last = max(trial.datetime_complete for trial in done if trial.datetime_complete)
@@ -76,8 +76,8 @@ def count(engine: sqlalchemy.Engine, work: Callable[[], Any]) -> int:
 def our_statements(url: str, sampler: str, before: int, trials: int) -> float:
     """Return the statements per trial of our worker."""
     create_cheap_study(url)
-    order = CheapOrder(0, url, before + trials, 0.0, sampler, LEASE_SECONDS)
-    run = order.runs(lambda message: None)["cheap"]
+    assignment = CheapAssignment(0, url, before + trials, 0.0, sampler, LEASE_SECONDS)
+    run = assignment.runs(lambda message: None)["cheap"]
     interruption = Interruption()
     for _ in range(before):
         run.advance(Nobody(), interruption)
@@ -92,7 +92,7 @@ def optunas_statements(url: str, before: int, trials: int) -> float:
     )
 
     def evaluate(trial: optuna.Trial) -> tuple[float, float]:
-        return CheapObjective(0.0)(trial, Turn(lambda: None, (), lambda: None))
+        return CheapObjective(0.0)(trial, TrialContext((), lambda: None, (), lambda: None))
 
     study.optimize(evaluate, n_trials=before)
     return count(storage.engine, lambda: study.optimize(evaluate, n_trials=trials)) / trials
@@ -103,7 +103,9 @@ def start(url: str, trials: int) -> float:
     create_cheap_study(url)
     study = optuna.load_study(study_name="cheap", storage=url)
     random = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
-    random.optimize(lambda trial: CheapObjective(0.0)(trial, Turn(lambda: None, (), lambda: None)), n_trials=trials)
+    random.optimize(
+        lambda trial: CheapObjective(0.0)(trial, TrialContext((), lambda: None, (), lambda: None)), n_trials=trials
+    )
     study.add_trials(
         create_trial(
             params=trial.params, distributions=trial.distributions, values=trial.values, user_attrs=trial.user_attrs
@@ -111,7 +113,7 @@ def start(url: str, trials: int) -> float:
         for trial in random.trials
     )
     started = time.perf_counter()
-    run = CheapOrder(0, url, trials + 1, 0.0).runs(lambda message: None)["cheap"]
+    run = CheapAssignment(0, url, trials + 1, 0.0).runs(lambda message: None)["cheap"]
     run.look()
     suggest(run.study.ask())
     return time.perf_counter() - started

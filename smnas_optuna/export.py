@@ -19,7 +19,7 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.recipe.settings import BddDataset, CocoDataset, VocDataset
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import search_of
-from smnas_optuna.study.retry import belonging_of
+from smnas_optuna.study.retry import belonging_of, interrupted_before
 from smnas_optuna.study.study import load_study
 from smnas_optuna.training.job import Belonging
 from smnas_optuna.training.trial_folder import check_record
@@ -159,7 +159,7 @@ def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector
             f"--trial {number}: not a finished trial of {name!r}; those are {', '.join(complete) or 'none'}"
         )
     architecture = Architecture.parse(trials[number].user_attrs["architecture"])
-    belonging = belonging_of(study, trials[number])
+    belonging = belonging_of(study, number, interrupted_before(trials[number]))
     return architecture, search.settings.detector, search, belonging
 
 

@@ -26,8 +26,10 @@ from smnas_optuna.export import export
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.search.search import Candidate, Search, Transferred
+from smnas_optuna.search.modular import Candidate, ModularSearch
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
+from smnas_optuna.search.transfer import Transferred, TransferSearch
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.final import final_config
 from tests.commands import run
@@ -287,9 +289,9 @@ def test_images_are_mirrored_as_the_trial_was_trained_or_as_the_recipe_of_other_
     url = f"sqlite:///{tmp_path}/smnas.db"
     storage = open_storage(url)
     for search, flip in (
-        (Search(recipe), 0.1),
-        (Search(recipe, candidate=Candidate(0, "tiny/structural", 0, seed)), 0.2),
-        (Search(recipe, transferred=(Transferred(seed, Transferred.BASELINE),)), 0.3),
+        (StructuralSearch(recipe), 0.1),
+        (ModularSearch(recipe, Candidate(0, "tiny/structural", 0, seed)), 0.2),
+        (TransferSearch(recipe, (Transferred(seed, Transferred.BASELINE),)), 0.3),
     ):
         study = open_study(storage, search)
         architecture = {"architecture": str(search.starts[0])}

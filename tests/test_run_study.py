@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from smnas_optuna.data.digits import make_digits
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
 from tests.commands import command, run, run_alone
@@ -99,7 +99,7 @@ def test_a_search_in_which_no_trial_could_be_completed_has_failed(tiny_recipe: P
 def test_an_architecture_that_provably_cannot_reach_the_front_is_not_trained(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(tiny_recipe))
     space, seed = recipe.structural.space, recipe.structural.seeds[0]
-    study = open_study(open_storage(f"sqlite:///{tmp_path}/smnas.db"), Search(recipe))
+    study = open_study(open_storage(f"sqlite:///{tmp_path}/smnas.db"), StructuralSearch(recipe))
     # With a cascade, so bigger, the seed is poor; something else is better in no time.
     bigger, better = seed.replace("2FC", "Cascade(n=2)"), "64x48 ResNet18(w=8) RetinaNet"
     for text, values in ((bigger, (0.1, 9.0)), (better, (0.9, 1e-3))):

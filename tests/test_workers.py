@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.process_identity import ProcessIdentity
 from smnas_optuna.study.storage import open_storage
@@ -88,7 +88,7 @@ def test_the_status_is_told_from_the_database_alone_and_nothing_is_written(tiny_
     assert "study 'tiny/structural': not in the database" in none.stderr
 
     recipe = load_recipe(str(tiny_recipe))
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     trial = study.ask()
     trial.set_user_attr("architecture", str(recipe.structural.space.suggest(trial)))
     trial.set_user_attr("worker", str(ProcessIdentity.current()))

@@ -1,4 +1,4 @@
-"""Interruption: ends a worker, or the process that supervises workers, in order when it gets a signal."""
+"""Interruption: ends a worker, or the process that supervises workers, cleanly when it gets a signal."""
 
 import contextlib
 import os

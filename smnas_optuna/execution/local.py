@@ -10,26 +10,26 @@ from multiprocessing.process import BaseProcess
 
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
-from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
+from smnas_optuna.execution.worker import Assignment, Ended, Finished, Message, conclude, work
 from smnas_optuna.training.process import context, follow_parent
 
-# How long a worker may take to end its trial in order, in seconds.
+# How long a worker may take to end its trial cleanly, in seconds.
 _ENDING_SECONDS = 30.0
 _SIGNAL_EVERY = 1.0
 
 
 @dataclass
 class _Place:
-    """What stands where a worker belongs: a process with its connection, or nothing, before and after."""
+    """A worker's place: its process with the connection, or none before it starts and after it has ended."""
 
-    order: Order
+    assignment: Assignment
     restarts: Restarts = field(init=False)
     process: BaseProcess | None = None
     connection: Connection | None = None
     ended: Ended | None = None
 
     def __post_init__(self) -> None:
-        self.restarts = Restarts(self.order.worker)
+        self.restarts = Restarts(self.assignment.worker)
 
     @property
     def is_over(self) -> bool:
@@ -37,7 +37,7 @@ class _Place:
 
 
 def work_here(
-    orders: Sequence[Order],
+    assignments: Sequence[Assignment],
     hear: Callable[[Message], None],
     say: Callable[[str], None],
     interruption: Interruption,
@@ -46,16 +46,16 @@ def work_here(
 
     A worker that an unexpected error ends starts again, as its process would.
     """
-    (order,) = orders
-    restarts = Restarts(order.worker)
+    (assignment,) = assignments
+    restarts = Restarts(assignment.worker)
 
-    def tell(message: Message) -> None:
+    def send(message: Message) -> None:
         if isinstance(message, Finished):
             restarts.finished_trial()
         hear(message)
 
     while True:
-        ended = work(order, tell, interruption)
+        ended = work(assignment, send, interruption)
         interruption.check()
         if not ended.error:
             return conclude([ended])
@@ -67,25 +67,25 @@ def work_here(
 
 
 def supervise(
-    orders: Sequence[Order],
+    assignments: Sequence[Assignment],
     hear: Callable[[Message], None],
     say: Callable[[str], None],
     interruption: Interruption | None = None,
 ) -> None:
-    """Run a worker process for each order, and return when each has nothing more to do.
+    """Run a worker process for each assignment, and return when each has nothing more to do.
 
     Args:
-        orders: What the workers are told.
-        hear: Called with what they tell.
+        assignments: What the workers are to run.
+        hear: Called with their messages.
         say: Called with a line about a worker that has died.
-        interruption: Ends the workers in order.
+        interruption: Ends the workers cleanly.
 
     Raises:
         UserError: A worker has found a mistake of the user's; the others are ended.
         SearchStopped: A search could not reach its number of trials, or no worker is left to go on with it.
         KeyboardInterrupt: The workers have ended, and what they evaluated will be repeated.
     """
-    places = [_Place(order) for order in orders]
+    places = [_Place(assignment) for assignment in assignments]
     interruption = interruption or Interruption()
     try:
         while any(not place.is_over for place in places):
@@ -131,14 +131,16 @@ def _step(
 
 def _start(place: _Place) -> None:
     receiver, sender = context.Pipe(duplex=False)
-    place.process = context.Process(target=_enter, args=(place.order, sender), name=f"worker {place.order.worker}")
+    place.process = context.Process(
+        target=_enter, args=(place.assignment, sender), name=f"worker {place.assignment.worker}"
+    )
     place.process.start()
     sender.close()
     place.connection = receiver
 
 
 def _handle_exit(place: _Place, say: Callable[[str], None]) -> None:
-    """Take in that a worker's process is gone, and let another follow if it died."""
+    """Note that a worker's process has ended, and schedule another one if it died."""
     assert place.process is not None
     assert place.connection is not None
     place.process.join()
@@ -151,10 +153,10 @@ def _handle_exit(place: _Place, say: Callable[[str], None]) -> None:
 
 
 def _end(places: Sequence[_Place]) -> None:
-    """End the workers that are left: in order, and by force those that do not."""
+    """End the workers that are left: cleanly, and by force those that do not."""
     for place in places:
         if place.connection is not None:
-            # Else its last words could wait for somebody to listen.
+            # Else its last message could wait to be received.
             place.connection.close()
     processes = [place.process for place in places if place.process is not None]
     deadline = time.monotonic() + _ENDING_SECONDS
@@ -169,21 +171,21 @@ def _end(places: Sequence[_Place]) -> None:
         process.join()
 
 
-def _enter(order: Order, connection: Connection) -> None:
-    """Begin a worker's process."""
+def _enter(assignment: Assignment, connection: Connection) -> None:
+    """Run a worker in its process, which has just been started."""
     follow_parent()
     interruption = Interruption()
 
-    def tell(message: Message) -> None:
-        # Nobody listens any more to a worker that is being ended.
+    def send(message: Message) -> None:
+        # Nobody receives any more from a worker that is being ended.
         with contextlib.suppress(OSError):
             connection.send(message)
 
-    # The signal may come while a worker that has come to its end says so.
+    # The signal may come while a worker sends how it has ended.
     with contextlib.suppress(KeyboardInterrupt), interruption.listen(signal.SIGTERM):
-        ended = work(order, tell, interruption)
+        ended = work(assignment, send, interruption)
         with interruption.deferred():
-            tell(ended)
+            send(ended)
 
 
 def _how(code: int | None) -> str:

@@ -1,8 +1,8 @@
-"""What a worker does: trial after trial, of one study or of several in turn, together with others."""
+"""A worker's loop: trial after trial, of one study or of several, together with other workers."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.execution.interruption import Interruption
-from smnas_optuna.search.objective import EvaluationFailed, Turn
+from smnas_optuna.search.objective import EvaluationFailed, TrialContext
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.lease import Lease, LeaseLost
 from smnas_optuna.study.optuna_internals import was_stopped
@@ -20,14 +20,12 @@ from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.retry import OwnerWatch, requeue_interrupted
 from smnas_optuna.study.trial_outcome import (
     counts_toward_total,
-    evaluated_trials,
     is_too_large,
     outcome_of,
     record_outcome,
 )
 from smnas_optuna.training.outcome import Outcome
 
-_LOOKED_AT = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.PRUNED)
 # So many trials in a row that fail, or that propose what is known or too large, mean that going on is of no use.
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
@@ -44,29 +42,35 @@ class TrialNotNeeded(Exception):
     """A trial was started while another worker started the last one."""
 
 
-class Objective(Protocol):
-    """What a trial does."""
+class ObjectiveFunction(Protocol):
+    """Evaluates a trial, as Optuna's objective functions do."""
 
-    def __call__(self, trial: optuna.Trial, turn: Turn, /) -> tuple[float, ...]:
-        """Evaluate a trial.
+    def __call__(self, trial: optuna.Trial, context: TrialContext, /) -> tuple[float, ...]:
+        """Return the values of the objectives.
 
         Args:
             trial: Just started.
-            turn: What the worker wants to know and has to say meanwhile.
+            context: What the trial gets from its worker.
         """
 
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """Trials of a study that count, these together with those under way, and architectures too large for memory."""
+    """How far a study is.
 
-    done: int
-    claimed: int
-    too_large: int
+    Args:
+        done: Trials that count toward the total.
+        claimed: These together with those under way.
+        too_large: Architectures that do not fit into memory.
+    """
+
+    done: int = 0
+    claimed: int = 0
+    too_large: int = 0
 
 
 class Listener(Protocol):
-    """Who is told what happens."""
+    """Hears what becomes of a worker's trials."""
 
     def finished(self, run: "Run", trial: FrozenTrial) -> None:
         """A trial has ended that was needed, and was no duplicate."""
@@ -78,39 +82,38 @@ class Listener(Protocol):
         """Another worker has taken over the trial of this one."""
 
 
-def _no_text(_: optuna.Study) -> str:
-    return ""
-
-
 @dataclass
 class Run:
     """A study on its way to its number of trials.
 
     Args:
-        study: In an SQL database.
+        study: The study, in an SQL database.
         storage: That database.
-        objective: What a trial does.
+        objective: Evaluates a trial.
         total: Trials that the study shall reach, over all workers.
         size: Architectures that there are; the study ends with those of them that fit into memory at the latest.
         memory: Bytes that training may take here; what took more elsewhere, or in an earlier run, may fit now.
-        hypervolume: Says a study's hypervolume in words.
-        problem: Why it cannot reach them, once it is given up.
+        progress: How far the study was when its trials were last read.
+        problem: Why it cannot reach its total, once it is given up.
     """
 
     study: optuna.Study
     storage: PatientStorage
-    objective: Objective
+    objective: ObjectiveFunction
     total: int
     size: int
     memory: int = 0
-    hypervolume: Callable[[optuna.Study], str] = _no_text
+    progress: StudyProgress = StudyProgress()
     problem: str | None = None
     _exhausted: bool = False
     _failures: int = 0
     _duplicates: int = 0
     _too_large: int = 0
+    # All trials of the study as they were last read: once for each trial that is run, with the lock held.
+    _trials: list[FrozenTrial] = field(default_factory=list)
     # Of the trial under way; negative until it has been proposed.
     _number: int = -1
+    _ended: FrozenTrial | None = None
     _lock: ClaimLock = field(init=False)
     _owners: OwnerWatch = field(init=False)
 
@@ -120,12 +123,23 @@ class Run:
         self._owners = OwnerWatch(self.storage)
 
     def look(self) -> StudyProgress:
-        """Read how far the study is."""
-        return self._progress(self.study.get_trials(deepcopy=False, states=_LOOKED_AT))
+        """Read the study's trials, and return how far it is."""
+        self._trials = self.study.get_trials(deepcopy=False)
+        done = sum(map(counts_toward_total, self._trials))
+        running = sum(trial.state == TrialState.RUNNING for trial in self._trials)
+        too_large = {trial.user_attrs["architecture"] for trial in self._trials if is_too_large(trial, self.memory)}
+        self.progress = StudyProgress(done, done + running, len(too_large))
+        return self.progress
 
-    def is_over(self, progress: StudyProgress) -> bool:
-        """Tell whether this worker has nothing more to do here, now or later."""
-        return self.problem is not None or self._exhausted or progress.done >= self._goal(progress)
+    @property
+    def is_over(self) -> bool:
+        """Whether this worker has nothing more to do here, now or later, as far as is known."""
+        return self.problem is not None or self._exhausted or self.progress.done >= self._goal
+
+    @property
+    def _goal(self) -> int:
+        """How many trials the study can reach."""
+        return min(self.total, self.size - self.progress.too_large)
 
     def advance(self, listener: Listener, interruption: Interruption) -> bool:
         """Run a trial, if one is left that no worker has started, and tell whether there was one.
@@ -135,17 +149,18 @@ class Run:
         """
         self._lock.acquire()
         try:
-            trials = self.study.get_trials(deepcopy=False)
-            ended = self._owners.take_over(trials)
-            if ended:
-                trials = self.study.get_trials(deepcopy=False)
-            requeued = requeue_interrupted(self.study, trials)
+            self.look()
+            if self.is_over:
+                return False
+            if self._owners.take_over(self._trials):
+                self.look()
+            requeued = requeue_interrupted(self.study, self._trials)
             if requeued:
-                trials = self.study.get_trials(deepcopy=False)
+                self.look()
             for number in requeued:
-                listener.requeued(self, number)
-            progress = self._progress(trials)
-            if progress.claimed >= self._goal(progress):
+                if outcome_of(self._trials[number]) is Outcome.INTERRUPTED:
+                    listener.requeued(self, number)
+            if self.progress.claimed >= self._goal:
                 return False
             with interruption.deferred():
                 is_held = self._run_trial(interruption)
@@ -159,10 +174,10 @@ class Run:
             # Nobody here stops a study, so the sampler has: there is nothing left to propose.
             self._exhausted = True
             return True
-        trial = self.study.get_trials(deepcopy=False)[self._number]
-        self._judge(trial)
-        if outcome_of(trial) not in (Outcome.DUPLICATE, Outcome.NOT_NEEDED):
-            listener.finished(self, trial)
+        assert self._ended is not None
+        self._judge(self._ended)
+        if outcome_of(self._ended) not in (Outcome.DUPLICATE, Outcome.NOT_NEEDED):
+            listener.finished(self, self._ended)
         return True
 
     def _run_trial(self, interruption: Interruption) -> bool:
@@ -170,7 +185,10 @@ class Run:
         self._number = -1
         try:
             self.study.optimize(
-                lambda trial: self._evaluate(trial, interruption), n_trials=1, catch=(EvaluationFailed, TrialNotNeeded)
+                lambda trial: self._evaluate(trial, interruption),
+                n_trials=1,
+                catch=(EvaluationFailed, TrialNotNeeded),
+                callbacks=[self._keep_ended],
             )
         except Exception as error:
             if self._number < 0:
@@ -184,6 +202,9 @@ class Run:
             raise
         return True
 
+    def _keep_ended(self, _: optuna.Study, trial: FrozenTrial) -> None:
+        self._ended = trial
+
     def _evaluate(self, trial: optuna.Trial, interruption: Interruption) -> tuple[float, ...]:
         self._number = trial.number
         with Lease(self.storage, trial) as lease:
@@ -192,9 +213,9 @@ class Run:
                 lease.check()
                 interruption.check()
 
-            turn = Turn(lambda: self._claimed(trial), (lease, interruption), check)
+            context = TrialContext(self._trials, lambda: self._release_claim(trial), (lease, interruption), check)
             try:
-                values = self.objective(trial, turn)
+                values = self.objective(trial, context)
             except optuna.TrialPruned:
                 if "outcome" not in trial.user_attrs:
                     trial.set_user_attr("outcome", Outcome.NOT_NEEDED)
@@ -215,8 +236,8 @@ class Run:
             trial.set_user_attr("outcome", Outcome.COMPLETED)
             return values
 
-    def _claimed(self, trial: optuna.Trial) -> None:
-        """Let the next worker have its turn; the trial's architecture is known to it now.
+    def _release_claim(self, trial: optuna.Trial) -> None:
+        """Let the next worker propose; the trial's architecture is known to it now.
 
         Raises:
             optuna.TrialPruned: Another trial has the architecture.
@@ -225,40 +246,30 @@ class Run:
         is_new = self._twin(trial) is None
         if self._lock.release() and is_new:
             return
-        # A restart of the server ends the lock early, and another worker may have had its turn too. With the lock taken
+        # A restart of the server ends the lock early, and another worker may have proposed too. With the lock taken
         # anew, and kept until a trial that ends here has ended, the two decide one after the other who yields.
         self._lock.acquire()
+        self.look()
         twin = self._twin(trial)
         if twin is not None:
             does = "evaluates" if twin.state == TrialState.RUNNING else "has evaluated"
             reason = f"duplicate: trial {twin.number} {does} this architecture"
             record_outcome(trial, Outcome.DUPLICATE, reason)
             raise optuna.TrialPruned(reason)
-        progress = self.look()
-        if progress.claimed > self._goal(progress):
+        if self.progress.claimed > self._goal:
             raise TrialNotNeeded(f"trial {trial.number} was not needed any more")
         self._lock.release()
 
     def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
-        """Return another trial that evaluates, or has evaluated, a trial's architecture."""
+        """Return another trial that evaluates, or has evaluated, a trial's architecture, as far as is known."""
         architecture = trial.user_attrs["architecture"]
-        for other in self.study.get_trials(deepcopy=False):
+        for other in self._trials:
             if other.number == trial.number or other.user_attrs.get("architecture") != architecture:
                 continue
             is_running = other.state == TrialState.RUNNING
             if is_running or counts_toward_total(other) or is_too_large(other, self.memory):
                 return other
         return None
-
-    def _progress(self, trials: Sequence[FrozenTrial]) -> StudyProgress:
-        done = sum(map(counts_toward_total, trials))
-        running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        too_large = {trial.user_attrs["architecture"] for trial in trials if is_too_large(trial, self.memory)}
-        return StudyProgress(done, done + running, len(too_large))
-
-    def _goal(self, progress: StudyProgress) -> int:
-        """Return how many trials the study can reach."""
-        return min(self.total, self.size - progress.too_large)
 
     def _judge(self, trial: FrozenTrial) -> None:
         """Count failures and proposals that come to nothing in a row, and give up where going on makes no sense."""
@@ -268,7 +279,7 @@ class Run:
             self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
             self._too_large = self._too_large + 1 if outcome is Outcome.TOO_LARGE else 0
         if self._duplicates == _MOST_DUPLICATES:
-            self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.look().done} trials done"
+            self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.progress.done} trials done"
         elif self._too_large == _MOST_TOO_LARGE:
             self.problem = f"{_MOST_TOO_LARGE} proposals in a row did not fit, the last {trial.user_attrs['reason']}"
         elif self._failures == _MOST_FAILURES:
@@ -293,13 +304,13 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
         SearchStopped: Runs that could not reach their numbers; the others have.
         KeyboardInterrupt: The worker has to end.
     """
-    while True:
+    while left := [run for run in runs if not run.is_over]:
         interruption.check()
-        shares = [(progress.claimed / run.total, run) for run in runs if not run.is_over(progress := run.look())]
-        if not shares:
-            break
-        furthest_behind_first = [run for _, run in sorted(shares, key=lambda pair: pair[0])]
-        if not any(run.advance(listener, interruption) for run in furthest_behind_first):
+        if len(left) > 1:
+            for run in left:
+                run.look()
+            left.sort(key=lambda run: run.progress.claimed / run.total)
+        if not any(run.advance(listener, interruption) for run in left) and not all(run.is_over for run in left):
             time.sleep(_LOOK_EVERY)
     for run in runs:
         if run.problem is None:
@@ -313,12 +324,13 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
 
 def _barrenness(study: optuna.Study) -> str | None:
     """Say why no trial of a study that has come to its end is completed; None if one is."""
-    evaluated = evaluated_trials(study)
+    trials = study.get_trials(deepcopy=False)
+    evaluated = [trial for trial in trials if counts_toward_total(trial)]
     if any(trial.state == TrialState.COMPLETE for trial in evaluated):
         return None
     if evaluated:
         return f"no trial could be completed, the last failed with {evaluated[-1].user_attrs['reason']}"
-    too_large = [trial for trial in study.get_trials(deepcopy=False) if is_too_large(trial)]
+    too_large = [trial for trial in trials if is_too_large(trial)]
     if too_large:
         return f"no architecture fits into memory, trial {too_large[-1].number} {too_large[-1].user_attrs['reason']}"
     return "no trial could be completed, nothing was proposed"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
-from smnas_optuna.execution.worker import Ended, Finished, Message, Order, conclude, work
+from smnas_optuna.execution.worker import Assignment, Ended, Finished, Message, conclude, work
 from smnas_optuna.recipe.settings import Device
 
 try:
@@ -30,13 +30,13 @@ _ENDING_SECONDS = 30.0
 
 @dataclass
 class _Place:
-    order: Order
+    assignment: Assignment
     restarts: Restarts = field(init=False)
     task: Any = None
     ended: Ended | None = None
 
     def __post_init__(self) -> None:
-        self.restarts = Restarts(self.order.worker)
+        self.restarts = Restarts(self.assignment.worker)
 
     @property
     def is_over(self) -> bool:
@@ -87,12 +87,12 @@ def sharing(device: Device, workers: int) -> int:
 
 def supervise_on_ray(
     device: Device,
-    orders: Sequence[Order],
+    assignments: Sequence[Assignment],
     hear: Callable[[Message], None],
     say: Callable[[str], None],
     interruption: Interruption | None = None,
 ) -> None:
-    """Run a Ray task for each order, and return when each has nothing more to do; see ``local.supervise``.
+    """Run a Ray task for each assignment, and return when each has nothing more to do; see ``local.supervise``.
 
     A task for which there is no room waits until there is: an autoscaling cluster makes some. The trial of a lost node
     is taken over by another worker once its lease has expired.
@@ -102,37 +102,37 @@ def supervise_on_ray(
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     # Each worker gets a process of its own, since a trial's owner is taken for alive as long as its process is.
     start = ray.remote(max_calls=1)(_work).options(max_retries=0, **needs(device))
-    found = [_Place(order) for order in orders]
+    places = [_Place(assignment) for assignment in assignments]
     try:
-        while any(not place.is_over for place in found):
+        while any(not place.is_over for place in places):
             if interruption:
                 interruption.check()
-            for place in found:
+            for place in places:
                 if place.task is None and not place.is_over and place.restarts.due <= time.monotonic():
-                    place.task = start.remote(place.order, queue)
-            tasks = {place.task: place for place in found if place.task is not None}
+                    place.task = start.remote(place.assignment, queue)
+            tasks = {place.task: place for place in places if place.task is not None}
             ready, _ = ray.wait(list(tasks), timeout=_LOOK_EVERY) if tasks else ([], [])
             if not tasks:
                 time.sleep(_LOOK_EVERY)
             for task in ready:
                 _take_in(tasks[task], say)
-            _pass_on(queue, found, hear)
+            _pass_on(queue, places, hear)
     finally:
-        _end([place.task for place in found if place.task is not None])
-        _pass_on(queue, found, hear)
+        _end([place.task for place in places if place.task is not None])
+        _pass_on(queue, places, hear)
         queue.shutdown(force=True)
-    conclude([place.ended for place in found])
+    conclude([place.ended for place in places])
 
 
-def _work(order: Order, queue: Any) -> Ended:
+def _work(assignment: Assignment, queue: Any) -> Ended:
     interruption = Interruption()
     # With this signal Ray cancels a task.
     with interruption.listen(signal.SIGINT):
-        return work(order, queue.put, interruption)
+        return work(assignment, queue.put, interruption)
 
 
 def _take_in(place: _Place, say: Callable[[str], None]) -> None:
-    """Take in how a task has ended, and let another follow if it died."""
+    """Note how a task has ended, and schedule another one if it died."""
     task, place.task = place.task, None
     try:
         ended: Ended = ray.get(task)
@@ -147,8 +147,8 @@ def _take_in(place: _Place, say: Callable[[str], None]) -> None:
         conclude([ended])
 
 
-def _pass_on(queue: Any, found: Sequence[_Place], hear: Callable[[Message], None]) -> None:
-    restarts = {place.order.worker: place.restarts for place in found}
+def _pass_on(queue: Any, places: Sequence[_Place], hear: Callable[[Message], None]) -> None:
+    restarts = {place.assignment.worker: place.restarts for place in places}
     while True:
         try:
             messages = queue.get_nowait_batch(min(_MESSAGES_AT_ONCE, queue.qsize()) or 1)
@@ -161,7 +161,7 @@ def _pass_on(queue: Any, found: Sequence[_Place], hear: Callable[[Message], None
 
 
 def _end(tasks: Sequence[Any]) -> None:
-    """Interrupt what still runs, so that it ends its trials in order; then end it by force."""
+    """Interrupt what still runs, so that it ends its trials cleanly; then end it by force."""
     for task in tasks:
         ray.cancel(task)
     _, left = ray.wait(list(tasks), num_returns=len(tasks), timeout=_ENDING_SECONDS) if tasks else ([], [])

@@ -1,4 +1,4 @@
-"""When a worker that has died is started again, and when no more."""
+"""When a worker that has died is restarted, and when it is given up."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass
 class Restarts:
-    """Counts the deaths of one worker, and spreads its restarts further and further.
+    """Counts the deaths of one worker, and makes the pauses before its restarts longer and longer.
 
     Args:
         worker: Its number.
@@ -28,15 +28,15 @@ class Restarts:
         return self.deaths > MOST_RESTARTS
 
     def finished_trial(self) -> None:
-        """Take in that the worker works."""
+        """Forget the deaths, for the worker works."""
         self.deaths = 0
 
     def died(self, cause: str) -> str:
-        """Take in a death, and return a line that tells it."""
+        """Count a death, and return a line about it."""
         self.deaths += 1
-        told = f"worker {self.worker} has died ({cause})"
+        death = f"worker {self.worker} has died ({cause})"
         if self.are_over:
-            return f"{told}, {self.deaths} times without a trial in between, and is not restarted"
+            return f"{death}, {self.deaths} times without a trial in between, and is not restarted"
         pause = min(_FIRST_PAUSE * 2 ** (self.deaths - 1), _LONGEST_PAUSE)
         self.due = time.monotonic() + pause
-        return f"{told}; it is restarted in {pause:.0f} s, restart {self.deaths} of {MOST_RESTARTS}"
+        return f"{death}; it is restarted in {pause:.0f} s, restart {self.deaths} of {MOST_RESTARTS}"

@@ -38,7 +38,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heard:
-    """Something has happened in a trial that is under way; ``study`` tells its study, see Search.path."""
+    """An event in a trial that is under way; ``study`` is the path of its search."""
 
     worker: int
     study: str
@@ -53,17 +53,13 @@ class Finished:
 
     Args:
         worker: Number of the worker.
-        study: Tells its study, see Search.path.
+        study: Path of the trial's search.
         trial: The trial as it ended.
-        done: Trials of its study that count by now.
-        hypervolume: The study's hypervolume in words, as ``Run.hypervolume`` gives it; empty where it has none.
     """
 
     worker: int
     study: str
     trial: FrozenTrial
-    done: int
-    hypervolume: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Requeued:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """Another worker has taken over this one's trial, which was not heard for too long."""
+    """Another worker has taken over this one's trial, since its lease has expired."""
 
     worker: int
     study: str
@@ -102,36 +98,35 @@ class Ended:
 
 
 Message = Ready | Heard | Finished | Requeued | TakenOver | Ended
-Tell = Callable[[Message], None]
+Send = Callable[[Message], None]
 
 
-class Order(Protocol):
-    """What a worker is told to do; it travels to other processes and machines."""
+class Assignment(Protocol):
+    """What a worker is to run; it is sent to other processes and machines."""
 
     @property
     def worker(self) -> int:
         """The worker's number, from 0."""
 
-    def runs(self, tell: Tell) -> dict[str, Run]:
-        """Open what is to be run, by name."""
+    def runs(self, send: Send) -> dict[str, Run]:
+        """Open the studies, by the paths of their searches; what happens in them is sent."""
 
 
 @dataclass(frozen=True)
-class SearchOrder:
-    """Search the studies of a stage.
+class SearchAssignment:
+    """The studies of a stage, to be searched.
 
     Args:
         worker: The worker's number.
-        searches: What to search; their studies exist.
+        searches: What to search.
         storage: URL of the database. It is not shown.
-        dataset: Checked.
-        folder: For configs, logs and checkpoints.
+        dataset: The checked data set.
+        folder: Folder for configs, logs and checkpoints.
         describe: Called with a trial that is about to end, the mean loss of each epoch, the trial's folder, and the
-            folder for files that are shown with the trial. A function of a module, so that it can travel.
-        hypervolume: Says a study's hypervolume in words. A function of a module, too.
+            folder for files that are shown with the trial. A function of a module, so that it can be pickled.
         n_trials: Trials that each study shall reach, instead of the recipe's.
-        sampler: Instead of the recipe's.
-        seed: For the sampler; each worker makes its own of it.
+        sampler: Which sampler proposes, instead of the recipe's.
+        seed: Seed of the sampler; each worker derives its own from it.
         gpus: Names of the GPUs that this worker uses, see ``timing/gpus.py``; None for those that it sees.
         sharing: Workers that use them at the same time, this one among them; each gets as much of the memory.
         workers: Workers on this machine, this one among them.
@@ -144,7 +139,6 @@ class SearchOrder:
     dataset: CheckedDataset
     folder: Path
     describe: Callable[[optuna.Trial, list[float], Path, Path], None]
-    hypervolume: Callable[[optuna.Study], str]
     n_trials: int | None = None
     sampler: str | None = None
     seed: int | None = None
@@ -154,15 +148,15 @@ class SearchOrder:
     mixed_devices: bool = False
 
     def __repr__(self) -> str:
-        """Tell the worker's number only: a URL may hold a password."""
-        return f"SearchOrder(worker={self.worker})"
+        """Show the worker's number only: a URL may hold a password."""
+        return f"SearchAssignment(worker={self.worker})"
 
-    def runs(self, tell: Tell) -> dict[str, Run]:
-        """Open the studies, once the device is seen to be there and to be the studies' own."""
+    def runs(self, send: Send) -> dict[str, Run]:
+        """Open the studies, after the device was found and compared with that of the studies."""
         preload()
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
-        demand = Demand(first.recipe, first.stage, first.pretrained, self.gpus, self.sharing, self.workers)
+        demand = Demand(first.recipe, first.stage, first.required_weights, self.gpus, self.sharing, self.workers)
         # A worker that was given GPUs chooses none.
         with choosing() if self.gpus is None else contextlib.nullcontext():
             target = probe(demand, self.folder / "output.log")
@@ -182,52 +176,50 @@ class SearchOrder:
                 device,
                 target,
                 self.folder / search.path,
-                partial(self._hear, tell, search.path),
+                partial(self._send_event, send, search.path),
                 partial(self._describe, self.folder / "artifacts"),
             )
             total = self.n_trials or search.trials
-            runs[search.path] = Run(
-                study, storage, objective, total, search.space.size, target.memory, self.hypervolume
-            )
-        tell(Ready(self.worker, target))
+            runs[search.path] = Run(study, storage, objective, total, search.space.size, target.memory)
+        send(Ready(self.worker, target))
         return runs
 
     def _describe(self, artifacts: Path, trial: optuna.Trial, losses: list[float], folder: Path) -> None:
         self.describe(trial, losses, folder, artifacts)
 
-    def _hear(self, tell: Tell, study: str, number: int, architecture: str, event: Event) -> None:
-        tell(Heard(self.worker, study, number, architecture, event))
+    def _send_event(self, send: Send, study: str, number: int, architecture: str, event: Event) -> None:
+        send(Heard(self.worker, study, number, architecture, event))
 
 
 class _Reporter:
-    """Turns what happens in a worker's runs into messages."""
+    """Sends what becomes of a worker's trials as messages."""
 
-    def __init__(self, worker: int, runs: dict[str, Run], tell: Tell) -> None:
+    def __init__(self, worker: int, runs: dict[str, Run], send: Send) -> None:
         self._worker = worker
         self._names = {id(run): name for name, run in runs.items()}
-        self._tell = tell
+        self._send = send
 
     def finished(self, run: Run, trial: FrozenTrial) -> None:
-        self._tell(Finished(self._worker, self._names[id(run)], trial, run.look().done, run.hypervolume(run.study)))
+        self._send(Finished(self._worker, self._names[id(run)], trial))
 
     def requeued(self, run: Run, number: int) -> None:
-        self._tell(Requeued(self._worker, self._names[id(run)], number))
+        self._send(Requeued(self._worker, self._names[id(run)], number))
 
     def lost(self, run: Run, number: int) -> None:
-        self._tell(TakenOver(self._worker, self._names[id(run)], number))
+        self._send(TakenOver(self._worker, self._names[id(run)], number))
 
 
-def work(order: Order, tell: Tell, interruption: Interruption) -> Ended:
-    """Carry out an order, tell what happens meanwhile, and return how it ended.
+def work(assignment: Assignment, send: Send, interruption: Interruption) -> Ended:
+    """Run the studies of an assignment, send messages meanwhile, and return how it ended.
 
-    An interruption ends the worker in order; its trial will be repeated.
+    An interruption ends the worker cleanly; its trial will be repeated.
     """
-    # What happens is told in messages.
+    # Messages say what happens.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ended = Ended(order.worker)
+    ended = Ended(assignment.worker)
     try:
-        runs = order.runs(tell)
-        search_all(list(runs.values()), _Reporter(order.worker, runs, tell), interruption)
+        runs = assignment.runs(send)
+        search_all(list(runs.values()), _Reporter(assignment.worker, runs, send), interruption)
     except SearchStopped as stopped:
         return replace(ended, problem=str(stopped))
     except UserError as error:
@@ -241,7 +233,7 @@ def work(order: Order, tell: Tell, interruption: Interruption) -> Ended:
 
 
 def conclude(ends: Sequence[Ended | None]) -> None:
-    """Raise what has to be said of workers that have ended; None is one that died too often.
+    """Raise why workers have ended short of their goal; None is one that died too often.
 
     Raises:
         UserError: One has found a mistake of the user's.

@@ -99,7 +99,7 @@ class DashboardUpdater:
         self._due = dict.fromkeys(self._searches, 0.0)
 
     def refresh(self, path: str) -> None:
-        """Update a study's note and figure, at most once a minute; ``path`` is that of its Search."""
+        """Update a study's note and figure, at most once a minute; ``path`` is that of its search."""
         if time.monotonic() >= self._due[path]:
             self._describe(self._searches[path])
             self._due[path] = time.monotonic() + _REFRESH_SECONDS
@@ -143,11 +143,8 @@ def study_note(results: StudyResults, search: Search) -> str:
         f"{search.space.size:,} architectures; {search.trials} trials wanted, "
         f"{states.get('complete', 0)} finished so far.",
     ]
-    if search.candidate is not None:
-        candidate = search.candidate
-        lines.append(f"Refines trial {candidate.trial} of `{candidate.study}`, {candidate.architecture}.")
-    if search.transferred is not None:
-        lines.append("From: " + ", ".join(dict.fromkeys(each.source for each in search.transferred)) + ".")
+    if results.lineage:
+        lines.append(f"{results.lineage}.")
     if not results.front.empty:
         lines.append(_front_table(results))
     return "\n\n".join(lines)

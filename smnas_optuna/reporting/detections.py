@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
-from smnas_optuna.study.retry import belonging_of
+from smnas_optuna.study.retry import belonging_of, interrupted_before
 from smnas_optuna.training.job import Column, Comparison
 from smnas_optuna.training.process import draw, preload
 from smnas_optuna.training.trial_folder import find_folder
@@ -60,7 +60,7 @@ def draw_detections(
 
 def _column(study: optuna.Study, trial: FrozenTrial, folder: Path) -> Column:
     architecture = str(trial.user_attrs.get("architecture", MISSING))
-    belonging = belonging_of(study, trial)
+    belonging = belonging_of(study, trial.number, interrupted_before(trial))
     place = find_folder(folder / _path_of(study), belonging, architecture)
     for name in _FILES:
         if not (place / name).is_file():

@@ -68,10 +68,10 @@ class Hypervolume:
 def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
     """Measure a study's hypervolume relative to that of its starting detectors.
 
-    Starting detectors are those that the search evaluates first, see
-    :attr:`~smnas_optuna.search.search.Search.starts`; in the stage ``transfer`` they are the baselines. The reference
-    point has an accuracy of 0 and twice their largest cost. So it stays where it is while the search goes on, for every
-    worker and after a restart, and a detector that costs more than that does not count.
+    Starting detectors are those that the search evaluates first, in the stage ``transfer`` the baselines, see
+    :attr:`~smnas_optuna.search.search.Search.references`. The reference point has an accuracy of 0 and twice their
+    largest cost. So it stays where it is while the search goes on, for every worker and after a restart, and a detector
+    that costs more than that does not count.
 
     Until all of them have been evaluated, and in a study that has none, the hypervolume is a share instead: of the box
     between the worst and the best value that each objective took. That box grows with what is found.
@@ -156,5 +156,5 @@ def _starting_trials(results: StudyResults, finished: Sequence[FrozenTrial]) -> 
     if not wanted <= ended - running:
         return [], ""
     starts = [trial for trial in finished if trial.user_attrs.get("architecture") in wanted]
-    noun = "starting detector" if results.search.transferred is None else "baseline"
+    noun = results.search.reference_noun
     return starts, f"that of the {noun}" if len(starts) == 1 else f"that of the {len(starts)} {noun}s"

@@ -37,6 +37,7 @@ from smnas_optuna.reporting.study_results import (
 from smnas_optuna.reporting.trial_states import count_states, state_words
 from smnas_optuna.reporting.trial_table import Column, metric_columns
 from smnas_optuna.samplers import PartialOrderPruningSampler
+from smnas_optuna.search.search import known_objectives
 from smnas_optuna.study.study import relatives_of
 
 _PRECISIONS: Final = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
@@ -116,7 +117,7 @@ def _render(results: StudyResults, relatives: Sequence[StudyResults], known: Sho
         sections=sections,
         states=count_states(results.trials),
         objectives=[f"{item.quantity.title} {'↑' if item.maximize else '↓'}" for item in results.objectives],
-        descent=_descent(results),
+        lineage=results.lineage,
         left_out=left_out,
         headlines=_headlines(results, hypervolume),
         front_title="Pareto front" if several else "Best trials",
@@ -166,19 +167,6 @@ def _effects(results: StudyResults) -> _Section:
     return _section("modules", "Which module matters", text, label, importance_figure(importances))
 
 
-def _descent(results: StudyResults) -> str:
-    """Say where a study has its architectures from, if not from the whole space."""
-    attributes = results.attributes
-    if "transferred" in attributes:
-        return "Trained here: " + "; ".join(
-            f"{each['architecture']} ({each['source']})" for each in attributes["transferred"]
-        )
-    parent = attributes.get("candidate")
-    if parent is None:
-        return ""
-    return f"{_candidate(results)} refines trial {parent['trial']} of {parent['study']}: {parent['architecture']}"
-
-
 def _candidate(results: StudyResults) -> str:
     """Return the candidate of a study of stage two by the study's name: ``C0``."""
     return results.name.rpartition("/")[2]
@@ -215,7 +203,9 @@ def _violations(results: StudyResults) -> list[str]:
     search = results.search
     if search is None:
         return []
-    sampler = PartialOrderPruningSampler(search.space.suggest, search.order, search.known_objectives)
+    sampler = PartialOrderPruningSampler(
+        search.space.suggest, search.order, known_objectives(search.settings.objectives)
+    )
     trained = study_in_memory(
         [StudyDirection.MAXIMIZE if item.maximize else StudyDirection.MINIMIZE for item in results.objectives],
         [trial for trial in results.trials if trial.state == TrialState.COMPLETE],
@@ -233,9 +223,9 @@ def _csv(trials: pd.DataFrame) -> Markup:
 
 
 def _front_table(results: StudyResults) -> dict[str, Any]:
-    front, candidate = results.front, results.attributes.get("candidate")
+    front, refined = results.front, results.refined_trial
     # Stage two leaves the rest of the candidate as it is.
-    parts = [Column(part) for part in (("backbone", "neck") if candidate else PARTS)]
+    parts = [Column(part) for part in (PARTS if refined is None else ("backbone", "neck"))]
     metrics = metric_columns(_PRECISIONS, results.objectives)
     rows = [
         {
@@ -251,7 +241,7 @@ def _front_table(results: StudyResults) -> dict[str, Any]:
         "parts": parts,
         "metrics": metrics,
         "several_devices": bool(front["device"].nunique() > 1),
-        "parent": f"{_candidate(results)}, trial {candidate['trial']}" if candidate else "",
+        "parent": "" if refined is None else f"{_candidate(results)}, trial {refined}",
         "rows": rows,
     }
 

@@ -1,10 +1,14 @@
 """What a search tells while it runs: a live view of its workers in a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,8 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued, TakenOver
+from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.sparkline import sparkline
+from smnas_optuna.search.search import Search
+from smnas_optuna.study.trial_outcome import evaluated_trials
 from smnas_optuna.training.job import Costs, Memory, Progress, Resumed
+
+_logger = logging.getLogger(__name__)
 
 _PLAIN_WIDTH = 140
 _BAR_WIDTH = 20
@@ -26,6 +35,58 @@ def console() -> Console:
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
     # Reasons and names are told as they are, whatever brackets they have.
     return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """How far a study is.
+
+    Args:
+        done: Trials that count by now.
+        hypervolume: The study's hypervolume in words; empty where it has none.
+    """
+
+    done: int = 0
+    hypervolume: str = ""
+
+
+class StudyReader:
+    """Reads how far some studies are; of trials that have ended each is read once.
+
+    Args:
+        storage: Where the studies are; those that are not there yet have no trial.
+        searches: What they search.
+    """
+
+    def __init__(self, storage: RDBStorage, searches: Sequence[Search]) -> None:
+        self._storage = storage
+        self._names = {search.path: search.study_name for search in searches}
+        self._studies: dict[str, optuna.Study] = {}
+        self._states = dict.fromkeys(self._names, StudyState())
+
+    def done(self, path: str) -> int:
+        """Return how many trials of a study count by now; ``path`` is that of its search."""
+        study = self._load(path)
+        return len(evaluated_trials(study)) if study else 0
+
+    def read(self, path: str) -> StudyState:
+        """Return how far a study is, or was before where it cannot be read now; ``path`` is that of its search."""
+        try:
+            study = self._load(path)
+            if study:
+                self._states[path] = StudyState(self.done(path), hypervolume_text(study))
+        except Exception:
+            # No search is to end for what is said of it.
+            _logger.exception("%s could not be read", self._names[path])
+        return self._states[path]
+
+    def _load(self, path: str) -> optuna.Study | None:
+        if path not in self._studies:
+            try:
+                self._studies[path] = optuna.load_study(study_name=self._names[path], storage=self._storage)
+            except KeyError:
+                return None
+        return self._studies[path]
 
 
 @dataclass
@@ -44,17 +105,27 @@ class SearchProgress:
 
     Args:
         out: Where to show it.
-        done: Trials that counted before this run, by study (see Search.path).
+        done: Trials that counted before this run, by the path of the study's search.
         totals: Trials that each of these studies shall reach.
+        read: Called with such a path; returns how far the study is.
         quiet: Tell only what goes wrong.
     """
 
-    def __init__(self, out: Console, done: dict[str, int], totals: dict[str, int], *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        out: Console,
+        done: dict[str, int],
+        totals: dict[str, int],
+        read: Callable[[str], StudyState],
+        *,
+        quiet: bool = False,
+    ) -> None:
         self._out = out
         self._quiet = quiet
         self._before = sum(done.values())
         self._done = dict(done)
         self._totals = totals
+        self._read = read
         self._best: dict[str, float] = {}
         self._started = time.monotonic()
         self._lanes: dict[int, _Lane] = {}
@@ -140,7 +211,8 @@ class SearchProgress:
 
     def _finish(self, message: Finished) -> None:
         trial, study = message.trial, message.study
-        self._done[study] = max(message.done, self._done.get(study, 0))
+        state = self._read(study)
+        self._done[study] = state.done
         self._lanes[message.worker] = _Lane()
         scores = trial.user_attrs
         if trial.state == TrialState.COMPLETE:
@@ -152,22 +224,22 @@ class SearchProgress:
         else:
             outcome = f"{trial.state.name.lower()}: {scores.get('reason', 'no reason recorded')}"
         done, total = sum(self._done.values()), sum(self._totals.values())
-        self._standing = self._tell_standing(message, done, total)
-        told = f"{_name(study, trial.number)}: {outcome}"
+        self._standing = self._tell_standing(study, state, done, total)
+        line = f"{_name(study, trial.number)}: {outcome}"
         if trial.state == TrialState.FAIL:
-            self.say(told)
+            self.say(line)
         else:
-            self._tell(told)
+            self._tell(line)
         if not self._is_live:
             self._tell(f"{done}/{total} trials; {self._standing}")
 
-    def _tell_standing(self, message: Finished, done: int, total: int) -> str:
+    def _tell_standing(self, study: str, state: StudyState, done: int, total: int) -> str:
         words = []
-        if message.study in self._best:
-            of = f" of {_candidate(message.study)}" if _candidate(message.study) else ""
-            words.append(f"best mAP{of} {self._best[message.study]:.3f}")
-            if message.hypervolume:
-                words.append(f"hypervolume {message.hypervolume}")
+        if study in self._best:
+            of = f" of {_candidate(study)}" if _candidate(study) else ""
+            words.append(f"best mAP{of} {self._best[study]:.3f}")
+            if state.hypervolume:
+                words.append(f"hypervolume {state.hypervolume}")
         if self._before < done < total:
             seconds = (time.monotonic() - self._started) / (done - self._before) * (total - done)
             words.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")

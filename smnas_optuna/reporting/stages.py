@@ -42,7 +42,7 @@ def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
     """
     frames = {study.name: _measured(study) for study in studies}
     present = [study.name for study in studies if not frames[study.name].empty]
-    parents = {study.name: study.attributes["candidate"] for study in studies if "candidate" in study.attributes}
+    parents = {study.name: study.refined_trial for study in studies if study.refined_trial is not None}
     stage_one = [name for name in present if name not in parents]
     stage_two = [name for name in present if name in parents]
     if not stage_one or not stage_two:
@@ -55,7 +55,7 @@ def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
         name = study_name.rpartition("/")[2]
         for trace in _traces(name, frames[study_name], colour, colour):
             figure.add_trace(trace)
-        parent = first[first["number"] == parents[study_name]["trial"]]
+        parent = first[first["number"] == parents[study_name]]
         if not parent.empty:
             figure.add_trace(_star(name, parent, colour))
     everything = pd.concat(frames.values())

@@ -12,8 +12,8 @@ from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.reporting.hypervolume import measure_hypervolume
 from smnas_optuna.reporting.study_results import StudyResults, results_of
 from smnas_optuna.reporting.summary import front_table
-from smnas_optuna.search.search import Search
-from smnas_optuna.search.studies import candidates_of, transferred_in
+from smnas_optuna.search.structural import StructuralSearch
+from smnas_optuna.search.studies import present_searches
 from smnas_optuna.study.optuna_internals import id_of
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.storage import open_storage
@@ -33,16 +33,11 @@ def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) ->
         UserError: There is no such database, or none of the recipe's studies in it.
     """
     storage = open_storage(url, create=False)
-    searches = [
-        Search(recipe),
-        *(Search(recipe, candidate) for candidate in candidates_of(storage, recipe)),
-        Search(recipe, transferred=tuple(transferred_in(storage, recipe))),
-    ]
-    names = set(optuna.get_all_study_names(storage))
-    present = [search for search in searches if search.study_name in names]
-    if not present:
-        raise UserError(f"study {searches[0].study_name!r}: not in the database, so there is no status to tell")
-    for search in present:
+    searches = present_searches(storage, recipe)
+    if not searches:
+        name = StructuralSearch(recipe).study_name
+        raise UserError(f"study {name!r}: not in the database, so there is no status to tell")
+    for search in searches:
         results = results_of(optuna.load_study(study_name=search.study_name, storage=storage))
         for line in _lines(results, storage, n_trials or search.trials):
             out.print(line, soft_wrap=True)

@@ -17,8 +17,9 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
+from smnas_optuna.search.modular import refined_trial
 from smnas_optuna.search.search import Search
-from smnas_optuna.search.studies import search_of
+from smnas_optuna.search.studies import lineage_of, search_of
 from smnas_optuna.study.optuna_internals import is_enqueued
 
 PARTS = ("input_size", "backbone", "neck", "rpn", "head")
@@ -55,6 +56,8 @@ class StudyResults:
         trials: All trials, in the order of their numbers.
         search: What the study searches; None if that cannot be told.
         problem: Why it cannot, in one line.
+        lineage: Where the architectures come from, if not from a whole space; one line.
+        refined_trial: Number of stage one's trial that a study of stage two refines; None for another study.
     """
 
     name: str
@@ -63,6 +66,8 @@ class StudyResults:
     trials: tuple[FrozenTrial, ...]
     search: Search | None
     problem: str = ""
+    lineage: str = ""
+    refined_trial: int | None = None
 
     @property
     def metrics(self) -> list[str]:
@@ -128,7 +133,16 @@ def results_of(study: optuna.Study) -> StudyResults:
         # Any study of Optuna has results.
         problem = str(error)
     trials = study.get_trials(deepcopy=False)
-    return StudyResults(study.study_name, tuple(objectives), study.user_attrs, tuple(trials), search, problem)
+    return StudyResults(
+        study.study_name,
+        tuple(objectives),
+        study.user_attrs,
+        tuple(trials),
+        search,
+        problem,
+        lineage_of(study),
+        refined_trial(study),
+    )
 
 
 def accuracy_and_costs(objectives: Sequence[Objective]) -> tuple[Objective, list[Objective]]:

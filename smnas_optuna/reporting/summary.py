@@ -1,23 +1,40 @@
-"""What a search tells at its end: the front as a table, what stage two has gained, how transferred detectors do."""
+"""What a search prints at its end: the front as a table, what stage two has gained, how transferred detectors do."""
 
 from collections.abc import Iterable
 from typing import Any
 
+import optuna
 import pandas as pd
 from rich.table import Table
 
 from smnas_optuna.reporting.quantity import measured_text
-from smnas_optuna.reporting.study_results import StudyResults, accuracy_and_costs, losses_of
+from smnas_optuna.reporting.study_results import StudyResults, accuracy_and_costs, losses_of, results_of
 from smnas_optuna.reporting.trial_table import Column, detector_columns, metric_columns
 from smnas_optuna.samplers.partial_order_pruning.dominance import dominates
 from smnas_optuna.search.search import Search
 
 
-def baseline_text(search: Search, results: StudyResults) -> str | None:
-    """Say how many detectors of a candidate's study are better than the candidate's own backbone, trained likewise.
+def summary_of(search: Search, study: optuna.Study) -> list[Table | str]:
+    """Return what a search has come to, for the terminal: tables and lines of text.
 
-    Better is dominating: no worse in any objective and better in one. None where the baseline is not trained (yet).
+    That is all detectors of a search in which nothing is proposed; of any other the front, and how many dominate the
+    search's baseline.
     """
+    results = results_of(study)
+    if search.origins:
+        return [_listed_table(search, results)]
+    gain = _baseline_text(search, results)
+    return [front_table(results), gain] if gain else [front_table(results)]
+
+
+def _baseline_text(search: Search, results: StudyResults) -> str | None:
+    """Say how many detectors of a study are better than the search's baseline, trained likewise.
+
+    Better is dominating: no worse in any objective and better in one. None without a baseline, and where it is not
+    trained (yet).
+    """
+    if search.baseline is None:
+        return None
     finished, objectives = results.finished, results.objectives
     baseline = finished[finished["architecture"] == str(search.baseline)]
     if baseline.empty:
@@ -29,13 +46,15 @@ def baseline_text(search: Search, results: StudyResults) -> str | None:
             f"{item.quantity.title} {item.quantity.text_with_unit(trial[item.name])}" for item in objectives
         )
 
-    found = f"{len(better)} of {len(finished)} detectors dominate"
-    told = f"{search.candidate}: {found} {search.baseline.backbone} ({text(baseline.iloc[0])})"
+    gain = (
+        f"{search.path.rpartition('/')[2]}: {len(better)} of {len(finished)} detectors dominate "
+        f"{search.baseline.backbone} ({text(baseline.iloc[0])})"
+    )
     if better.empty:
-        return told
+        return gain
     accuracy, _ = accuracy_and_costs(objectives)
     best = better.sort_values(accuracy.name, ascending=not accuracy.maximize).iloc[0]
-    return f"{told}; the most accurate of them is trial {best['number']}, {best['backbone']} ({text(best)})"
+    return f"{gain}; the most accurate of them is trial {best['number']}, {best['backbone']} ({text(best)})"
 
 
 def front_table(results: StudyResults) -> Table:
@@ -49,27 +68,22 @@ def front_table(results: StudyResults) -> Table:
     return table
 
 
-def transfer_table(search: Search, results: StudyResults) -> Table:
-    """Return what a transfer has trained as a table for the terminal, beside the first baseline (SM-NAS, Table 5).
+def _listed_table(search: Search, results: StudyResults) -> Table:
+    """Return detectors with their origins as a table for the terminal, beside the baseline (SM-NAS, Table 5).
 
-    Accuracy is told with its distance from the first baseline's, time with its ratio to it; the most accurate comes
-    first.
+    Accuracy has its distance from the baseline's, time its ratio to it; the most accurate comes first.
     """
-    assert search.transferred is not None
     finished = results.finished
     accuracy = accuracy_and_costs(results.objectives)[0].name
     metrics = list(dict.fromkeys([accuracy, "map", "latency_ms", "params"]))
     table = _table(f"Detectors of {results.name}", [Column(name) for name in ("number", *metrics, "architecture")])
     for heading in ("from", "trained from"):
         table.add_column(heading)
-    origins = {
-        str(each.architecture): (each.source, search.start(each.architecture.backbone)) for each in search.transferred
-    }
-    references = [str(architecture) for architecture in search.references]
-    baseline = finished[finished["architecture"].isin(references[:1])]
+    origins = {str(architecture): (each.source, each.weights) for architecture, each in search.origins.items()}
+    baseline = finished[finished["architecture"] == str(search.baseline)]
     for trial in finished.sort_values(accuracy, ascending=False).to_dict("records"):
         values = {name: measured_text(name, trial) for name in metrics}
-        if not baseline.empty and trial["architecture"] not in references[:1]:
+        if not baseline.empty and trial["architecture"] != str(search.baseline):
             values[accuracy] += f" ({trial[accuracy] - baseline[accuracy].iloc[0]:+.3f})"
             values["latency_ms"] += f" ({trial['latency_ms'] / baseline['latency_ms'].iloc[0]:.2f} x)"
         architecture = trial["architecture"]

@@ -18,38 +18,33 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.local import supervise, work_here
 from smnas_optuna.execution.loop import SearchStopped
-from smnas_optuna.execution.worker import Finished, Message, Order, SearchOrder
+from smnas_optuna.execution.worker import Assignment, Finished, Message, SearchAssignment
 from smnas_optuna.recipe.recipe import StageName
 from smnas_optuna.reporting import status
 from smnas_optuna.reporting.dashboard import DashboardUpdater, describe_trial
-from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.page import write_report
-from smnas_optuna.reporting.progress import SearchProgress, console
-from smnas_optuna.reporting.study_results import results_of
-from smnas_optuna.reporting.summary import baseline_text, front_table, transfer_table
+from smnas_optuna.reporting.progress import SearchProgress, StudyReader, console
+from smnas_optuna.reporting.summary import summary_of
 from smnas_optuna.run_study.command import Options
 from smnas_optuna.search import dry_run
 from smnas_optuna.search.candidates import modular_searches
+from smnas_optuna.search.modular import examples
 from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import refuse_other_search
 from smnas_optuna.search.transfer import transfer_search
 from smnas_optuna.study.storage import mask, network_file_system, open_storage, storage_url
-from smnas_optuna.study.trial_outcome import evaluated_trials
 from smnas_optuna.timing.gpus import assign_gpus
 from smnas_optuna.training.process import preload, visible_gpus
 
-Launch = Callable[[Sequence[Order], Callable[[Message], None], Callable[[str], None], Interruption], None]
+Launch = Callable[[Sequence[Assignment], Callable[[Message], None], Callable[[str], None], Interruption], None]
 
 
 def describe(options: Options) -> None:
     """Print what a search would do; it trains nothing and writes nothing."""
-    out, recipe = console(), options.recipe
+    out = console()
     for name in options.stages:
-        if name == "transfer":
-            search = transfer_search(_to_read(options.storage), recipe, options.sources)
-            dry_run.describe_transfer(search, out)
-        else:
-            dry_run.describe(recipe, name, options.n_trials, options.sampler, out)
+        dry_run.describe(_example(name, options), options.n_trials, options.sampler, out)
 
 
 def show_status(options: Options) -> None:
@@ -76,15 +71,14 @@ def search(options: Options) -> None:
         searches = _searches(name, options, database)
         for each in searches:
             refuse_other_search(database, each)
-        orders = [
-            SearchOrder(
+        assignments = [
+            SearchAssignment(
                 worker,
                 searches,
                 url.render_as_string(hide_password=False),
                 dataset,
                 folder,
                 describe_trial,
-                hypervolume_text,
                 options.n_trials,
                 options.sampler,
                 options.seed,
@@ -95,15 +89,25 @@ def search(options: Options) -> None:
             )
             for worker, own in enumerate(crew.gpus)
         ]
-        _run_stage(orders, crew.launch, database, out, quiet=options.quiet)
+        _run_stage(assignments, crew.launch, database, out, quiet=options.quiet)
 
 
 def _searches(stage: StageName, options: Options, database: RDBStorage) -> tuple[Search, ...]:
+    """Return what the studies of a stage search."""
     if stage == "structural":
-        return (Search(options.recipe),)
+        return (StructuralSearch(options.recipe),)
     if stage == "modular":
         return tuple(modular_searches(database, options.recipe, options.candidates))
     return (transfer_search(database, options.recipe, options.sources),)
+
+
+def _example(stage: StageName, options: Options) -> Search:
+    """Return what a study of a stage searches, or may search where that depends on a stage before."""
+    if stage == "structural":
+        return StructuralSearch(options.recipe)
+    if stage == "modular":
+        return examples(options.recipe)[0]
+    return transfer_search(_to_read(options.storage), options.recipe, options.sources)
 
 
 def _to_read(storage: str) -> BaseStorage:
@@ -156,19 +160,18 @@ def _crew(options: Options, folder: Path, out: Console) -> _Crew:
 
 
 def _run_stage(
-    orders: Sequence[SearchOrder], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
+    assignments: Sequence[SearchAssignment], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
 ) -> None:
     """Let workers search the studies of one stage side by side, and tell what came of it."""
-    order = orders[0]
-    totals = {search.path: order.n_trials or search.trials for search in order.searches}
-    before = _done(order, database)
-    for search in () if quiet else order.searches:
-        parent = f" refines trial {search.candidate.trial}, {search.candidate.architecture}" if search.candidate else ""
-        standing = f"{before[search.path]} of {totals[search.path]} trials done"
-        out.print(f"{search.study_name}{parent}: {standing}", soft_wrap=True)
-    dashboard = DashboardUpdater(database, order.searches)
+    searches, folder = assignments[0].searches, assignments[0].folder
+    totals = {search.path: assignments[0].n_trials or search.trials for search in searches}
+    studies = StudyReader(database, searches)
+    before = {search.path: studies.done(search.path) for search in searches}
+    for search in () if quiet else searches:
+        out.print(f"{search.title}: {before[search.path]} of {totals[search.path]} trials done", soft_wrap=True)
+    dashboard = DashboardUpdater(database, searches)
     try:
-        with SearchProgress(out, before, totals, quiet=quiet) as progress:
+        with SearchProgress(out, before, totals, studies.read, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
                 progress.hear(message)
@@ -177,33 +180,18 @@ def _run_stage(
 
             interruption = Interruption()
             with interruption.listen(signal.SIGINT, signal.SIGTERM):
-                launch(orders, hear, progress.say, interruption)
+                launch(assignments, hear, progress.say, interruption)
     except KeyboardInterrupt:
-        done, total = sum(_done(order, database).values()), sum(totals.values())
+        done, total = sum(studies.done(search.path) for search in searches), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
         raise
     except SearchStopped as stopped:
-        out.print(f"stopped: {stopped}; logs are in {order.folder}", soft_wrap=True)
+        out.print(f"stopped: {stopped}; logs are in {folder}", soft_wrap=True)
         raise typer.Exit(1) from None
     finally:
         dashboard.refresh_all()
-    for search in order.searches:
+    for search in searches:
         study = optuna.load_study(study_name=search.study_name, storage=database)
-        if not quiet:
-            results = results_of(study)
-            out.print(front_table(results) if search.transferred is None else transfer_table(search, results))
-            gain = baseline_text(search, results) if search.candidate else None
-            if gain:
-                out.print(gain, soft_wrap=True)
-        out.print(f"report: {write_report(study, order.folder)}", soft_wrap=True)
-
-
-def _done(order: SearchOrder, database: RDBStorage) -> dict[str, int]:
-    """Return how many trials of each study count; the first worker makes those that are absent."""
-    present = set(optuna.get_all_study_names(database))
-    return {
-        search.path: len(evaluated_trials(optuna.load_study(study_name=search.study_name, storage=database)))
-        if search.study_name in present
-        else 0
-        for search in order.searches
-    }
+        for part in () if quiet else summary_of(search, study):
+            out.print(part, soft_wrap=isinstance(part, str))
+        out.print(f"report: {write_report(study, folder)}", soft_wrap=True)

@@ -12,11 +12,11 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
-from smnas_optuna.search.search import Candidate, Search
-from smnas_optuna.search.studies import candidates_of
+from smnas_optuna.search.modular import Candidate, ModularSearch, recorded_candidates
+from smnas_optuna.search.structural import StructuralSearch
 
 
-def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] | None = None) -> list[Search]:
+def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] | None = None) -> list[ModularSearch]:
     """Return a search of stage two for each candidate.
 
     Candidates that have a study keep it and their number. Without ``trials`` the recipe's number of candidates is
@@ -31,10 +31,10 @@ def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] 
         UserError: Stage one has no such completed trial, or none at all.
     """
     assert recipe.modular is not None
-    present = candidates_of(storage, recipe)
-    name = Search(recipe).study_name
+    present = recorded_candidates(storage, recipe)
+    name = StructuralSearch(recipe).study_name
     if trials is None and len(present) >= recipe.modular.candidates:
-        return [Search(recipe, candidate) for candidate in present[: recipe.modular.candidates]]
+        return [ModularSearch(recipe, candidate) for candidate in present[: recipe.modular.candidates]]
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -50,7 +50,7 @@ def modular_searches(storage: RDBStorage, recipe: Recipe, trials: Sequence[int] 
         chosen = [known[trial.number] for trial in wanted]
     if not chosen:
         raise UserError(f"study {name!r}: has no completed trial to refine; --stage all runs both stages")
-    return [Search(recipe, candidate) for candidate in chosen]
+    return [ModularSearch(recipe, candidate) for candidate in chosen]
 
 
 def pick(study: optuna.Study, count: int) -> list[FrozenTrial]:

@@ -1,4 +1,4 @@
-"""The Optuna objective: architecture -> costs -> gate -> training -> values, recorded on the trial."""
+"""The objective function: architecture -> costs -> gate -> training -> values, recorded on the trial."""
 
 import logging
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from smnas_optuna.data.datasets import CheckedDataset
 from smnas_optuna.errors import EvaluationInterrupted
@@ -41,17 +42,20 @@ class EvaluationFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What a trial has to do with the worker that runs it.
+class TrialContext:
+    """What a trial gets from the worker that runs it.
 
     Args:
-        claimed: To be called once the trial's user attribute ``architecture`` is in the database; it raises where the
-            trial is to end there, since another has the architecture or it is not needed any more.
+        trials: The study's, as they were when this one was about to be proposed.
+        release_claim: To be called once the trial's user attribute ``architecture`` is in the database, so that the
+            next worker may propose. It raises where the trial has to end there, since another has the architecture or
+            it is not needed any more.
         ends: When one of them becomes readable, the trial has to end at once: ``check`` raises.
         check: Raises why the trial has to end, if it has: KeyboardInterrupt, or LeaseLost if it is another worker's.
     """
 
-    claimed: Callable[[], None]
+    trials: Sequence[FrozenTrial]
+    release_claim: Callable[[], None]
     ends: Sequence[Waitable]
     check: Callable[[], None]
 
@@ -61,11 +65,11 @@ class DetectorObjective:
 
     Args:
         search: What the study searches.
-        dataset: Checked.
-        device: What trials say of the device that they are timed on.
+        dataset: The checked data set.
+        device: The device's name, as trials record it.
         target: The device.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
-        listen: Called with each trial's number, its architecture and what happens in it.
+        listen: Called with each trial's number, its architecture and each event of its evaluation.
         describe: Called with a trial that is about to end, its epochs' losses and its folder.
     """
 
@@ -87,12 +91,12 @@ class DetectorObjective:
         self._listen = listen
         self._describe = describe
 
-    def __call__(self, trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+    def __call__(self, trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
         """Evaluate and return the values of the recipe's objectives.
 
         Args:
             trial: Just started.
-            turn: Ends the trial where the worker has to end, or the trial is not its own any more.
+            context: Ends the trial where the worker has to end, or the trial is not its own any more.
 
         Raises:
             optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
@@ -104,16 +108,18 @@ class DetectorObjective:
         settings = self._search.settings
         architecture = self._search.space.suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
-        turn.claimed()
+        context.release_claim()
         for name, cost in known_costs(architecture).items():
             trial.set_user_attr(name, cost)
         self._gate(trial)
-        frozen = trial.study.get_trials(deepcopy=False)[trial.number]
-        belonging = belonging_of(trial.study, frozen)
+        # Only one that was enqueued may repeat others, and that was there already.
+        repeated = [number for each in context.trials[trial.number :][:1] for number in interrupted_before(each)]
+        belonging = belonging_of(trial.study, trial.number, repeated)
         folder = folder_of(self._folder, trial.number)
         if moved := prepare_folder(folder, belonging, architecture):
             _logger.warning("%s: was another study's, and is now %s", folder, moved)
         loaders = settings.training.loader_workers
+        weights = self._search.pretrained_weights(architecture.backbone)
         job = Job(
             architecture,
             self._dataset,
@@ -123,17 +129,17 @@ class DetectorObjective:
             folder,
             kind=self._target.kind,
             gpus=self._target.gpus,
-            weights=self._search.weights(architecture.backbone),
+            weights=weights.checkpoint if weights else None,
             loader_workers=self._target.loader_workers if loaders is None else loaders,
             memory=self._target.memory,
             belonging=belonging,
-            former=tuple(folder_of(self._folder, number) for number in reversed(interrupted_before(frozen))),
+            former=tuple(folder_of(self._folder, number) for number in reversed(repeated)),
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
-        with closing(evaluate(job, turn.ends)) as events:
+        with closing(evaluate(job, context.ends)) as events:
             for event in events:
-                turn.check()
+                context.check()
                 self._listen(trial.number, str(architecture), event)
                 if isinstance(event, Costs):
                     trial.set_user_attr("flops", event.flops)
@@ -147,7 +153,7 @@ class DetectorObjective:
                     self._skip(trial, event)
                 elif isinstance(event, UntrainedLatency):
                     trial.set_user_attr("untrained_latency_ms", event.milliseconds)
-                    pairs = timing_pairs(trial.study.get_trials(deepcopy=False), self._device)
+                    pairs = timing_pairs(context.trials, self._device)
                     self._gate(trial, latency_ms=optimistic_latency(event.milliseconds, pairs))
                 elif isinstance(event, Resumed):
                     trial.set_user_attr("resumed_after_epochs", event.epochs)
@@ -161,7 +167,7 @@ class DetectorObjective:
                     raise EvaluationFailed(event.reason)
                 elif isinstance(event, Scores):
                     self._record(trial, event)
-        turn.check()
+        context.check()
         trial.set_user_attr("seconds", time.perf_counter() - started)
         self._describe_safely(trial, losses, job.folder)
         return tuple(float(trial.user_attrs[objective]) for objective in settings.objectives)
@@ -186,14 +192,14 @@ class DetectorObjective:
             record_outcome(trial, Outcome.DOMINATED, reason)
             raise optuna.TrialPruned(reason)
 
-    def _skip(self, trial: optuna.Trial, found: TooLarge) -> None:
+    def _skip(self, trial: optuna.Trial, estimate: TooLarge) -> None:
         """End a trial before its training, which does not fit into memory."""
-        images = "one image" if found.images == 1 else f"{found.images} images at once"
+        images = "one image" if estimate.images == 1 else f"{estimate.images} images at once"
         reason = (
-            f"would run out of memory: training on {images} takes about {found.needed / 2**30:.3g} GiB, and "
-            f"{found.usable / 2**30:.3g} GiB are usable on {self._device}"
+            f"would run out of memory: training on {images} takes about {estimate.needed / 2**30:.3g} GiB, and "
+            f"{estimate.usable / 2**30:.3g} GiB are usable on {self._device}"
         )
-        trial.set_user_attr("memory_gb", found.needed / 2**30)
+        trial.set_user_attr("memory_gb", estimate.needed / 2**30)
         record_outcome(trial, Outcome.TOO_LARGE, reason)
         raise optuna.TrialPruned(reason)
 

@@ -1,9 +1,9 @@
-"""Search: what one study searches, whichever stage it belongs to."""
+"""Search: what one study searches; each stage has a type of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import optuna
 
@@ -12,10 +12,7 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.recipe.recipe import Modular, Recipe, SamplerName, StageName, Structural, Transfer
-from smnas_optuna.search_space import listed, structural
-from smnas_optuna.search_space.listed import ListedSpace
-from smnas_optuna.search_space.modular import CandidateSpace
-from smnas_optuna.training.job import Pretrained
+from smnas_optuna.training.job import PretrainedWeights
 
 
 class Space(Protocol):
@@ -33,172 +30,152 @@ class Space(Protocol):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An architecture of stage one whose backbone stage two refines.
+class Origin:
+    """Where an architecture that is trained without being proposed comes from.
 
     Args:
-        number: k in ``C<k>``.
-        study: Name of the study that it was found in.
-        trial: Its number there.
-        architecture: The candidate's architecture.
+        source: Where it was found: ``coco/modular/C0 trial 12``, ``E2``, or ``baseline``.
+        weights: What its backbone is trained from: ``scratch``, ``imagenet`` or a file of weights.
     """
 
-    number: int
-    study: str
-    trial: int
-    architecture: Architecture
-
-    def __str__(self) -> str:
-        return f"C{self.number}"
-
-
-@dataclass(frozen=True)
-class Transferred:
-    """An architecture that is trained on the data set of another recipe than it was found with.
-
-    Args:
-        architecture: The architecture, with which nothing of its former training comes along.
-        source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or ``BASELINE``.
-    """
-
-    BASELINE: ClassVar[str] = "baseline"
-
-    architecture: Architecture
     source: str
+    weights: str
 
 
-@dataclass(frozen=True)
-class Search:
-    """What one study searches.
+class Search(Protocol):
+    """What one study searches, whichever stage it belongs to.
 
-    Args:
-        recipe: The whole of which this is a part.
-        candidate: Whose backbone stage two searches; None for another stage.
-        transferred: What the stage ``transfer`` trains; None for another stage.
+    Only the types that implement it know their stage: ``StructuralSearch``, ``ModularSearch`` and ``TransferSearch``.
+    A command chooses one by the stage that the user names, and :func:`~smnas_optuna.search.studies.search_of` by what a
+    study records. Everything else asks for what it needs:
+
+    - The study's owner, ``search/studies.py``, creates the study ``study_name`` with ``settings.objectives``, lets the
+      search ``record`` itself on it, enqueues the ``starts``, and gives the sampler ``space`` and ``order``. It resumes
+      a study only if there are no ``differing_keys``.
+    - A worker looks for ``required_weights`` before its first trial, and trains what ``space`` suggests, with
+      ``settings`` and ``pretrained_weights``, until ``trials`` are evaluated.
+    - Who reports compares with ``references`` and ``baseline``, and shows ``title`` and ``origins``.
+    - A dry run says ``overview`` and ``goal``.
     """
 
-    recipe: Recipe
-    candidate: Candidate | None = None
-    transferred: tuple[Transferred, ...] | None = None
+    @property
+    def recipe(self) -> Recipe:
+        """The whole of which this is a part."""
 
     @property
     def stage(self) -> StageName:
-        """The stage's name."""
-        if self.transferred is not None:
-            return "transfer"
-        return "structural" if self.candidate is None else "modular"
+        """The stage's name, which is that of its section in the recipe."""
 
     @property
     def path(self) -> str:
         """What tells this search from the recipe's others, such as ``structural``, ``modular/C0``, ``transfer``."""
-        return self.stage if self.candidate is None else f"{self.stage}/{self.candidate}"
 
     @property
     def study_name(self) -> str:
-        """The study's name in its database."""
-        return f"{self.recipe.name}/{self.path}"
+        """The study's name in its database: the recipe's name and the path."""
 
     @property
     def settings(self) -> Structural | Modular | Transfer:
         """The recipe's section for the stage."""
-        settings: Structural | Modular | Transfer | None = getattr(self.recipe, self.stage)
-        assert settings is not None
-        return settings
 
     @property
     def trials(self) -> int:
         """How many architectures are to be evaluated."""
-        return len(self.starts) if isinstance(self.settings, Transfer) else self.settings.trials
 
     @property
     def sampler(self) -> SamplerName:
-        """Which sampler proposes; of a list everything is enqueued, so it does not matter there."""
-        return "random" if isinstance(self.settings, Transfer) else self.settings.sampler
+        """Which sampler proposes."""
 
     @property
     def space(self) -> Space:
         """What trials choose from."""
-        if self.transferred is not None:
-            return ListedSpace(self.starts)
-        return self.recipe.structural.space if self.candidate is None else self._candidate_space
 
     @property
     def order(self) -> Callable[[Architecture], Any]:
         """``architecture -> (group, vector)``: the partial order of the space."""
-        if self.transferred is not None:
-            return listed.order
-        return structural.order if self.candidate is None else self._candidate_space.order
 
     @property
     def starts(self) -> tuple[Architecture, ...]:
-        """Architectures to evaluate first.
-
-        They are the recipe's seeds, or the candidate's own backbone and the paper's, or all that is transferred.
-        """
-        if self.transferred is not None:
-            return tuple(each.architecture for each in self.transferred)
-        if self.candidate is None:
-            return tuple(map(Architecture.parse, self.recipe.structural.seeds))
-        return self.baseline, *self._candidate_space.published_starts
+        """Architectures to evaluate first."""
 
     @property
     def references(self) -> tuple[Architecture, ...]:
-        """Architectures that what is found has to beat: those to start from, and in a transfer the baselines."""
-        if self.transferred is None:
-            return self.starts
-        return tuple(each.architecture for each in self.transferred if each.source == Transferred.BASELINE)
+        """Architectures by which the hypervolume is measured."""
 
     @property
-    def baseline(self) -> Architecture:
-        """The candidate with its own backbone as a code, which stage two has to beat."""
-        return self._candidate_space.baseline
-
-    def weights(self, backbone: Backbone) -> str | None:
-        """Return where a backbone's pre-trained weights are, a URI or a file; None to train it from scratch."""
-        found = self._pretrained(backbone)
-        return found.weights if found else None
-
-    def start(self, backbone: Backbone) -> str:
-        """Say what a backbone is trained from: ``scratch``, ``imagenet`` or a file of weights."""
-        weights = self.weights(backbone)
-        return "scratch" if weights is None else "imagenet" if "://" in weights else weights
+    def reference_noun(self) -> str:
+        """What one of the references is called, such as ``starting detector``."""
 
     @property
-    def pretrained(self) -> tuple[Pretrained, ...]:
-        """The weights that the backbones of this search begin with."""
-        if self.candidate is not None:
-            return ()
-        if self.transferred is None:
-            space = self.recipe.structural.space
-            backbones: list[Backbone] = [space.backbone(name) for name in space.backbones]
-        else:
-            backbones = [each.architecture.backbone for each in self.transferred]
-        found = map(self._pretrained, dict.fromkeys(backbones))
-        return tuple(each for each in found if each is not None)
-
-    def _pretrained(self, backbone: Backbone) -> Pretrained | None:
-        if isinstance(self.settings, Transfer) and str(backbone) in self.settings.pretrained:
-            return Pretrained(backbone, str(self.settings.pretrained[str(backbone)]), f"{self.stage}.pretrained")
-        weights, published = self.settings.training.weights, backbone.imagenet_weights
-        if published is None or weights == "none":
-            return None
-        found = str(weights[backbone.family]) if isinstance(weights, dict) else published
-        return Pretrained(backbone, found, f"{self.stage}.training.weights")
+    def baseline(self) -> Architecture | None:
+        """The architecture that the others have to beat; None without one."""
 
     @property
-    def known_objectives(self) -> dict[int, Callable[[Architecture], float]]:
-        """For each objective that is known before a detector is built, by its index, its value for an architecture."""
-        return {
-            index: partial(_known_cost, name)
-            for index, name in enumerate(self.settings.objectives)
-            if name in ("backbone_flops", "backbone_params")
-        }
+    def origins(self) -> Mapping[Architecture, Origin]:
+        """Of a search in which nothing is proposed all architectures, with where they come from; else empty."""
 
-    @cached_property
-    def _candidate_space(self) -> CandidateSpace:
-        assert self.candidate is not None
-        assert self.recipe.modular is not None
-        return self.recipe.modular.space.for_candidate(self.candidate.architecture)
+    def pretrained_weights(self, backbone: Backbone) -> PretrainedWeights | None:
+        """Return the weights that a backbone is trained from; None to train it from scratch."""
+
+    @property
+    def required_weights(self) -> tuple[PretrainedWeights, ...]:
+        """All weights that backbones of this search are trained from."""
+
+    def record(self, study: optuna.Study) -> None:
+        """Record on a study what, beside the recipe, tells this search from others; once more where it has grown.
+
+        Raises:
+            UserError: Another run has made it a different search meanwhile.
+        """
+
+    def differing_keys(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Return the recipe's keys in which a study differs, so that its trials mean something else.
+
+        Args:
+            recorded: The study's user attributes, among them ``recipe``.
+        """
+
+    @property
+    def title(self) -> str:
+        """The study's name, with what it refines, for a line of text."""
+
+    @property
+    def overview(self) -> str:
+        """What a dry run says of the stage's studies and the size of their spaces."""
+
+    def goal(self, n_trials: int | None, sampler: str | None) -> str:
+        """Say what a run would evaluate.
+
+        Args:
+            n_trials: Instead of the recipe's number.
+            sampler: Instead of the recipe's.
+        """
+
+
+def weights_in_recipe(search: Search, backbone: Backbone) -> PretrainedWeights | None:
+    """Return the weights that a stage's ``training.weights`` names for a backbone; a searched one has none."""
+    weights, published = search.settings.training.weights, backbone.imagenet_weights
+    if published is None or weights == "none":
+        return None
+    checkpoint = str(weights[backbone.family]) if isinstance(weights, dict) else published
+    return PretrainedWeights(backbone, checkpoint, f"{search.stage}.training.weights")
+
+
+def known_objectives(objectives: Sequence[str]) -> dict[int, Callable[[Architecture], float]]:
+    """For each objective that is known before a detector is built, by its index, return its value for an architecture.
+
+    Args:
+        objectives: Names of a study's objectives, such as ``backbone_flops``.
+    """
+    return {
+        index: partial(_known_cost, name)
+        for index, name in enumerate(objectives)
+        if name in ("backbone_flops", "backbone_params")
+    }
+
+
+def _known_cost(name: str, architecture: Architecture) -> float:
+    return known_costs(architecture)[name]
 
 
 def known_costs(architecture: Architecture) -> dict[str, int]:
@@ -211,7 +188,3 @@ def known_costs(architecture: Architecture) -> dict[str, int]:
     stages = architecture.backbone_levels[-1]
     costs = backbone_costs(architecture.backbone, architecture.input_size, stages=stages)
     return {"backbone_flops": costs.flops, "backbone_params": costs.params}
-
-
-def _known_cost(name: str, architecture: Architecture) -> float:
-    return known_costs(architecture)[name]

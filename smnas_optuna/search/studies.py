@@ -1,32 +1,31 @@
 """Studies of searches: created or resumed, and read back as what they search."""
 
-import re
 import secrets
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import first_mistake
 from smnas_optuna.samplers import create_sampler
-from smnas_optuna.search.search import Candidate, Search, Transferred
+from smnas_optuna.search import modular, transfer
+from smnas_optuna.search.modular import ModularSearch, recorded_candidates
+from smnas_optuna.search.search import Search, known_objectives
+from smnas_optuna.search.structural import StructuralSearch
+from smnas_optuna.search.transfer import TransferSearch, recorded_transfer
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.storage import database_errors
 
 # Whose versions a study keeps.
 _PACKAGES = ("smnas_optuna", "optuna", "torch", "torchvision", "mmdet", "mmengine")
 
-_PRETRAINED = "transfer.pretrained."
 _MAXIMISED = ("map", "map_50", "map_75")
 # Trials before the sampler's model takes over, or a quarter of a short search.
 _STARTUP_TRIALS = 10
@@ -60,7 +59,7 @@ def open_study(
         seed,
         search.space.suggest,
         search.order,
-        search.known_objectives,
+        known_objectives(search.settings.objectives),
         n_startup_trials=max(1, min(_STARTUP_TRIALS, search.trials // 4)),
         # Trials are begun with the ClaimLock held, see execution/loop.py.
         exclusive=True,
@@ -81,82 +80,32 @@ def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
-        if search.candidate is not None:
-            study.set_user_attr("candidate", _record_of(search))
         study.set_user_attr("versions", {package: version(package) for package in _PACKAGES})
+    search.record(study)
+    if "recipe" not in study.user_attrs:
         # Last: a study without it is taken for one whose maker did not get so far.
         study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
     if "id" not in study.user_attrs:
         # Names and numbers of trials come again in a new database; this does not.
         study.set_user_attr("id", secrets.token_hex(8))
-    _list_transferred(study, search)
     for architecture in search.starts:
         study.enqueue_trial(search.space.params(architecture), skip_if_exists=True)
     return study
 
 
-def _list_transferred(study: optuna.Study, search: Search) -> None:
-    """Record what a study of the stage ``transfer`` trains; what it has recorded keeps its place in the list."""
-    if search.transferred is None:
-        return
-    recorded, wanted = transferred_of(study), list(search.transferred)
-    if wanted[: len(recorded)] != recorded:
-        raise UserError(f"study {study.study_name!r}: another run has added architectures meanwhile; run this again")
-    if wanted != recorded:
-        study.set_user_attr("recipe", search.recipe.model_dump(mode="json"))
-        entries = [{"architecture": str(each.architecture), "source": each.source} for each in wanted]
-        study.set_user_attr("transferred", entries)
+def _type_of(study: optuna.Study) -> type[StructuralSearch | ModularSearch | TransferSearch]:
+    """Return the type of what a study searches, by what it records."""
+    if modular.RECORDED in study.user_attrs:
+        return ModularSearch
+    return TransferSearch if transfer.RECORDED in study.user_attrs else StructuralSearch
 
 
-def transferred_of(study: optuna.Study) -> list[Transferred]:
-    """Return what a study of the stage ``transfer`` trains, in the order of its list."""
-    return _transferred(study.user_attrs)
+def lineage_of(study: optuna.Study) -> str:
+    """Say where a study has its architectures from; nothing for one that searches a whole space, or is no search.
 
-
-def _transferred(attributes: Mapping[str, Any]) -> list[Transferred]:
-    return [
-        Transferred(Architecture.parse(entry["architecture"]), entry["source"])
-        for entry in attributes.get("transferred", ())
-    ]
-
-
-def transferred_in(storage: BaseStorage, recipe: Recipe) -> list[Transferred]:
-    """Return what a recipe's study of the stage ``transfer`` trains; nothing where there is no such study."""
-    name = Search(recipe, transferred=()).study_name
-    if name not in optuna.get_all_study_names(storage):
-        return []
-    return transferred_of(optuna.load_study(study_name=name, storage=storage))
-
-
-def candidates_of(storage: RDBStorage, recipe: Recipe) -> list[Candidate]:
-    """Return the candidates that have studies of stage two, by their numbers."""
-    found = []
-    for study in storage.get_all_studies():
-        recorded = study.user_attrs.get("candidate")
-        if recorded and study.study_name.startswith(f"{recipe.name}/modular/"):
-            found.append(_candidate(study.study_name, recorded))
-    return sorted((candidate for candidate in found if candidate), key=lambda candidate: candidate.number)
-
-
-def _candidate(study_name: str, recorded: dict[str, Any]) -> Candidate | None:
-    """Return the candidate of a study of stage two; None where the name is not one's, as a copy's."""
-    number = re.fullmatch(r"[^/]+/modular/C(\d+)", study_name)
-    if number is None:
-        return None
-    architecture = Architecture.parse(recorded["architecture"])
-    return Candidate(int(number[1]), recorded["study"], recorded["trial"], architecture)
-
-
-def _record_of(search: Search) -> dict[str, Any]:
-    """Return what a study of stage two keeps of its parentage."""
-    candidate = search.candidate
-    assert candidate is not None
-    return {
-        "study": candidate.study,
-        "trial": candidate.trial,
-        "architecture": str(candidate.architecture),
-        "baseline": str(search.baseline),
-    }
+    It needs no recipe that can be used here.
+    """
+    return _type_of(study).lineage_of(study)
 
 
 def search_of(study: optuna.Study) -> Search:
@@ -171,19 +120,24 @@ def search_of(study: optuna.Study) -> Search:
     if recorded is None:
         raise UserError(f"{where}: not made by run_study; it has no recipe")
     try:
-        recipe = Recipe.model_validate(recorded)
-        transferred = tuple(transferred_of(study)) if "transferred" in attributes else None
-        parent = attributes.get("candidate")
-        candidate = _candidate(study.study_name, parent) if parent else None
+        return _type_of(study).of_study(Recipe.model_validate(recorded), study)
     except ValidationError as error:
         made, here = attributes.get("versions", {}).get("smnas_optuna"), version("smnas_optuna")
         made_with = f", made with smnas_optuna {made} where here is {here}," if made not in (None, here) else ""
         raise UserError(f"{where}: its recipe{made_with} cannot be used: {first_mistake(error, recorded)[1]}") from None
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    if parent and candidate is None:
-        raise UserError(f"{where}: a copy; expected a name such as {recipe.name}/modular/C0")
-    return Search(recipe, candidate, transferred)
+
+
+def present_searches(storage: RDBStorage, recipe: Recipe) -> list[Search]:
+    """Return the searches of a recipe that have studies, in the order of the stages."""
+    searches: list[Search] = [
+        StructuralSearch(recipe),
+        *(ModularSearch(recipe, candidate) for candidate in recorded_candidates(storage, recipe)),
+        recorded_transfer(storage, recipe),
+    ]
+    names = set(optuna.get_all_study_names(storage))
+    return [search for search in searches if search.study_name in names]
 
 
 def refuse_other_search(storage: RDBStorage, search: Search) -> None:
@@ -197,19 +151,12 @@ def refuse_other_search(storage: RDBStorage, search: Search) -> None:
         return
     study_id = storage.get_study_id_from_name(name)
     attributes = storage.get_study_user_attrs(study_id)
-    recorded = attributes.get("recipe")
-    if recorded is None:
+    if "recipe" not in attributes:
         # Its maker may have been killed before it could record the recipe; then there is no trial either.
         if storage.get_n_trials(study_id) > 0:
             raise UserError(f"study {name!r}: not made by run_study; choose another name with --set name=")
         return
-    listed = {str(each.architecture.backbone) for each in _transferred(attributes)}
-    different = [
-        key
-        for key in search.recipe.differing_keys(recorded, search.stage)
-        # Of a backbone that comes in only now its weights may come in, too.
-        if not key.startswith(_PRETRAINED) or key.removeprefix(_PRETRAINED) in listed
-    ]
+    different = search.differing_keys(attributes)
     if different:
         raise UserError(
             f"study {name!r}: made from a recipe that differs in {', '.join(different)}; give those their former "

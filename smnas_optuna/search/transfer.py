@@ -1,6 +1,8 @@
-"""What the stage ``transfer`` trains: architectures of other studies or of the zoo, beside the recipe's baselines."""
+"""The stage ``transfer``: architectures of other studies or of the zoo, trained beside the recipe's baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import optuna
 from optuna.storages import BaseStorage
@@ -10,15 +12,194 @@ from optuna.trial import FrozenTrial, TrialState
 from smnas_optuna.detector.zoo import find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.search.search import Search, Transferred
-from smnas_optuna.search.studies import transferred_in
+from smnas_optuna.parts.backbones.backbone import Backbone
+from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName, Transfer
+from smnas_optuna.search.search import Origin, weights_in_recipe
+from smnas_optuna.search_space import listed
+from smnas_optuna.search_space.listed import ListedSpace
 from smnas_optuna.study.study import find_study
+from smnas_optuna.training.job import PretrainedWeights
 
 _FORMS = "STUDY:TRIAL, STUDY:best, STUDY:front, or a zoo detector such as E2"
+_PRETRAINED = "transfer.pretrained."
+# The user attribute of a study of this stage that lists what it trains.
+RECORDED = "transferred"
 
 
-def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]) -> Search:
+@dataclass(frozen=True)
+class Transferred:
+    """An architecture that is trained on the data set of another recipe than it was found with.
+
+    Args:
+        architecture: The architecture, with which nothing of its former training comes along.
+        source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or ``BASELINE``.
+    """
+
+    BASELINE: ClassVar[str] = "baseline"
+
+    architecture: Architecture
+    source: str
+
+
+@dataclass(frozen=True)
+class TransferSearch:
+    """What the study of the stage ``transfer`` trains; see :class:`~smnas_optuna.search.search.Search`.
+
+    Args:
+        recipe: The whole of which this is a part; it has a section ``transfer``.
+        transferred: All that is trained, each once.
+    """
+
+    recipe: Recipe
+    transferred: tuple[Transferred, ...]
+
+    stage: ClassVar[StageName] = "transfer"
+    path: ClassVar[str] = "transfer"
+    # All of the list is enqueued, so it does not matter which one proposes.
+    sampler: ClassVar[SamplerName] = "random"
+    reference_noun: ClassVar[str] = "baseline"
+
+    @classmethod
+    def of_study(cls, recipe: Recipe, study: optuna.Study) -> "TransferSearch":
+        """Return what a study of this stage trains; raises ValueError where parts of that are not known here."""
+        return cls(recipe, tuple(_recorded_in(study.user_attrs)))
+
+    @staticmethod
+    def lineage_of(study: optuna.Study) -> str:
+        """Say what a study trains, and where each is from."""
+        recorded = study.user_attrs[RECORDED]
+        return "Trained here: " + "; ".join(f"{each['architecture']} ({each['source']})" for each in recorded)
+
+    @property
+    def study_name(self) -> str:
+        """The study's name in its database."""
+        return _study_name(self.recipe)
+
+    @property
+    def title(self) -> str:
+        """The study's name."""
+        return self.study_name
+
+    @property
+    def settings(self) -> Transfer:
+        """The recipe's section for this stage."""
+        assert self.recipe.transfer is not None
+        return self.recipe.transfer
+
+    @property
+    def trials(self) -> int:
+        """How many architectures are listed."""
+        return len(self.transferred)
+
+    @property
+    def space(self) -> ListedSpace:
+        """The list."""
+        return ListedSpace(self.starts)
+
+    @property
+    def order(self) -> Callable[[Architecture], Any]:
+        """``architecture -> (group, vector)`` with which nothing precedes another."""
+        return listed.order
+
+    @property
+    def starts(self) -> tuple[Architecture, ...]:
+        """Everything on the list."""
+        return tuple(each.architecture for each in self.transferred)
+
+    @property
+    def references(self) -> tuple[Architecture, ...]:
+        """The baselines."""
+        return tuple(each.architecture for each in self.transferred if each.source == Transferred.BASELINE)
+
+    @property
+    def baseline(self) -> Architecture | None:
+        """The first baseline."""
+        return next(iter(self.references), None)
+
+    @property
+    def origins(self) -> dict[Architecture, Origin]:
+        """Where each architecture on the list is from, and what it is trained from."""
+        return {
+            each.architecture: Origin(each.source, self._initialisation(each.architecture.backbone))
+            for each in self.transferred
+        }
+
+    def pretrained_weights(self, backbone: Backbone) -> PretrainedWeights | None:
+        """Return the weights under ``pretrained`` in the recipe, or else those of ``training.weights``."""
+        checkpoint = self.settings.pretrained.get(str(backbone))
+        if checkpoint is not None:
+            return PretrainedWeights(backbone, str(checkpoint), f"{self.stage}.pretrained")
+        return weights_in_recipe(self, backbone)
+
+    @property
+    def required_weights(self) -> tuple[PretrainedWeights, ...]:
+        """The weights of all backbones on the list."""
+        backbones = dict.fromkeys(each.architecture.backbone for each in self.transferred)
+        return tuple(filter(None, map(self.pretrained_weights, backbones)))
+
+    def _initialisation(self, backbone: Backbone) -> str:
+        weights = self.pretrained_weights(backbone)
+        if weights is None:
+            return "scratch"
+        return "imagenet" if "://" in weights.checkpoint else weights.checkpoint
+
+    def record(self, study: optuna.Study) -> None:
+        """Record what the study trains; what it has recorded keeps its place in the list.
+
+        Raises:
+            UserError: Another run has added architectures meanwhile.
+        """
+        recorded, wanted = _recorded_in(study.user_attrs), list(self.transferred)
+        if wanted[: len(recorded)] != recorded:
+            raise UserError(
+                f"study {study.study_name!r}: another run has added architectures meanwhile; run this again"
+            )
+        if wanted != recorded:
+            # First: of a backbone that comes in, its weights may have come in, too.
+            study.set_user_attr("recipe", self.recipe.model_dump(mode="json"))
+            entries = [{"architecture": str(each.architecture), "source": each.source} for each in wanted]
+            study.set_user_attr(RECORDED, entries)
+
+    def differing_keys(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Return the recipe's keys in which a study differs."""
+        backbones = {str(each.architecture.backbone) for each in _recorded_in(recorded)}
+        return [
+            key
+            for key in self.recipe.differing_keys(recorded["recipe"], self.stage)
+            # Of a backbone that comes in only now its weights may come in, too.
+            if not key.startswith(_PRETRAINED) or key.removeprefix(_PRETRAINED) in backbones
+        ]
+
+    @property
+    def overview(self) -> str:
+        """The study, and the length of its list."""
+        return f"study {self.study_name}: {self.trials} detectors"
+
+    def goal(self, n_trials: int | None, sampler: str | None) -> str:
+        """Say what a run would evaluate: everything, whatever the arguments."""
+        return "a run would evaluate all of them"
+
+
+def recorded_transfer(storage: BaseStorage, recipe: Recipe) -> TransferSearch:
+    """Return what a recipe's study of this stage trains; nothing where there is no such study."""
+    name = _study_name(recipe)
+    if name not in optuna.get_all_study_names(storage):
+        return TransferSearch(recipe, ())
+    return TransferSearch.of_study(recipe, optuna.load_study(study_name=name, storage=storage))
+
+
+def _study_name(recipe: Recipe) -> str:
+    return f"{recipe.name}/{TransferSearch.path}"
+
+
+def _recorded_in(attributes: Mapping[str, Any]) -> list[Transferred]:
+    return [
+        Transferred(Architecture.parse(entry["architecture"]), entry["source"])
+        for entry in attributes.get(RECORDED, ())
+    ]
+
+
+def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]) -> TransferSearch:
     """Return the search that trains what its study lists already, the recipe's baselines, and what sources name.
 
     Args:
@@ -32,20 +213,20 @@ def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]
             weights of a backbone that no detector has.
     """
     assert recipe.transfer is not None
-    listed = transferred_in(storage, recipe)
-    listed += [Transferred(Architecture.parse(text), Transferred.BASELINE) for text in recipe.transfer.baselines]
+    wanted = list(recorded_transfer(storage, recipe).transferred)
+    wanted += [Transferred(Architecture.parse(text), Transferred.BASELINE) for text in recipe.transfer.baselines]
     for source in sources:
-        listed += _resolve(storage, source)
+        wanted += _resolve(storage, source)
     # The first one keeps its place and the word of where it is from.
-    distinct = {each.architecture: each for each in reversed(listed)}
-    transferred = tuple(distinct[architecture] for architecture in dict.fromkeys(each.architecture for each in listed))
+    distinct = {each.architecture: each for each in reversed(wanted)}
+    transferred = tuple(distinct[architecture] for architecture in dict.fromkeys(each.architecture for each in wanted))
     if not transferred:
         raise UserError(f"--stage transfer: nothing to train; expected --from with {_FORMS}, or transfer.baselines")
     backbones = dict.fromkeys(str(each.architecture.backbone) for each in transferred)
     for text in recipe.transfer.pretrained:
         if text not in backbones:
             raise UserError(f"transfer.pretrained.{text}: nothing has this backbone; expected {', '.join(backbones)}")
-    return Search(recipe, transferred=transferred)
+    return TransferSearch(recipe, transferred)
 
 
 def _resolve(storage: BaseStorage, source: str) -> list[Transferred]:

@@ -117,7 +117,7 @@ def requeue_interrupted(study: optuna.Study, trials: Sequence[FrozenTrial]) -> l
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             RetryHeartbeatStaleTrialCallback()(study, repeat)
-    return [trial.number for trial in left if outcome_of(trial) is Outcome.INTERRUPTED]
+    return [trial.number for trial in left]
 
 
 def retry_too_large(study: optuna.Study, trials: Sequence[FrozenTrial], memory: int) -> None:
@@ -133,10 +133,15 @@ def retry_too_large(study: optuna.Study, trials: Sequence[FrozenTrial], memory: 
             study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
 
 
-def belonging_of(study: optuna.Study, trial: FrozenTrial) -> Belonging:
-    """Return what tells a trial from every other one, also of studies of the same name in other databases."""
-    first = (*interrupted_before(trial), trial.number)[0]
-    return Belonging(study.user_attrs.get("id", ""), study.study_name, trial.number, first)
+def belonging_of(study: optuna.Study, number: int, repeated: Sequence[int]) -> Belonging:
+    """Return what tells a trial from every other one, also of studies of the same name in other databases.
+
+    Args:
+        study: The trial's.
+        number: The trial's.
+        repeated: Numbers of the interrupted trials that it repeats, see :func:`interrupted_before`.
+    """
+    return Belonging(study.user_attrs.get("id", ""), study.study_name, number, (*repeated, number)[0])
 
 
 def interrupted_before(trial: FrozenTrial) -> list[int]:

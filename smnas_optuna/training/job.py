@@ -69,28 +69,28 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """Weights that a backbone begins with.
+class PretrainedWeights:
+    """Weights that a backbone is trained from.
 
     Args:
         backbone: Which backbone.
-        weights: A checkpoint's URI or file.
-        key: Of the recipe, which asks for them.
+        checkpoint: A checkpoint's URI or file.
+        key: The recipe's key that asks for them.
     """
 
     backbone: Backbone
-    weights: str
+    checkpoint: str
     key: str
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs to be there: the recipe's device, and the pre-trained weights that a stage begins with.
+    """What a run needs to be there: the recipe's device, and the pre-trained weights of a stage's backbones.
 
     Args:
         recipe: The recipe.
         stage: The stage of it that is searched.
-        pretrained: The weights.
+        weights: The weights.
         gpus: As of Job.
         sharing: Workers that use the device at the same time, each with a training of its own.
         workers: Workers on this machine.
@@ -98,14 +98,14 @@ class Demand:
 
     recipe: Recipe
     stage: StageName
-    pretrained: tuple[Pretrained, ...] = ()
+    weights: tuple[PretrainedWeights, ...] = ()
     gpus: tuple[str, ...] | None = None
     sharing: int = 1
     workers: int = 1
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CostRequest:
     """Architectures to be costed only, as detectors of ``classes`` object classes."""
 
     architectures: tuple[Architecture, ...]

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from smnas_optuna.errors import EvaluationInterrupted, UserError
 from smnas_optuna.timing import gpus
-from smnas_optuna.training.job import Candidates, Comparison, Costs, Demand, Event, Failure, Job, Target
+from smnas_optuna.training.job import Comparison, CostRequest, Costs, Demand, Event, Failure, Job, Target
 from smnas_optuna.training.outcome import Outcome
 
 _TRAINING = "smnas_optuna.training.training"
@@ -122,9 +122,9 @@ def visible_gpus(output: Path) -> tuple[tuple[str, ...], str]:
     return names, problem
 
 
-def count(candidates: Candidates, output: Path) -> list[Costs]:
+def count(request: CostRequest, output: Path) -> list[Costs]:
     """Return the costs of architectures, in their order."""
-    costs = _call("count", candidates, output)
+    costs = _call("count", request, output)
     return [cost for cost in costs if isinstance(cost, Costs)]
 
 

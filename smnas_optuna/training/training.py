@@ -45,7 +45,7 @@ from smnas_optuna.training.distributed import ProcessFailed, backend, in_child, 
 from smnas_optuna.training.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
 from smnas_optuna.training.fitting import fit_batch, gpu_memory, machine_memory, usable_memory
 from smnas_optuna.training.job import (
-    Candidates,
+    CostRequest,
     Costs,
     Demand,
     Event,
@@ -92,10 +92,10 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         if kind == "cpu" and settings.detector.norm == "SyncBN":
             raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
     settings = recipe.stages[demand.stage]
-    for each in demand.pretrained:
+    for each in demand.weights:
         config = each.backbone.config(BACKBONE_LEVELS, settings.detector)
-        place = f"{each.key}: {each.weights} for {each.backbone}"
-        check_weights(place, each.weights, config, otherwise="a file per backbone, or none to train from scratch")
+        place = f"{each.key}: {each.checkpoint} for {each.backbone}"
+        check_weights(place, each.checkpoint, config, otherwise="a file per backbone, or none to train from scratch")
     name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()
     # Each process of a training has a GPU of its own, but all of them share the machine's memory.
     processes = 1 if gpus else device.gpus_per_trial
@@ -174,10 +174,10 @@ def visible_gpus(_: None, report: Callable[[tuple[tuple[str, ...], str]], None])
     report((tuple(usable), found.problem if found.listed else ""))
 
 
-def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
+def count(request: CostRequest, report: Callable[[Costs], None]) -> None:
     """Report the costs of each of some architectures, in their order, without training anything."""
-    for architecture in candidates.architectures:
-        model = model_config(architecture, classes=candidates.classes, detector=candidates.detector)
+    for architecture in request.architectures:
+        model = model_config(architecture, classes=request.classes, detector=request.detector)
         report(Costs(*count_costs(model, architecture.input_size)))
 
 

@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.loop import Run
-from smnas_optuna.execution.worker import Tell
+from smnas_optuna.execution.worker import Send
 from smnas_optuna.samplers import create_sampler
-from smnas_optuna.search.objective import Turn
+from smnas_optuna.search.objective import TrialContext
 from smnas_optuna.study.patient_storage import PATIENCE
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import counts_toward_total
@@ -39,13 +39,13 @@ class CheapObjective:
 
     seconds: float
 
-    def __call__(self, trial: optuna.Trial, turn: Turn) -> tuple[float, float]:
+    def __call__(self, trial: optuna.Trial, context: TrialContext) -> tuple[float, float]:
         architecture = suggest(trial)
         trial.set_user_attr("architecture", str(architecture))
-        turn.claimed()
+        context.release_claim()
         trial.set_user_attr("is_training", True)
-        connection.wait(list(turn.ends), timeout=self.seconds)  # type: ignore[arg-type]  # all have a fileno
-        turn.check()
+        connection.wait(list(context.ends), timeout=self.seconds)  # type: ignore[arg-type]  # all have a fileno
+        context.check()
         a, b, c, block = architecture
         bonus = {"basic": 0.0, "bottleneck": 0.1, "inverted": 0.05}[block]
         trial.set_user_attr("map", bonus)
@@ -53,7 +53,7 @@ class CheapObjective:
 
 
 @dataclass(frozen=True)
-class CheapOrder:
+class CheapAssignment:
     """Bring the study ``cheap`` to ``total`` trials."""
 
     worker: int
@@ -63,7 +63,7 @@ class CheapOrder:
     sampler: str = "pop"
     lease_seconds: float = 1.0
 
-    def runs(self, tell: Tell) -> dict[str, Run]:
+    def runs(self, send: Send) -> dict[str, Run]:
         storage = open_storage(self.url, create=False, lease_seconds=self.lease_seconds, patience=PATIENCE)
         sampler = create_sampler(self.sampler, self.worker, suggest, order, exclusive=True)
         study = optuna.load_study(study_name="cheap", storage=storage, sampler=sampler)
@@ -71,13 +71,13 @@ class CheapOrder:
 
 
 @dataclass(frozen=True)
-class MistakenOrder:
+class MistakenAssignment:
     """End at once with a mistake of the user's, of so many letters."""
 
     worker: int
     letters: int
 
-    def runs(self, tell: Tell) -> dict[str, Run]:
+    def runs(self, send: Send) -> dict[str, Run]:
         raise UserError(self.letters * "x")
 
 

@@ -11,7 +11,7 @@ from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import counts_toward_total
 from smnas_optuna.training.process import context, preload
-from tests.execution.cheap import CheapOrder, MistakenOrder, check, create_cheap_study
+from tests.execution.cheap import CheapAssignment, MistakenAssignment, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
 
@@ -34,14 +34,14 @@ def test_workers_share_a_study_and_reach_its_total_exactly(url: str) -> None:
     create_cheap_study(url)
     heard: list[Message] = []
     said: list[str] = []
-    supervise([CheapOrder(worker, url, 30, 0.05) for worker in range(4)], heard.append, said.append)
+    supervise([CheapAssignment(worker, url, 30, 0.05) for worker in range(4)], heard.append, said.append)
     assert said == []
     assert len(check(url, 30).trials) == 30
     finished = [message for message in heard if isinstance(message, Finished)]
     assert sorted(message.trial.number for message in finished) == list(range(30))
     assert len({message.worker for message in finished}) == 4
     # Once more there is nothing to do.
-    supervise([CheapOrder(0, url, 30, 0.05)], heard.append, said.append)
+    supervise([CheapAssignment(0, url, 30, 0.05)], heard.append, said.append)
     assert len(check(url, 30).trials) == 30
 
 
@@ -60,7 +60,7 @@ def test_a_search_survives_killed_workers_and_a_restarting_server(
         finished += isinstance(message, Finished)
 
     with Wrecker(workers, lambda: finished, postgresql, away=[away, 0.5]) as wrecker:
-        supervise([CheapOrder(worker, url, trials, 0.5) for worker in range(8)], hear, said.append)
+        supervise([CheapAssignment(worker, url, trials, 0.5) for worker in range(8)], hear, said.append)
     assert wrecker.restarts == 2
     assert wrecker.kills >= 8
     check(url, trials)
@@ -76,18 +76,18 @@ def test_an_interrupt_ends_every_worker_and_loses_nothing(tmp_path: Path) -> Non
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        supervise([CheapOrder(worker, url, 30, 0.2) for worker in range(3)], interrupt, lambda line: None)
+        supervise([CheapAssignment(worker, url, 30, 0.2) for worker in range(3)], interrupt, lambda line: None)
     assert workers() == []
     study = optuna.load_study(study_name="cheap", storage=open_storage(url, create=False))
     assert 1 <= sum(map(counts_toward_total, study.trials)) < 30
-    supervise([CheapOrder(worker, url, 30, 0.0) for worker in range(3)], lambda message: None, lambda line: None)
+    supervise([CheapAssignment(worker, url, 30, 0.0) for worker in range(3)], lambda message: None, lambda line: None)
     check(url, 30)
 
 
 def test_a_worker_that_is_ended_while_it_says_its_last_ends_in_order() -> None:
     receiver, sender = context.Pipe(duplex=False)
     # More than a pipe holds: the worker waits in the middle of its message.
-    process = context.Process(target=_enter, args=(MistakenOrder(0, 2**22), sender))
+    process = context.Process(target=_enter, args=(MistakenAssignment(0, 2**22), sender))
     process.start()
     sender.close()
     assert receiver.poll(60)

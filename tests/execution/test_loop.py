@@ -1,5 +1,6 @@
-"""Two workers that propose the same architecture, since a restart of the server has ended the lock of one."""
+"""A worker's loop: what it reads, and how two workers agree though a restart of the server has ended a lock."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from smnas_optuna.execution.interruption import Interruption
-from smnas_optuna.execution.loop import Run
-from smnas_optuna.search.objective import Turn
+from smnas_optuna.execution.loop import Run, search_all
+from smnas_optuna.search.objective import TrialContext
 from smnas_optuna.study.storage import open_storage
 from tests.servers import PostgreSQL
 
@@ -25,16 +26,16 @@ class Silent:
     def lost(self, run: Run, number: int) -> None: ...
 
 
-def open_run(url: str, objective: Callable[[optuna.Trial, Turn], tuple[float, ...]]) -> Run:
+def open_run(url: str, objective: Callable[[optuna.Trial, TrialContext], tuple[float, ...]], name: str = "pair") -> Run:
     storage = open_storage(url, lease_seconds=1.0)
-    study = optuna.create_study(storage=storage, study_name="pair", load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
     study.sampler = optuna.samplers.RandomSampler()
     return Run(study, storage, objective, total=2, size=9)
 
 
-def propose(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+def propose(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
     trial.set_user_attr("architecture", str(trial.suggest_int("depth", 1, 9)))
-    turn.claimed()
+    context.release_claim()
     return (0.0,)
 
 
@@ -51,7 +52,7 @@ def lose_lock(run: Run, url: str) -> None:
 def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_written: bool) -> None:
     url = postgresql.create_database()
 
-    def interrupted(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+    def interrupted(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
         depth = trial.suggest_int("depth", 1, 9)
         if is_written:
             trial.set_user_attr("architecture", str(depth))
@@ -59,7 +60,7 @@ def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_wri
         second.study.enqueue_trial({"depth": 5})
         assert second.advance(Silent(), Interruption())
         trial.set_user_attr("architecture", str(depth))
-        turn.claimed()
+        context.release_claim()
         return (1.0,)
 
     first, second = open_run(url, interrupted), open_run(url, propose)
@@ -80,9 +81,9 @@ def test_of_two_that_propose_the_same_one_goes_on(postgresql: PostgreSQL, is_wri
 def test_what_nobody_else_has_goes_on_although_the_lock_was_lost(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
 
-    def interrupted(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+    def interrupted(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
         lose_lock(run, url)
-        return propose(trial, turn)
+        return propose(trial, context)
 
     run = open_run(url, interrupted)
     assert run.advance(Silent(), Interruption())
@@ -112,10 +113,10 @@ def test_an_error_of_a_sampler_is_raised_though_the_trial_before_was_taken_over(
             if trial.number == 1:
                 raise RuntimeError("a bug")
 
-    def taken_over(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
+    def taken_over(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
         last = run.storage.sign_of_life(trial._trial_id)
         assert run.storage.take_over(trial._trial_id, last, {"outcome": "interrupted", "taken_over_by": "x"})
-        return propose(trial, turn)
+        return propose(trial, context)
 
     run = open_run(url, taken_over)
     run.study.sampler = Failing(seed=0)
@@ -125,8 +126,8 @@ def test_an_error_of_a_sampler_is_raised_though_the_trial_before_was_taken_over(
 
 
 def test_an_objective_that_is_not_a_number_fails_and_is_not_repeated(url: str) -> None:
-    def diverge(trial: optuna.Trial, turn: Turn) -> tuple[float, ...]:
-        propose(trial, turn)
+    def diverge(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
+        propose(trial, context)
         return (float("nan"),)
 
     run = open_run(url, diverge)
@@ -135,3 +136,30 @@ def test_an_objective_that_is_not_a_number_fails_and_is_not_repeated(url: str) -
     (trial,) = run.study.trials
     assert trial.user_attrs["outcome"] == "diverged"
     assert run.look().done == 1
+
+
+def test_a_worker_reads_the_trials_of_a_study_once_for_each_trial_that_it_runs(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, left, right = (open_run(url, propose, name) for name in ("single", "left", "right"))
+    for each in (run, left, right):
+        for depth in (3, 5):
+            each.study.enqueue_trial({"depth": depth})
+    reads = Counter[str]()
+    read_trials = optuna.Study.get_trials
+
+    def counted(study: optuna.Study, *args: Any, **others: Any) -> list[optuna.trial.FrozenTrial]:
+        reads[study.study_name] += 1
+        return read_trials(study, *args, **others)
+
+    monkeypatch.setattr(optuna.Study, "get_trials", counted)
+    for total in (1, 2):
+        assert run.advance(Silent(), Interruption())
+        assert reads == {"single": total}
+    # That nothing is left is read once more, and how the study has ended.
+    search_all([run], Silent(), Interruption())
+    assert reads == {"single": 4}
+    # Of several studies each is read before each trial, too, to choose the one that is furthest behind.
+    reads.clear()
+    search_all([left, right], Silent(), Interruption())
+    assert reads == {"left": 2 + 4 + 1, "right": 2 + 4 + 2}

@@ -17,11 +17,11 @@ from optuna.trial import TrialState
 
 from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import Run
-from smnas_optuna.execution.worker import Finished, Message, Requeued, Tell
-from smnas_optuna.search.objective import Turn
+from smnas_optuna.execution.worker import Finished, Message, Requeued, Send
+from smnas_optuna.search.objective import TrialContext
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.process import preload
-from tests.execution.cheap import CheapOrder, check, create_cheap_study, suspend_in_training
+from tests.execution.cheap import CheapAssignment, check, create_cheap_study, suspend_in_training
 from tests.servers import PostgreSQL
 
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
@@ -29,13 +29,13 @@ _WORK = """
 import sys
 from smnas_optuna.training.process import preload
 from smnas_optuna.execution.local import supervise
-from tests.execution.cheap import CheapOrder
+from tests.execution.cheap import CheapAssignment
 
 def hear(message):
     print(type(message).__name__, message.trial if isinstance(message.trial, int) else message.trial.number, flush=True)
 
 preload(training=False)
-supervise([CheapOrder(1, sys.argv[1], int(sys.argv[2]), 0.5, lease_seconds=0.5)], hear, print)
+supervise([CheapAssignment(1, sys.argv[1], int(sys.argv[2]), 0.5, lease_seconds=0.5)], hear, print)
 """
 
 
@@ -63,7 +63,7 @@ def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_w
                 for process in suspended:
                     process.resume()
 
-        supervise([CheapOrder(0, url, 60, 0.3, lease_seconds=0.5)], hear, lambda line: None)
+        supervise([CheapAssignment(0, url, 60, 0.3, lease_seconds=0.5)], hear, lambda line: None)
         told = container.stdout.read()
         assert container.wait() == 0
     assert len(taken) == 1
@@ -77,21 +77,21 @@ def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_w
 def test_a_worker_of_this_machine_keeps_its_trial_however_long_it_is_suspended(url: str) -> None:
     create_cheap_study(url)
     suspended: list[psutil.Process] = []
-    resumed: list[int] = []
+    ended: list[int] = []
 
     def hear(message: Message) -> None:
         assert isinstance(message, Finished)
+        ended.append(message.trial.number)
         worker = message.trial.user_attrs["worker"]
         if not suspended:
             suspended.append(psutil.Process(int(worker.split(":")[1])))
             suspend_in_training(url, worker, suspended)
-        elif message.done == 20:
-            resumed.append(message.done)
+        elif len(ended) == 20:
             suspended[0].resume()
 
-    orders = [CheapOrder(worker, url, 21, 0.4, lease_seconds=0.2) for worker in range(2)]
-    supervise(orders, hear, pytest.fail)
-    assert resumed == [20]
+    assignments = [CheapAssignment(worker, url, 21, 0.4, lease_seconds=0.2) for worker in range(2)]
+    supervise(assignments, hear, pytest.fail)
+    assert len(ended) == 21
     study = check(url, 21)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
@@ -106,8 +106,8 @@ def test_an_outage_that_is_longer_than_a_lease_ends_no_trial(postgresql: Postgre
             outage.append(threading.Thread(target=postgresql.restart, args=(8.0,)))
             outage[0].start()
 
-    orders = [CheapOrder(worker, url, 16, 4.0, lease_seconds=0.5) for worker in range(4)]
-    supervise(orders, hear, pytest.fail)
+    assignments = [CheapAssignment(worker, url, 16, 4.0, lease_seconds=0.5) for worker in range(4)]
+    supervise(assignments, hear, pytest.fail)
     outage[0].join()
     study = check(url, 16)
     states = [trial.state for trial in study.trials]
@@ -124,23 +124,23 @@ class SignallingSampler(optuna.samplers.RandomSampler):
 
 
 @dataclass(frozen=True)
-class SignalledOrder:
+class SignalledAssignment:
     """Run one worker that is ended while Optuna ends its trial and, where ``before``, while it evaluates as well."""
 
     worker: int
     url: str
     before: bool
 
-    def runs(self, tell: Tell) -> dict[str, Run]:
+    def runs(self, send: Send) -> dict[str, Run]:
         storage = open_storage(self.url)
         study = optuna.load_study(study_name="cheap", storage=storage, sampler=SignallingSampler(seed=0))
 
-        def objective(trial: optuna.Trial, turn: Turn) -> tuple[float, float]:
+        def objective(trial: optuna.Trial, context: TrialContext) -> tuple[float, float]:
             trial.set_user_attr("architecture", str(trial.suggest_int("depth", 1, 9)))
-            turn.claimed()
+            context.release_claim()
             if self.before:
                 os.kill(os.getpid(), signal.SIGTERM)
-                turn.check()
+                context.check()
             return 0.5, 1.0
 
         return {"cheap": Run(study, storage, objective, total=3, size=9)}
@@ -150,7 +150,7 @@ class SignalledOrder:
 def test_a_signal_while_optuna_ends_a_trial_leaves_none_running(url: str, before: bool) -> None:
     create_cheap_study(url)
     said: list[str] = []
-    supervise([SignalledOrder(0, url, before)], lambda message: None, said.append)
+    supervise([SignalledAssignment(0, url, before)], lambda message: None, said.append)
     assert said == []
     (trial,) = optuna.load_study(study_name="cheap", storage=url).trials
     assert trial.state == (TrialState.FAIL if before else TrialState.COMPLETE)

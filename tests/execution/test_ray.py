@@ -10,7 +10,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.execution.ray import connect, places, sharing, supervise_on_ray
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.recipe.settings import Device
-from tests.execution.cheap import CheapOrder, check, create_cheap_study
+from tests.execution.cheap import CheapAssignment, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.ray_cluster import ray_cluster
 from tests.servers import PostgreSQL
@@ -53,7 +53,7 @@ def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreS
             finished += 1
 
     with Wrecker(workers, lambda: finished, postgresql, away=[0.5, 0.5]) as wrecker:
-        supervise_on_ray(DEVICE, [CheapOrder(worker, url, trials, 0.5) for worker in range(8)], hear, said.append)
+        supervise_on_ray(DEVICE, [CheapAssignment(worker, url, trials, 0.5) for worker in range(8)], hear, said.append)
     assert finished > trials // 3
     assert wrecker.restarts == 2
     assert wrecker.kills >= 8

@@ -14,7 +14,7 @@ from optuna_dashboard import get_note
 
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.dashboard import PARETO_FIGURE, DashboardUpdater, describe_study, describe_trial, trial_note
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.study.storage import open_storage
 from tests.browser import open_page
 
@@ -64,14 +64,14 @@ def test_the_study_has_a_note_with_its_front_and_the_figure_under_a_fixed_name(s
 
 def test_describing_a_study_again_leaves_no_more_attributes(study: optuna.Study, searched: Path) -> None:
     before = set(study._storage.get_study_system_attrs(study._study_id))
-    search = Search(load_recipe(str(searched / "tiny.yaml")))
+    search = StructuralSearch(load_recipe(str(searched / "tiny.yaml")))
     describe_study(open_storage(f"sqlite:///{searched}/smnas.db"), search)
     assert set(study._storage.get_study_system_attrs(study._study_id)) == before
 
 
 def test_the_dashboard_is_updated_at_most_once_a_minute(tmp_path: Path, tiny_recipe: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/smnas.db")
-    search = Search(load_recipe(str(tiny_recipe)))
+    search = StructuralSearch(load_recipe(str(tiny_recipe)))
     dashboard = DashboardUpdater(storage, [search])
     dashboard.refresh(search.path)  # there is no study yet
     study = optuna.create_study(study_name=search.study_name, storage=storage, directions=["maximize", "minimize"])

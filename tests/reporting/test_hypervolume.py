@@ -13,8 +13,10 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.hypervolume import hypervolume_text, measure_hypervolume
 from smnas_optuna.reporting.study_results import results_of
-from smnas_optuna.search.search import Candidate, Search, Transferred
+from smnas_optuna.search.modular import Candidate, ModularSearch
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
+from smnas_optuna.search.transfer import Transferred, TransferSearch
 from smnas_optuna.study.storage import open_storage
 from tests.reporting.synthetic_study import finished, make_study, studies
 
@@ -23,12 +25,12 @@ OTHER = "64x48 ResNet18(w=8) FPN(P2-P3,c=16) RPN 2FC"
 
 
 @pytest.fixture
-def search(tiny_recipe: Path) -> Search:
-    return Search(load_recipe(str(tiny_recipe), [f"structural.seeds={list(SEEDS)}"]))
+def search(tiny_recipe: Path) -> StructuralSearch:
+    return StructuralSearch(load_recipe(str(tiny_recipe), [f"structural.seeds={list(SEEDS)}"]))
 
 
 @pytest.fixture
-def study(search: Search, tmp_path: Path) -> optuna.Study:
+def study(search: StructuralSearch, tmp_path: Path) -> optuna.Study:
     return open_study(open_storage(f"sqlite:///{tmp_path}/tiny.db"), search)
 
 
@@ -130,16 +132,16 @@ def test_a_starting_detector_that_is_evaluated_again_is_waited_for(study: optuna
 
 
 def test_a_candidates_own_backbone_and_a_transfers_baselines_are_what_it_is_relative_to(
-    search: Search, tmp_path: Path
+    search: StructuralSearch, tmp_path: Path
 ) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
-    second = Search(search.recipe, Candidate(0, "tiny/structural", 0, Architecture.parse(SEEDS[0])))
+    second = ModularSearch(search.recipe, Candidate(0, "tiny/structural", 0, Architecture.parse(SEEDS[0])))
     study = open_study(storage, second)
     study.add_trials([finished(0.3, 1e9, architecture=str(start)) for start in second.starts])
     study.add_trial(finished(0.6, 1e9, architecture="better"))
     assert hypervolume_text(study).startswith("2.00 times that of the ")
     listed = [Transferred(Architecture.parse(OTHER), "E0"), Transferred(Architecture.parse(SEEDS[1]), "baseline")]
-    transfer = open_study(storage, Search(search.recipe, transferred=tuple(listed)))
+    transfer = open_study(storage, TransferSearch(search.recipe, tuple(listed)))
     transfer.add_trials([finished(0.3, 10.0, architecture=OTHER), finished(0.3, 20.0, architecture=SEEDS[1])])
     assert hypervolume_text(transfer) == "1.50 times that of the baseline"
 

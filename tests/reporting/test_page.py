@@ -15,7 +15,8 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.quantity import MISSING
-from smnas_optuna.search.search import Candidate, Search
+from smnas_optuna.search.modular import Candidate, ModularSearch
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
@@ -129,7 +130,7 @@ def test_all_trials_can_be_had_as_csv(tmp_path: Path) -> None:
 def test_the_hypervolume_beside_the_seeds_the_violations_and_the_versions_are_told(tmp_path: Path) -> None:
     seed, larger = (f"{size} ResNet50 FPN(P1-P5,c=256) RPN 2FC" for size in ("800x600", "1333x800"))
     recipe = load_recipe("coco", [f"structural.seeds=['{seed}']"])
-    study = open_study(open_storage(f"sqlite:///{tmp_path}/coco.db"), Search(recipe))
+    study = open_study(open_storage(f"sqlite:///{tmp_path}/coco.db"), StructuralSearch(recipe))
     measured = {seed: (0.3, 20.0), larger: (0.2, 40.0), larger.replace("2FC", "Cascade(n=3)"): (0.4, 35.0)}
     for text, values in measured.items():
         space = recipe.structural.space
@@ -166,11 +167,11 @@ def test_a_recipe_that_cannot_be_used_is_told_with_its_cause_and_hides_no_more_t
     storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
     found = Architecture.parse(recipe.structural.seeds[0])
     measured: dict[str, Any] = {"map": 0.3, "latency_ms": 20.0, "latency_spread_ms": 1.0}
-    first = open_study(storage, Search(recipe))
+    first = open_study(storage, StructuralSearch(recipe))
     first.add_trial(finished(0.3, 20.0, architecture=str(found), **measured))
     candidate = Candidate(0, first.study_name, 1, found)
-    second = open_study(storage, Search(recipe, candidate))
-    second.add_trial(finished(0.4, 1e9, architecture=str(Search(recipe, candidate).baseline), **measured))
+    second = open_study(storage, ModularSearch(recipe, candidate))
+    second.add_trial(finished(0.4, 1e9, architecture=str(ModularSearch(recipe, candidate).baseline), **measured))
     assert "does not show" not in read_report(second, tmp_path).text
     second.set_user_attr("recipe", {**second.user_attrs["recipe"], key: value})
     second.set_user_attr("versions", {"smnas_optuna": "0.0.1"})
@@ -247,12 +248,12 @@ def test_a_report_reads_the_trials_of_each_study_once(
     storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
     found = Architecture.parse(recipe.structural.seeds[0])
     measured: dict[str, Any] = {"map": 0.3, "latency_ms": 20.0, "latency_spread_ms": 1.0}
-    first = open_study(storage, Search(recipe))
+    first = open_study(storage, StructuralSearch(recipe))
     first.add_trial(finished(0.3, 20.0, architecture=str(found), **measured))
     candidates = [Candidate(number, first.study_name, 1, found) for number in range(2)]
-    seconds = [open_study(storage, Search(recipe, candidate)) for candidate in candidates]
+    seconds = [open_study(storage, ModularSearch(recipe, candidate)) for candidate in candidates]
     for study, candidate in zip(seconds, candidates, strict=True):
-        study.add_trial(finished(0.4, 1e9, architecture=str(Search(recipe, candidate).baseline), **measured))
+        study.add_trial(finished(0.4, 1e9, architecture=str(ModularSearch(recipe, candidate).baseline), **measured))
     reads = []
     # Where a study's own cache asks the database.
     read = storage._get_trials

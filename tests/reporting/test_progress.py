@@ -1,10 +1,17 @@
 import io
+import itertools
+from pathlib import Path
 
 import optuna
+from optuna.trial import create_trial
 from rich.console import Console
 
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
-from smnas_optuna.reporting.progress import SearchProgress
+from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.reporting.progress import SearchProgress, StudyReader, StudyState
+from smnas_optuna.search.structural import StructuralSearch
+from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.job import Costs, Progress, Resumed, Target
 
 TARGET = Target("cpu", "AMD EPYC", 1, 2**30, {})
@@ -15,12 +22,12 @@ def heard(worker: int, trial: int, *events: Costs | Progress | Resumed) -> list[
     return [Heard(worker, "structural", trial, "96x72 ResNet18 RetinaNet", event) for event in events]
 
 
-def finished(worker: int, number: int, done: int, **attributes: object) -> Finished:
+def finished(worker: int, number: int, **attributes: object) -> Finished:
     state = optuna.trial.TrialState.FAIL if "reason" in attributes else optuna.trial.TrialState.COMPLETE
     value = 0.25 if state == optuna.trial.TrialState.COMPLETE else None
     trial = optuna.trial.create_trial(state=state, value=value, user_attrs=attributes)
     trial.number = number
-    return Finished(worker, "structural", trial, done, "1.31 times that of the 3 starting detectors")
+    return Finished(worker, "structural", trial)
 
 
 MESSAGES: list[Message] = [
@@ -28,16 +35,22 @@ MESSAGES: list[Message] = [
     Ready(1, TARGET),
     *heard(0, 3, Costs(2_000_000_000, 5_000_000), Progress(1, 4, 2.0), Progress(2, 4, 1.0), Progress(3, 4, 0.5)),
     *heard(1, 4, Costs(1_000_000_000, 1_000_000), Resumed(2), Progress(3, 4, 0.75)),
-    finished(0, 3, 4, **SCORES),
+    finished(0, 3, **SCORES),
     Requeued(1, "structural", 2),
-    finished(1, 4, 5, reason="loss became nan"),
+    finished(1, 4, reason="loss became nan"),
 ]
 
 
 def told(messages: list[Message], *, terminal: bool = False, quiet: bool = False) -> tuple[str, SearchProgress]:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=120, highlight=False)
-    progress = SearchProgress(console, {"structural": 3}, {"structural": 8}, quiet=quiet)
+    done = itertools.count(4)
+
+    def read(path: str) -> StudyState:
+        assert path == "structural"
+        return StudyState(next(done), "1.31 times that of the 3 starting detectors")
+
+    progress = SearchProgress(console, {"structural": 3}, {"structural": 8}, read, quiet=quiet)
     with progress:
         for message in messages:
             progress.hear(message)
@@ -85,3 +98,20 @@ def test_a_worker_that_waits_says_so() -> None:
     Console(file=output, width=120).print(progress.view())
     assert output.getvalue().splitlines()[0].split()[:3] == ["worker", "0", "waits"]
     assert "5/8 best mAP 0.250" in " ".join(output.getvalue().split())
+
+
+def test_a_study_is_read_as_far_as_it_is_and_as_it_was_where_the_database_fails(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
+    search = StructuralSearch(load_recipe(str(tiny_recipe)))
+    reader = StudyReader(storage, [search])
+    # No worker has created the study yet.
+    assert reader.read("structural") == StudyState()
+    study = open_study(storage, search)
+    study.add_trial(create_trial(values=[0.3, 20.0], user_attrs={"architecture": search.recipe.structural.seeds[0]}))
+    state = reader.read("structural")
+    assert state == StudyState(1, "1.00 times that of the starting detector")
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE trials RENAME TO lost")
+    assert reader.read("structural") == state

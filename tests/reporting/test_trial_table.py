@@ -9,7 +9,7 @@ from smnas_optuna.reporting.quantity import MISSING
 from smnas_optuna.reporting.study_results import results_of
 from smnas_optuna.reporting.summary import front_table
 from smnas_optuna.reporting.trial_table import Column
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from tests.reporting.synthetic_study import detectors, make_study
 from tests.reporting.test_page import Page
 from tests.reporting.test_summary import rows_of
@@ -37,7 +37,7 @@ def test_a_column_has_a_heading_with_the_unit_and_cells_without_it(
 def test_a_front_reads_the_same_in_the_terminal_the_report_and_the_dashboard(tmp_path: Path) -> None:
     study = make_study(tmp_path, detectors())
     results = results_of(study)
-    note = study_note(results, Search(load_recipe("coco")))
+    note = study_note(results, StructuralSearch(load_recipe("coco")))
     markdown = [line.strip("| ").split(" | ") for line in note.splitlines() if line.startswith("| ")]
     tables = [
         rows_of(front_table(results)),

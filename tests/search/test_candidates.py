@@ -10,7 +10,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.search.candidates import modular_searches, pick
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
 
@@ -33,7 +33,7 @@ def study_of(points: list[tuple[float, float]]) -> optuna.Study:
 
 def search_structurally(storage: optuna.storages.RDBStorage, recipe: Recipe, points: list[tuple[float, float]]) -> None:
     """Fill stage one with random architectures that have these mAPs and times."""
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     for values in points:
         trial = study.ask()
         trial.set_user_attr("architecture", str(recipe.structural.space.suggest(trial)))
@@ -115,13 +115,13 @@ def test_candidates_stay_when_the_front_moves_and_more_are_added_when_more_are_w
     search_structurally(storage, recipe, [(0.9, 0.5)])
     assert modular_searches(storage, recipe) == before
     more = recipe.model_copy(update={"modular": recipe.modular.model_copy(update={"candidates": 5})})  # type: ignore[union-attr]
-    assert [search.candidate and search.candidate.trial for search in modular_searches(storage, more)] == [1, 3, 0, 5]
+    assert [search.candidate.trial for search in modular_searches(storage, more)] == [1, 3, 0, 5]
 
 
 def test_trials_can_be_named(storage: optuna.storages.RDBStorage, recipe: Recipe) -> None:
     search_structurally(storage, recipe, POINTS)
     searches = modular_searches(storage, recipe, [2, 0, 2])
-    assert [search.candidate and search.candidate.trial for search in searches] == [2, 0]
+    assert [search.candidate.trial for search in searches] == [2, 0]
     for search in searches:
         open_study(storage, search)
     again = modular_searches(storage, recipe, [4, 0])
@@ -133,7 +133,7 @@ def test_without_completed_trials_there_is_nothing_to_take_on(
 ) -> None:
     with pytest.raises(UserError, match="study 'tiny/structural': not in the database"):
         modular_searches(storage, recipe)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     with pytest.raises(UserError, match="has no completed trial"):
         modular_searches(storage, recipe)
     study.ask()

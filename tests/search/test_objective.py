@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.search.objective import DetectorObjective, Turn
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.objective import DetectorObjective, TrialContext
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.job import Target
@@ -77,7 +77,7 @@ def test_a_time_before_training_proves_only_what_the_studys_trained_times_allow(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
     preload()
-    search = Search(load_recipe(str(tiny_recipe), ["structural.seeds=[]"]))
+    search = StructuralSearch(load_recipe(str(tiny_recipe), ["structural.seeds=[]"]))
     study = open_study(open_storage(f"sqlite:///{tmp_path}/study.db"), search, sampler="pop")
     # The first bounds the accuracy of all that is smaller. The second would dominate that at any time that can be
     # measured; but it has also been trained to a hundred-thousandth of its untrained time.
@@ -99,7 +99,7 @@ def test_a_time_before_training_proves_only_what_the_studys_trained_times_allow(
         objective = DetectorObjective(
             search, open_dataset(search.recipe.dataset), device, target, tmp_path, lambda *_: None, lambda *_: None
         )
-        return objective(trial, Turn(lambda: None, (), lambda: None))
+        return objective(trial, TrialContext(study.get_trials(), lambda: None, (), lambda: None))
 
     trial = study.ask()
     accuracy, latency = evaluate("this one")

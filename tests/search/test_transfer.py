@@ -13,10 +13,10 @@ from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.search.search import Transferred
 from smnas_optuna.search.studies import open_study, search_of
-from smnas_optuna.search.transfer import transfer_search
+from smnas_optuna.search.transfer import Transferred, transfer_search
 from smnas_optuna.study.storage import open_storage
+from smnas_optuna.training.job import PretrainedWeights
 from tests.commands import run
 from tests.conftest import TINY
 
@@ -76,7 +76,6 @@ def test_sources_are_trials_the_best_the_front_and_the_zoo(storage: RDBStorage) 
 
     def listed(*sources: str) -> list[tuple[str, str]]:
         transferred = transfer_search(storage, recipe, sources).transferred
-        assert transferred is not None
         return [(str(each.architecture), each.source) for each in transferred]
 
     assert listed() == [(BASELINE, "baseline")]
@@ -95,8 +94,6 @@ def test_the_list_of_a_study_keeps_its_order_when_the_baselines_change(storage: 
     study = open_study(storage, before)
     content["transfer"]["baselines"] = ["64x48 ResNet18(w=8) RPN 2FC"]
     after = transfer_search(storage, Recipe.model_validate(content), [])
-    assert after.transferred is not None
-    assert before.transferred is not None
     added = Transferred(Architecture.parse("64x48 ResNet18(w=8) RPN 2FC"), "baseline")
     assert after.transferred == (*before.transferred, added)
     assert [trial.system_attrs["fixed_params"]["architecture"] for trial in open_study(storage, after).trials] == [
@@ -104,9 +101,7 @@ def test_the_list_of_a_study_keeps_its_order_when_the_baselines_change(storage: 
         1,
         2,
     ]
-    search = search_of(study)
-    assert search is not None
-    assert search.transferred == after.transferred
+    assert search_of(study) == after
     # A run that has not seen what another has added meanwhile does not undo it.
     with pytest.raises(UserError, match="another run has added architectures meanwhile"):
         open_study(storage, before)
@@ -145,13 +140,13 @@ def test_a_searched_backbone_begins_with_the_weights_that_the_recipe_gives_it(st
     assert found is not None
     content["transfer"]["pretrained"] = {str(found.backbone): "E2/backbone.pth"}
     search = transfer_search(storage, Recipe.model_validate(content), ["E2", "E3"])
-    assert [str(search.weights(each.backbone)) for each in search.starts] == [
-        "torchvision://resnet50",
-        "E2/backbone.pth",
-        "None",
-    ]
-    keys = [each.key for each in search.pretrained]
-    assert keys == ["transfer.training.weights", "transfer.pretrained"]
+    published, searched, other = (search.pretrained_weights(each.backbone) for each in search.starts)
+    assert published == PretrainedWeights(
+        search.starts[0].backbone, "torchvision://resnet50", "transfer.training.weights"
+    )
+    assert searched == PretrainedWeights(found.backbone, "E2/backbone.pth", "transfer.pretrained")
+    assert other is None
+    assert search.required_weights == (published, searched)
 
 
 def with_weights(content: dict[str, Any], *names: str) -> Recipe:

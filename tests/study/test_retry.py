@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.process_identity import ProcessIdentity
@@ -36,7 +36,7 @@ def storage(url: str) -> PatientStorage:
 
 @pytest.fixture
 def study(storage: PatientStorage, recipe: Recipe) -> optuna.Study:
-    return open_study(storage, Search(recipe))
+    return open_study(storage, StructuralSearch(recipe))
 
 
 def begin(study: optuna.Study, recipe: Recipe, worker: str) -> optuna.Trial:
@@ -64,7 +64,7 @@ def begin_and_fall_silent(
 
 def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
     """Leave a running trial behind, as a killed process does."""
-    study = open_study(open_storage(url), Search(recipe))
+    study = open_study(open_storage(url), StructuralSearch(recipe))
     if sign:
         begin(study, recipe, str(ProcessIdentity.current()))
     else:
@@ -82,7 +82,7 @@ def run_and_kill(url: str, recipe: Recipe, sign: bool) -> None:
 def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(url: str, recipe: Recipe) -> None:
     run_and_kill(url, recipe, sign=True)
     storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     assert OwnerWatch(storage).take_over(study.trials) == [0]
     assert OwnerWatch(storage).take_over(study.trials) == []
     assert requeue_interrupted(study, study.trials) == [0]
@@ -92,7 +92,7 @@ def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(ur
     assert orphan.user_attrs["outcome"] == "interrupted"
     assert again.user_attrs == {"architecture": orphan.user_attrs["architecture"], "worker_deaths": 1}
     assert str(recipe.structural.space.suggest(study.ask())) == orphan.user_attrs["architecture"]
-    assert belonging_of(study, study.trials[1]).first_trial == 0
+    assert belonging_of(study, 1, interrupted_before(study.trials[1])).first_trial == 0
     assert evaluated_trials(study) == []
 
 
@@ -102,7 +102,7 @@ def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_tria
     monkeypatch.setattr("smnas_optuna.study.retry._SIGNING_SECONDS", 0.0)
     run_and_kill(url, recipe, sign=False)
     storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     watch = OwnerWatch(storage)
     assert [watch.take_over(study.trials) for _ in range(2)] == [[], [0]]
     requeue_interrupted(study, study.trials)
@@ -224,7 +224,8 @@ def test_an_architecture_whose_workers_keep_dying_is_given_up(
 def test_a_user_who_stops_a_search_often_loses_no_architecture(study: optuna.Study, recipe: Recipe) -> None:
     for number in range(MOST_DEATHS + 2):
         trial = begin(study, recipe, str(HERE))
-        assert belonging_of(study, study.trials[trial.number]).first_trial == 0
+        repeated = interrupted_before(study.trials[trial.number])
+        assert belonging_of(study, trial.number, repeated).first_trial == 0
         trial.set_user_attr("outcome", "interrupted")
         study.tell(trial, state=TrialState.FAIL)
         assert requeue_interrupted(study, study.trials) == [number]
@@ -234,7 +235,7 @@ def test_what_was_not_needed_waits_for_a_run_that_wants_more(study: optuna.Study
     trial = begin(study, recipe, str(HERE))
     trial.set_user_attr("outcome", "not_needed")
     study.tell(trial, state=TrialState.FAIL)
-    assert requeue_interrupted(study, study.trials) == []
+    assert requeue_interrupted(study, study.trials) == [0]
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert requeue_interrupted(study, study.trials) == []
     assert len(study.trials) == 2

@@ -6,7 +6,7 @@ import pytest
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study, search_of
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.study import agree_on_device, load_study
@@ -18,7 +18,7 @@ def recipe(tiny_recipe: Path) -> Recipe:
 
 
 def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str, recipe: Recipe) -> None:
-    study = open_study(open_storage(url), Search(recipe))
+    study = open_study(open_storage(url), StructuralSearch(recipe))
     assert study.study_name == "tiny/structural"
     assert study.metric_names == ["map", "latency_ms"]
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -27,7 +27,7 @@ def test_a_new_study_has_the_recipes_name_metrics_directions_and_seeds(url: str,
 
 def test_a_study_has_an_identifier_that_no_other_has(url: str, recipe: Recipe, tmp_path: Path) -> None:
     identifiers = [
-        open_study(open_storage(each), Search(recipe)).user_attrs["id"]
+        open_study(open_storage(each), StructuralSearch(recipe)).user_attrs["id"]
         for each in (url, url, f"sqlite:///{tmp_path}/other.db")
     ]
     assert identifiers[0] == identifiers[1] != identifiers[2]
@@ -35,29 +35,29 @@ def test_a_study_has_an_identifier_that_no_other_has(url: str, recipe: Recipe, t
 
 def test_opening_again_resumes_and_enqueues_no_seed_twice(url: str, recipe: Recipe) -> None:
     for _ in range(3):
-        study = open_study(open_storage(url), Search(recipe))
+        study = open_study(open_storage(url), StructuralSearch(recipe))
     assert len(study.trials) == 1
 
 
 def test_a_study_whose_maker_was_killed_before_its_recipe_was_recorded_is_taken_over(url: str, recipe: Recipe) -> None:
     optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
-    assert open_study(open_storage(url), Search(recipe)).user_attrs["recipe"]["name"] == "tiny"
+    assert open_study(open_storage(url), StructuralSearch(recipe)).user_attrs["recipe"]["name"] == "tiny"
 
 
 def test_a_study_of_other_origin_is_refused(url: str, recipe: Recipe) -> None:
     other = optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
     other.add_trial(optuna.trial.create_trial(values=[0, 1]))
     with pytest.raises(UserError, match="not made by run_study"):
-        open_study(open_storage(url), Search(recipe))
+        open_study(open_storage(url), StructuralSearch(recipe))
 
 
 def test_another_recipe_under_the_same_name_is_refused_with_the_differing_keys(
     url: str, recipe: Recipe, tiny_recipe: Path
 ) -> None:
-    open_study(open_storage(url), Search(recipe))
+    open_study(open_storage(url), StructuralSearch(recipe))
     other = load_recipe(str(tiny_recipe), ["structural.training.epochs=2", "dataset.classes=3", "structural.trials=99"])
     with pytest.raises(UserError) as error:
-        open_study(open_storage(url), Search(other))
+        open_study(open_storage(url), StructuralSearch(other))
     assert "dataset.classes, structural.training.epochs;" in str(error.value)
     assert "trials" not in str(error.value).split("differs in")[1]
     assert load_study(url, "tiny/structural").user_attrs["recipe"] == recipe.model_dump(mode="json")
@@ -69,7 +69,7 @@ def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_tria
     recipe = recipe.model_copy(update={"structural": recipe.structural.model_copy(update={"seeds": ()})})
 
     def propose(url: str) -> str:
-        study = open_study(open_storage(url), Search(recipe), seed=3)
+        study = open_study(open_storage(url), StructuralSearch(recipe), seed=3)
         texts = [str(recipe.structural.space.suggest(study.ask())) for _ in range(6)]
         return " | ".join(texts)
 
@@ -97,7 +97,7 @@ def test_a_database_that_cannot_be_used_is_one_line_without_the_password(url: st
 
 def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     here = {"name": "A", "driver": "1"}
     assert agree_on_device(study, storage, here) == "A"
     assert agree_on_device(study, storage, here) == "A"
@@ -110,7 +110,7 @@ def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, reci
 
 def test_times_of_an_earlier_version_are_not_mixed_with_those_of_folded_weights(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     here = {"name": "A", "precision": "float32", "layers": "eager"}
     # Former versions took the precision of training for that of timing.
     study.set_user_attr("device", {"name": "A", "precision": "mixed"})
@@ -126,13 +126,13 @@ def test_times_of_an_earlier_version_are_not_mixed_with_those_of_folded_weights(
 def test_a_device_does_not_matter_where_no_time_is_an_objective(url: str, tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), ["structural.objectives=[map, flops]"])
     storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     assert [agree_on_device(study, storage, {"name": name}) for name in ("A", "B")] == ["A", "B"]
 
 
 def test_a_study_that_is_no_search_tells_why(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
-    study = open_study(storage, Search(recipe))
+    study = open_study(storage, StructuralSearch(recipe))
     assert search_of(study).recipe == recipe
     recorded = study.user_attrs["recipe"]
     study.set_user_attr("recipe", {**recorded, "imports": ["absent_module"]})
@@ -151,7 +151,7 @@ def test_a_study_that_is_no_search_tells_why(url: str, recipe: Recipe) -> None:
 
 
 def test_a_study_with_a_part_that_is_not_registered_here_tells_which(url: str, recipe: Recipe) -> None:
-    study = open_study(open_storage(url), Search(recipe))
+    study = open_study(open_storage(url), StructuralSearch(recipe))
     study.set_user_attr("transferred", [{"architecture": "64x48 ResNet18 OwnFPN(P2-P4,c=16) RPN 2FC", "source": "x"}])
     with pytest.raises(UserError, match=r"study 'tiny/structural': .*OwnFPN"):
         search_of(study)
@@ -168,6 +168,6 @@ def test_looking_at_a_study_makes_no_database_and_names_the_studies_there_are(tm
         load_study(f"sqlite:///{tmp_path}/absent.db", "tiny/structural")
     assert not (tmp_path / "absent.db").exists()
     url = f"sqlite:///{tmp_path}/study.db"
-    open_study(open_storage(url), Search(recipe))
+    open_study(open_storage(url), StructuralSearch(recipe))
     with pytest.raises(UserError, match="the database has tiny/structural"):
         load_study(url, "tiny/structurel")

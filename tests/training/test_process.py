@@ -22,9 +22,9 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.training.job import (
-    Candidates,
+    CostRequest,
     Costs,
     Demand,
     Event,
@@ -86,7 +86,7 @@ def test_an_evaluation_tells_costs_then_each_epoch_then_scores(job: Job) -> None
     assert memory.bytes > 0
     assert isinstance(untrained, UntrainedLatency)
     assert untrained.milliseconds > 0
-    assert costs == count(Candidates((ARCHITECTURE,), 2, job.detector), job.folder / "count.log")[0]
+    assert costs == count(CostRequest((ARCHITECTURE,), 2, job.detector), job.folder / "count.log")[0]
     assert isinstance(first, Progress)
     assert isinstance(second, Progress)
     assert (first.epoch, second.epoch, second.epochs) == (1, 2, 2)
@@ -287,7 +287,7 @@ def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_pat
 
 
 def demand(recipe: Recipe) -> Demand:
-    return Demand(recipe, "structural", Search(recipe).pretrained)
+    return Demand(recipe, "structural", StructuralSearch(recipe).required_weights)
 
 
 def test_weights_of_another_network_are_refused_with_what_does_not_fit(tiny_recipe: Path, tmp_path: Path) -> None:
