@@ -1,7 +1,7 @@
 """How much of a search's wall time is the search's own.
 
 Runs a shipped recipe from start to end in a folder of its own and compares its wall time with the time that its trials
-spent training, evaluating and timing.
+spent training, evaluating and timing. Says too how long it took to the first trial and to the end of its first epoch.
 
     python benchmarks/overhead.py [RECIPE] [run_study's options]
 """
@@ -16,6 +16,9 @@ import optuna
 from smnas_optuna.study import load_study
 from smnas_optuna.study.trial_outcome import evaluated_trials
 
+# What run_study prints at moments that a user waits for.
+_MOMENTS = {"device ready": " is ready on ", "first epoch": ": epoch 1/"}
+
 
 def main() -> None:
     arguments = sys.argv[1:] or ["digits"]
@@ -23,8 +26,18 @@ def main() -> None:
         storage = f"sqlite:///{folder}/smnas.db"
         command = [sys.executable, "-m", "smnas_optuna.run_study", *arguments]
         started = time.perf_counter()
-        subprocess.run([*command, "--storage", storage, "--output", f"{folder}/output"], check=True)
+        moments: dict[str, float] = {}
+        command += ["--storage", storage, "--output", f"{folder}/output"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="")
+                for moment, text in _MOMENTS.items():
+                    if text in line:
+                        moments.setdefault(moment, time.perf_counter() - started)
         wall = time.perf_counter() - started
+        if process.returncode:
+            sys.exit(process.returncode)
         (name,) = optuna.get_all_study_names(storage)
         trials = evaluated_trials(load_study(storage, name))
     parts = {
@@ -40,6 +53,8 @@ def main() -> None:
         print(f"{part:12} {seconds:8.1f} s  {seconds / wall:6.1%}")
     overhead = wall - sum(parts.values())
     print(f"{'the search':12} {overhead:8.1f} s  {overhead / wall:6.1%}  of {wall:.1f} s for {len(trials)} trials")
+    for moment, seconds in moments.items():
+        print(f"{moment:12} after {seconds:.1f} s")
     print(f"a trial's start-up, recording and end: median {sorted(started_up)[len(started_up) // 2]:.2f} s")
 
 

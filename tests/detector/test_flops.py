@@ -65,9 +65,10 @@ def codes(draw: st.DrawFn, block: str) -> BackboneCode:
     return BackboneCode(block, draw(st.integers(2, 8)) * 2, stages)
 
 
+@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize("block", BackboneCode.BLOCKS)
-def test_the_formulae_equal_torchs_counter_on_the_built_network(block: str) -> None:
-    @settings(max_examples=300, deadline=None)
+def test_the_formulae_equal_torchs_counter_on_the_built_network(block: str, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None)
     @given(code=codes(block), width=st.integers(1, 150), height=st.integers(1, 150), stages=st.integers(1, 4))
     def check(code: BackboneCode, width: int, height: int, stages: int) -> None:
         config = {"type": "SearchedBackbone", "code": str(code), "out_indices": [stages - 1]}
