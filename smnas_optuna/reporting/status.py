@@ -60,7 +60,7 @@ def _lines(results: StudyResults, storage: PatientStorage, total: int) -> list[s
     running = [trial for trial in results.trials if trial.state == TrialState.RUNNING]
     for trial in running:
         host, pid = (*str(trial.user_attrs.get("worker", "?")).split(":"), "?")[:2]
-        sign = storage.sign_of_life(id_of(trial))
+        sign = storage.last_renewal(id_of(trial))
         heard = f"heard {sign.age:.0f} s ago" if sign else "not heard yet"
         what = trial.user_attrs.get("architecture", "being proposed")
         lines.append(f"  worker {pid} on {host}, {heard}: trial {trial.number}, {what}")
