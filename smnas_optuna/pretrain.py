@@ -14,7 +14,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import InputSize
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.timing.cores import usable_cores
-from smnas_optuna.training.distributed import is_first, process_count, processes_here, told_once
+from smnas_optuna.training.distributed import is_first, process_count, processes_here, report_error_once
 
 
 def pretrain(
@@ -41,7 +41,7 @@ def pretrain(
     On several GPUs: torchrun --nproc-per-node 8 -m smnas_optuna.pretrain CODE --data FOLDER
     """
     processes = process_count()
-    with told_once():
+    with report_error_once():
         try:
             backbone = find_backbone(code)
             if isinstance(backbone, BackboneCode):
@@ -72,7 +72,7 @@ def pretrain(
             seed=seed,
             folder=folder,
         )
-    done = classification.pretrain(pretraining, kind, go_on=resume)
+    done = classification.pretrain(pretraining, kind, from_checkpoint=resume)
     if is_first():
         zoo = next((name for name in DETECTORS if name.lower() == code.lower()), None)
         detector = f"--zoo {zoo}" if zoo else "--study NAME --trial N"

@@ -10,7 +10,7 @@ import typer
 
 from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.errors import UserError
-from smnas_optuna.training.distributed import is_first, is_launched, join, told_once
+from smnas_optuna.training.distributed import is_first, is_launched, join, report_error_once
 from smnas_optuna.training.scoring import FINAL_PRECISIONS
 
 # What MMEngine's Runner cannot train without.
@@ -31,7 +31,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m smnas_optuna.train CONFIG
     """
-    with told_once():
+    with report_error_once():
         if not config.is_file():
             raise UserError(f"CONFIG {config}: no such file; expected one that smnas_optuna.export has written")
         loaded = _read(config)

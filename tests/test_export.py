@@ -257,20 +257,20 @@ def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
 
     other = run("export", *onnx, "--trial", 1, "--checkpoint", own, folder=searched)
     assert other.returncode == 2
-    assert other.stderr == f"error: --checkpoint {own}: is of another trial: found 0, expected 1\n"
+    assert other.stderr == f"error: --checkpoint {own}: belongs to another trial: found 0, expected 1\n"
     content = torch.load(searched / own)
     architecture = content["meta"]["architecture"]
     of_trial_1 = partial(export, study="tiny/structural", trial=1, storage=f"sqlite:///{searched}/smnas.db")
     for changed, message in (
-        ({"study": "b2", "study_name": "mine/structural"}, "is of another study: found 'mine/structural' "),
-        ({"trial": 1}, f"is of another detector: found {architecture}, expected 64x48 "),
+        ({"study": "b2", "study_name": "mine/structural"}, "belongs to another study: found 'mine/structural' "),
+        ({"trial": 1}, f"belongs to another detector: found {architecture}, expected 64x48 "),
     ):
         torch.save({**content, "meta": {**content["meta"], **changed}}, searched / "other.pth")
         with pytest.raises(UserError, match=re.escape(f"other.pth: {message}")):
             of_trial_1(output=searched / "found.onnx", kind="onnx", checkpoint=searched / "other.pth")
     torch.save({"state_dict": {}}, searched / "backbone.pth")
     nothing = run("export", *onnx, "--checkpoint", "backbone.pth", folder=searched)
-    assert nothing.stderr.startswith("error: --checkpoint backbone.pth: is no trained detector; expected a trial's")
+    assert nothing.stderr.startswith("error: --checkpoint backbone.pth: not a trained detector; expected a trial's")
 
 
 def mirrored(file: Path) -> list[float]:

@@ -220,21 +220,21 @@ def _lose_the_images(folder: Path) -> None:
         ),
         pytest.param({}, _remove_weights, "has no structural/trial_00001/weights.pth; expected", id="no weights"),
         pytest.param(
-            {}, _use_another_trials_folder, "structural/trial_00001: is of another trial: found 0", id="other folder"
+            {}, _use_another_trials_folder, "structural/trial_00001: belongs to another trial: found 0", id="other folder"
         ),
         pytest.param(
             {},
             _use_another_studys_folder,
-            "trial_00001: is of another study: found 'tiny/structural' with id b2, expected 'tiny/structural' with id ",
+            "trial_00001: belongs to another study: found 'tiny/structural' with id b2, expected 'tiny/structural' with id ",
             id="another study",
         ),
         pytest.param(
-            {}, _use_another_trials_weights, "weights.pth: is of another trial: found 0, expected 1", id="other weights"
+            {}, _use_another_trials_weights, "weights.pth: belongs to another trial: found 0, expected 1", id="other weights"
         ),
         pytest.param(
             {},
             _use_an_earlier_versions_other_detector,
-            "weights.pth: is of another detector: found 64x48 ",
+            "weights.pth: belongs to another detector: found 64x48 ",
             id="other detector",
         ),
         pytest.param({}, _cut_the_weights, "trial_00001/weights.pth: cannot be loaded: ", id="spoiled weights"),
