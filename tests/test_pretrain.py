@@ -158,7 +158,7 @@ def test_an_image_that_cannot_be_read_is_named_also_by_a_process_that_loads(data
     [
         (["--data", "nowhere"], "error: --data nowhere: no such folder"),
         (["--batch-size", 402], "error: --batch-size 402: expected no more than the 400 training images"),
-        (["--resume"], "/checkpoint.pth belongs to another training: found another_20260101, expected ResNet18(w=8) on "),
+        (["--resume"], "/checkpoint.pth belongs to another training: found another_20260101, expected ResNet18(w=8) "),
     ],
 )
 def test_a_mistake_under_torchs_launcher_is_told_once(

@@ -1,4 +1,4 @@
-"""Both stages of a search in one figure: how far stage two lifts the front of stage one (SM-NAS, Fig. 4)."""
+"""A figure of both stages of a search: how stage two improves the front of stage one (SM-NAS, Fig. 4)."""
 
 import html
 import itertools
@@ -30,15 +30,14 @@ _COST = Objective("latency_ms", maximize=False)
 def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
     """Draw mAP against measured inference time for the studies of both stages of one search.
 
-    Stage two searches over the backbone's FLOPs; its trials are timed all the same, so both stages have the same axes.
-    Each candidate of stage one is a star in the colour of its own study of stage two, whose front of these two is a
-    line.
+    Stage two minimises the backbone's FLOPs, but its trials are also timed, so both stages can share the axes. Each
+    candidate is a star in the colour of its stage-two study, and that study's front of mAP and time is a line.
 
     Args:
-        studies: Stage one's first, then those of stage two, in the order of ``study.relatives_of``.
+        studies: The study of stage one, followed by those of stage two, as ``study.relatives_of`` returns them.
 
     Returns:
-        The figure; None unless trials of both stages have a mAP and a time.
+        The figure; None if one of the stages has no trial with mAP and inference time.
     """
     frames = {study.name: _measured(study) for study in studies}
     present = [study.name for study in studies if not frames[study.name].empty]
@@ -75,7 +74,7 @@ def _measured(results: StudyResults) -> pd.DataFrame:
 def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> Iterator[go.Scatter]:
     fronts = []
     is_ink = line_colour == INK
-    # Times of different devices make a front each.
+    # Each device has its own front, since times of different devices cannot be compared.
     for comparable in by_device(trials, ["latency_ms"]):
         losses = losses_of(comparable, [_COST, _ACCURACY])
         fronts.append(comparable[non_dominated(losses)].sort_values(["latency_ms", "map"]))

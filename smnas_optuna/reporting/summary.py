@@ -1,4 +1,4 @@
-"""What a search tells at its end: the front as a table, what stage two has gained, how transferred detectors do."""
+"""Output at the end of a search: the Pareto front, the gain of stage two, and transferred detectors."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,9 +14,13 @@ from smnas_optuna.search.search import Search
 
 
 def baseline_text(search: Search, results: StudyResults) -> str | None:
-    """Say how many detectors of a candidate's study are better than the candidate's own backbone, trained likewise.
+    """Return a line that says how many detectors of a candidate's study dominate the baseline.
 
-    Better is dominating: no worse in any objective and better in one. None where the baseline is not trained (yet).
+    The baseline is the candidate with its original backbone, trained in the same way. None if it has not finished.
+
+    Args:
+        search: Search of the candidate.
+        results: Results of the candidate's study.
     """
     finished, objectives = results.finished, results.objectives
     baseline = finished[finished["architecture"] == str(search.baseline)]
@@ -29,13 +33,13 @@ def baseline_text(search: Search, results: StudyResults) -> str | None:
             f"{item.quantity.title} {item.quantity.text_with_unit(trial[item.name])}" for item in objectives
         )
 
-    found = f"{len(better)} of {len(finished)} detectors dominate"
-    told = f"{search.candidate}: {found} {search.baseline.backbone} ({text(baseline.iloc[0])})"
+    count = f"{len(better)} of {len(finished)} detectors dominate"
+    line = f"{search.candidate}: {count} {search.baseline.backbone} ({text(baseline.iloc[0])})"
     if better.empty:
-        return told
+        return line
     accuracy, _ = accuracy_and_costs(objectives)
     best = better.sort_values(accuracy.name, ascending=not accuracy.maximize).iloc[0]
-    return f"{told}; the most accurate of them is trial {best['number']}, {best['backbone']} ({text(best)})"
+    return f"{line}; the most accurate of them is trial {best['number']}, {best['backbone']} ({text(best)})"
 
 
 def front_table(results: StudyResults) -> Table:
@@ -50,10 +54,10 @@ def front_table(results: StudyResults) -> Table:
 
 
 def transfer_table(search: Search, results: StudyResults) -> Table:
-    """Return what a transfer has trained as a table for the terminal, beside the first baseline (SM-NAS, Table 5).
+    """Return the detectors that a transfer has trained as a table for the terminal (SM-NAS, Table 5).
 
-    Accuracy is told with its distance from the first baseline's, time with its ratio to it; the most accurate comes
-    first.
+    The most accurate detector comes first. Accuracy has the difference to the first baseline in parentheses, inference
+    time the ratio to it.
     """
     assert search.transferred is not None
     finished = results.finished

@@ -171,13 +171,13 @@ def _run_stage(
         with SearchProgress(out, before, totals, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
-                progress.hear(message)
+                progress.handle(message)
                 if isinstance(message, Finished):
                     dashboard.refresh(message.study)
 
             interruption = Interruption()
             with interruption.listen(signal.SIGINT, signal.SIGTERM):
-                launch(orders, hear, progress.say, interruption)
+                launch(orders, hear, progress.warn, interruption)
     except KeyboardInterrupt:
         done, total = sum(_done(order, database).values()), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
