@@ -209,7 +209,7 @@ def test_each_choice_of_the_menu_shows_the_same_as_a_separate_figure(study: optu
 
 def test_the_figure_of_a_study_without_codes_says_why_it_is_empty(tmp_path: Path) -> None:
     figure = correlations_figure(results_of(structural_study(tmp_path, 12, precision_of_head)))
-    assert note(figure).startswith("Left out, since they have no backbone code:<br>12 of 12 trials.<br>")
+    assert note(figure).startswith("Left out, since they have no backbone<br>code: 12 of 12 trials.<br>")
     assert not figure.layout.updatemenus
     assert note(correlations_figure(results_of(make_study(tmp_path, name="empty")))).endswith("found 0.")
 
