@@ -56,7 +56,7 @@ from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.recipe.settings import Timing
 from smnas_optuna.timing.device import cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
-from smnas_optuna.training.distributed import in_child, join, run_processes
+from smnas_optuna.training.distributed import call_in_child, join, run_processes
 
 _MODELS = "E0,E2,E5,RetinaNet-R50"
 # Fewest busy processes of the part crowd; there are at least as many as cores.
@@ -146,10 +146,10 @@ def main() -> None:
     if unknown:
         parser.error(f"{unknown[0]}: expected some of {', '.join(_PARTS)}")
     deadline = time.monotonic() + 60 * arguments.minutes
-    found = find_gpus()
-    device = arguments.device or ("cuda" if found.usable else "cpu")
-    if device == "cuda" and not found.usable:
-        parser.error(f"--device cuda: {found.problem or 'no GPU is visible'}; expected cpu")
+    gpus = find_gpus()
+    device = arguments.device or ("cuda" if gpus.usable else "cpu")
+    if device == "cuda" and not gpus.usable:
+        parser.error(f"--device cuda: {gpus.problem or 'no GPU is visible'}; expected cpu")
     MMLogger.get_current_instance().setLevel("WARNING")  # otherwise the initialisation of each layer is logged
     machine = Machine(torch.device(device), deadline)
     name = torch.cuda.get_device_name(0) if machine.is_gpu else cpu_name()
@@ -240,7 +240,7 @@ def estimate_and_fork(kind: str) -> None:
     """Estimate memory in a child process, and train in another one that is forked afterwards, as in a trial."""
     architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC")
     config = model_config(architecture, classes=CLASSES, detector=Detector())
-    in_child(_estimate, (config, architecture.input_size))
+    call_in_child(_estimate, (config, architecture.input_size))
     run_processes(_train_one_step, 1, kind, config, architecture.input_size)
 
 

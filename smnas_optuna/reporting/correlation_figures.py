@@ -17,7 +17,7 @@ from smnas_optuna.reporting.factors import FACTORS, factors_frame
 from smnas_optuna.reporting.importance import ModuleImportances
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
 from smnas_optuna.reporting.study_results import StudyResults
-from smnas_optuna.reporting.style import COLOURS, LINE_WIDTH, dress, menu
+from smnas_optuna.reporting.style import COLOURS, LINE_WIDTH, apply_style, menu
 from smnas_optuna.reporting.trial_table import PART_TITLES
 
 CONTROL: Final = "FLOPs"
@@ -70,7 +70,7 @@ def correlation_figure(result: Correlation) -> go.Figure:
     an undefined correlation. If all are undefined, the figure shows the result's remarks instead.
     """
     figure = go.Figure(_traces(result))
-    dress(figure, _EMPTY_HEIGHT if _is_empty(result) else _HEIGHT)
+    apply_style(figure, _EMPTY_HEIGHT if _is_empty(result) else _HEIGHT)
     figure.update_layout(
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
@@ -131,7 +131,7 @@ def importance_figure(result: ModuleImportances) -> go.Figure:
             cliponaxis=False,
             hovertemplate=f"%{{y}}: %{{x:.1%}} of the variation of {title}<extra></extra>",
         )
-    dress(figure, 380)
+    apply_style(figure, 380)
     figure.update_layout(
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,

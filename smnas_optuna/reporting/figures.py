@@ -27,14 +27,14 @@ from smnas_optuna.reporting.style import (
     INK,
     LINE_WIDTH,
     OTHER_COLOUR,
+    apply_style,
     axis_quantity,
     axis_title,
-    dress,
     hover_texts,
-    key,
+    in_shown_unit,
+    legend_entry,
     legend_name,
     menu,
-    shown,
     spread_bars,
 )
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
@@ -140,7 +140,7 @@ def front_figure(
             figure.add_trace(trace, row=panel.row, col=1)
         if published:
             # Otherwise slow published detectors would squeeze the trials into a corner; a double click shows all.
-            figure.update_xaxes(range=[0, _TIME_MARGIN * max(shown(finished, panel.x))], row=panel.row, col=1)
+            figure.update_xaxes(range=[0, _TIME_MARGIN * max(in_shown_unit(finished, panel.x))], row=panel.row, col=1)
         for ticks in _pruned(panel, pruned, finished):
             figure.add_trace(ticks, row=panel.row, col=1)
         figure.update_xaxes(title_text=axis_title(panel.x, finished), row=panel.row, col=1)
@@ -156,9 +156,9 @@ def front_figure(
     points = range(fixed, len(figure.data))
     for index, colouring in enumerate(colourings):
         for label, colour in colouring.colours.items():
-            entry = key(html.escape(label), {"color": colour, "size": 10})
+            entry = legend_entry(html.escape(label), {"color": colour, "size": 10})
             figure.add_trace(entry.update(legendgroup=colouring.factor, visible=index == active))
-    dress(figure, _PANEL_HEIGHT * len(panels))
+    apply_style(figure, _PANEL_HEIGHT * len(panels))
     menus = [_colour_menu(figure, finished, colourings, active, points)]
     if costs := [panel for panel in panels if panel.x != "number"]:
         menus.append(_scale_menu(costs))
@@ -172,7 +172,7 @@ def hypervolume_figure(measured: Hypervolume) -> go.Figure:
     hover = "trial %{x}<br>hypervolume %{y:.3g}<extra></extra>"
     line = {"shape": "hv", "width": 2, "color": COLOURS[0]}
     figure = go.Figure(go.Scatter(x=measured.numbers, y=measured.values, mode="lines", line=line, hovertemplate=hover))
-    dress(figure, 360)
+    apply_style(figure, 360)
     figure.update_xaxes(title_text="trial number", dtick=1 if len(measured.numbers) <= _FEW_TRIALS else None)
     whole = measured.basis or "the range of values seen"
     figure.update_yaxes(title_text=f"hypervolume (1 = {whole})", rangemode="tozero")
@@ -215,8 +215,8 @@ def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator
 def _lines(panel: _Panel) -> Iterator[go.Scatter]:
     for (name, line), dash in zip(panel.lines.items(), itertools.cycle(_DASHES), strict=False):
         yield go.Scatter(
-            x=shown(line, panel.x),
-            y=shown(line, panel.y),
+            x=in_shown_unit(line, panel.x),
+            y=in_shown_unit(line, panel.y),
             mode="lines",
             line={"shape": panel.line_shape, "width": 1.5, "color": INK, "dash": dash},
             name=legend_name(name),
@@ -229,8 +229,8 @@ def _lines(panel: _Panel) -> Iterator[go.Scatter]:
 
 def _markers(panel: _Panel, trials: pd.DataFrame, colours: list[str], on_front: bool) -> go.Scatter:
     return go.Scatter(
-        x=shown(trials, panel.x),
-        y=shown(trials, panel.y),
+        x=in_shown_unit(trials, panel.x),
+        y=in_shown_unit(trials, panel.y),
         mode="markers",
         marker={
             "color": colours,
@@ -274,9 +274,9 @@ def _symbol_keys(finished: pd.DataFrame, panel: _Panel) -> Iterator[go.Scatter]:
     """Yield entries of the legend for the symbols that occur."""
     if not finished["on_front"].all():
         name = "not the best" if panel.x == "number" else "off the front"
-        yield key(name, {"color": INK, "size": 7, "opacity": _FAINT})
+        yield legend_entry(name, {"color": INK, "size": 7, "opacity": _FAINT})
     if finished["enqueued"].any():
-        yield key("enqueued", {"color": INK, "size": 9, "symbol": "diamond"})
+        yield legend_entry("enqueued", {"color": INK, "size": 9, "symbol": "diamond"})
 
 
 def _colourings(finished: pd.DataFrame, requested: str | None) -> list[_Colouring]:

@@ -15,10 +15,10 @@ from smnas_optuna.reporting.style import (
     GROUND,
     INK,
     OTHER_COLOUR,
+    apply_style,
     axis_title,
-    dress,
     hover_texts,
-    shown,
+    in_shown_unit,
     spread_bars,
 )
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
@@ -58,7 +58,7 @@ def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
         if not parent.empty:
             figure.add_trace(_star(name, parent, colour))
     everything = pd.concat(frames.values())
-    dress(figure, 480)
+    apply_style(figure, 480)
     figure.update_layout(margin_t=24)
     figure.update_xaxes(title_text=axis_title("latency_ms", everything))
     figure.update_yaxes(title_text=axis_title("map", everything))
@@ -79,8 +79,8 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
         losses = losses_of(comparable, [_COST, _ACCURACY])
         fronts.append(comparable[non_dominated(losses)].sort_values(["latency_ms", "map"]))
         yield go.Scatter(
-            x=shown(fronts[-1], "latency_ms"),
-            y=shown(fronts[-1], "map"),
+            x=in_shown_unit(fronts[-1], "latency_ms"),
+            y=in_shown_unit(fronts[-1], "map"),
             mode="lines",
             line={"shape": line_shape(_COST), "width": 1.5, "color": line_colour, "dash": "dot" if is_ink else "solid"},
             name=f"front of {html.escape(name)}",
@@ -92,8 +92,8 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
     front = pd.concat(fronts)
     for trials_of, size, opacity in ((trials.drop(front.index), 6, 0.4), (front, 10, 1.0)):
         yield go.Scatter(
-            x=shown(trials_of, "latency_ms"),
-            y=shown(trials_of, "map"),
+            x=in_shown_unit(trials_of, "latency_ms"),
+            y=in_shown_unit(trials_of, "map"),
             mode="markers",
             marker={"color": colour, "size": size, "opacity": opacity, "line": {"width": 1, "color": GROUND}},
             error_x=spread_bars(trials_of, "latency_ms"),
@@ -107,8 +107,8 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
 
 def _star(name: str, parent: pd.DataFrame, colour: str) -> go.Scatter:
     return go.Scatter(
-        x=shown(parent, "latency_ms"),
-        y=shown(parent, "map"),
+        x=in_shown_unit(parent, "latency_ms"),
+        y=in_shown_unit(parent, "map"),
         mode="markers",
         marker={"symbol": "star", "size": 17, "color": colour, "line": {"width": 1.2, "color": GROUND}},
         name=f"{html.escape(name)} as stage one found it",

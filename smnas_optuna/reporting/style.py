@@ -27,7 +27,7 @@ _LEGEND_WIDTH: Final = 24
 _HOVER_METRICS: Final = ("map", "map_50", "latency_ms", "flops", "params")
 
 
-def dress(figure: go.Figure, height: int) -> None:
+def apply_style(figure: go.Figure, height: int) -> None:
     """Apply the common style to a figure of a height in pixels."""
     figure.update_layout(
         template="plotly_white",
@@ -63,7 +63,7 @@ def menu(name: str, buttons: Sequence[dict[str, Any]], active: int, place: int) 
     }
 
 
-def shown(trials: pd.DataFrame, column: str) -> list[float]:
+def in_shown_unit(trials: pd.DataFrame, column: str) -> list[float]:
     """Return a column's values in the unit in which they are shown."""
     return list(trials[column] / axis_quantity(column).scale)
 
@@ -87,7 +87,7 @@ def legend_name(text: str) -> str:
     return "<br>".join(map(html.escape, textwrap.wrap(text, _LEGEND_WIDTH)))
 
 
-def key(name: str, marker: dict[str, object]) -> go.Scatter:
+def legend_entry(name: str, marker: dict[str, object]) -> go.Scatter:
     """Return a trace without points, which adds an entry to the legend."""
     return go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, hoverinfo="skip")
 

@@ -70,7 +70,7 @@ def backend(kind: str) -> str:
     return "nccl" if kind == "cuda" else "gloo"
 
 
-def in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
+def call_in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
     """Call a function in a short-lived child process and return its result.
 
     For functions that run a backward pass in a process that forks later. On a machine with a GPU a backward pass starts

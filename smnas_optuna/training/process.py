@@ -191,7 +191,7 @@ def _run(
 ) -> Generator[object, None, None]:
     """Call a function of ``training.py`` in a process of its own, and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(function, argument, output, sender, _visible_devices(argument)))
+    process = context.Process(target=_run_child, args=(function, argument, output, sender, _visible_devices(argument)))
     clock = _RunningTime()
     kills = _memory_kills()
     process.start()
@@ -217,9 +217,9 @@ def _run(
                 return
             yield answer
         process.join()
-        yield _death(process.exitcode, _memory_kills() > kills)
+        yield _failure_of_exit(process.exitcode, _memory_kills() > kills)
     finally:
-        _end(process, patience)
+        _end_process(process, patience)
         receiver.close()
 
 
@@ -246,7 +246,7 @@ def _visible_devices(argument: object) -> str | None:
     return os.environ.get(gpus.VARIABLE) if chosen is None else ",".join(chosen)
 
 
-def _death(exit_code: int | None, out_of_memory: bool) -> Failure:
+def _failure_of_exit(exit_code: int | None, out_of_memory: bool) -> Failure:
     if exit_code == -signal.SIGKILL and out_of_memory:
         return Failure("out of memory: the system killed the training process", Outcome.OUT_OF_MEMORY)
     if exit_code is not None and exit_code < 0:
@@ -263,7 +263,7 @@ def _memory_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
+def _end_process(process: multiprocessing.process.BaseProcess, patience: float) -> None:
     """End a training process and its children, which are in the process group that it leads.
 
     Args:
@@ -279,7 +279,7 @@ def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
     process.join()
 
 
-def _serve(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
+def _run_child(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
     """Call a function of ``training.py`` and send what it reports; runs in the training process."""
     # This process has inherited the environment that the server was started with.
     gpus.make_visible(visible_devices)

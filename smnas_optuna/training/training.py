@@ -41,7 +41,7 @@ from smnas_optuna.training.checkpoint import (
     resume,
     training_record,
 )
-from smnas_optuna.training.distributed import ProcessFailed, backend, in_child, join, run_processes
+from smnas_optuna.training.distributed import ProcessFailed, backend, call_in_child, join, run_processes
 from smnas_optuna.training.drawing import draw, draw_trained  # noqa: F401  # process.py calls draw by name
 from smnas_optuna.training.fitting import fit_batch, gpu_memory, machine_memory, usable_memory
 from smnas_optuna.training.job import (
@@ -150,25 +150,23 @@ def _choose_gpus(demand: Demand) -> tuple[list[int], str]:
     device = demand.recipe.device
     if device.kind == "cpu":
         return [], ""
-    found = find_gpus()
-    if not found.usable:
+    gpus = find_gpus()
+    if not gpus.usable:
         if device.kind == "cuda":
-            raise UserError(
-                f"device.kind: found cuda, but {found.problem or 'no GPU is visible'}; expected auto or cpu"
-            )
-        return [], f"trains on the CPU, since torch cannot use the GPU: {found.problem}" if found.listed else ""
-    if device.gpus_per_trial > len(found.usable):
-        usable = f" that torch can use ({found.problem})" if found.problem else ""
+            raise UserError(f"device.kind: found cuda, but {gpus.problem or 'no GPU is visible'}; expected auto or cpu")
+        return [], f"trains on the CPU, since torch cannot use the GPU: {gpus.problem}" if gpus.listed else ""
+    if device.gpus_per_trial > len(gpus.usable):
+        usable = f" that torch can use ({gpus.problem})" if gpus.problem else ""
         raise UserError(
-            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(found.usable)} GPUs{usable} here"
+            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(gpus.usable)} GPUs{usable} here"
         )
-    usage = {index: announced_searches(gpu_uuid(index)) for index in found.usable}
+    usage = {index: announced_searches(gpu_uuid(index)) for index in gpus.usable}
     # A worker uses the GPUs that it was assigned; otherwise those with the fewest other searches are chosen.
-    order = found.usable if demand.gpus else sorted(found.usable, key=lambda index: len(usage[index]))
+    order = gpus.usable if demand.gpus else sorted(gpus.usable, key=lambda index: len(usage[index]))
     chosen = order[: device.gpus_per_trial]
     others = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
     if not others:
-        return list(chosen), found.problem
+        return list(chosen), gpus.problem
     return list(chosen), (
         f"shares a GPU with {', '.join(others)}, each of which may take all of its memory; expected other GPUs in "
         f"{VARIABLE}, or device.memory_gb"
@@ -177,11 +175,11 @@ def _choose_gpus(demand: Demand) -> tuple[list[int], str]:
 
 def visible_gpus(_: None, report: Callable[[tuple[tuple[str, ...], str]], None]) -> None:
     """Report the names of the CUDA GPUs that torch can use, and why it cannot use the others, if there are any."""
-    found = find_gpus()
-    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if found.usable else 0)
+    gpus = find_gpus()
+    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if gpus.usable else 0)
     # A process sees only the first of several parts of a GPU (MIG), so whether others are usable is unknown.
-    usable = [name for index, name in enumerate(names) if index in found.usable or index >= torch.cuda.device_count()]
-    report((tuple(usable), found.problem if found.listed else ""))
+    usable = [name for index, name in enumerate(names) if index in gpus.usable or index >= torch.cuda.device_count()]
+    report((tuple(usable), gpus.problem if gpus.listed else ""))
 
 
 def count(candidates: Candidates, report: Callable[[Costs], None]) -> None:
@@ -203,7 +201,7 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
     _use_device(job.kind)
     if job.device.cpu_threads:
         torch.set_num_threads(job.device.cpu_threads)
-    costs, memory = in_child(_estimate, job)
+    costs, memory = call_in_child(_estimate, job)
     report(costs)
     report(memory)
     if isinstance(memory, TooLarge):
