@@ -1,8 +1,8 @@
-"""How long a sampler takes to propose, against the number of finished trials.
+"""Time that samplers take for a proposal, depending on the number of finished trials.
 
-Twenty parameters (ten integers, eight floats, two categories), two objectives, in-memory storage: the study is filled
-with random trials, and then trials are asked for, all their parameters suggested, and told. Printed are the median and
-the largest time of these in milliseconds.
+The study has twenty parameters (ten integers, eight floats, two categories), two objectives and in-memory storage. It
+is filled with random trials. Then the sampler proposes further trials: the benchmark prints the median and the largest
+time, in milliseconds, of ``study.ask()`` together with the suggestion of all parameters.
 
     python benchmarks/ask_latency.py [--trials 1000 10000] [--asks 30] [--samplers NAME ...]
 """
@@ -56,7 +56,7 @@ SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
 }
 
 
-# Peers whose time grows too fast to be measured beyond so many trials: a Gaussian process with its cube.
+# Largest number of trials with which a sampler is measured: the time of a Gaussian process grows with the cube of it.
 MOST_TRIALS = {"gp": 1000}
 
 
@@ -71,7 +71,7 @@ def ask_times(sampler: optuna.samplers.BaseSampler, n_trials: int, n_asks: int) 
         params = suggest(trial)
         seconds.append(time.perf_counter() - started)
         study.tell(trial, evaluate(params))
-    # The first reads the whole study, as it does once after a restart.
+    # The first proposal reads the whole study, which happens only once after a restart.
     return seconds[1:]
 
 

@@ -1,4 +1,4 @@
-"""Detectors, images and steps that the benchmarks measure."""
+"""Detectors, images and training steps that several benchmarks measure."""
 
 import contextlib
 import statistics
@@ -24,7 +24,7 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.model_config import model_config
 
 REFERENCE = "Faster-RCNN-R50"
-# What the zoo has not: detectors of the paper's Table 1 with ResNet50.
+# Detectors of the paper's Table 1 with ResNet50 that the zoo lacks, with the paper's milliseconds.
 OTHERS = {
     REFERENCE: ("800x600 ResNet50 FPN(P1-P5,c=256) RPN 2FC", 43.6),
     "RetinaNet-R50": ("800x600 ResNet50 FPN(P2-P6,c=256) RetinaNet", 46.7),
@@ -36,7 +36,13 @@ CLASSES = 80
 
 @dataclass(frozen=True)
 class Subject:
-    """A detector to be timed: its config's ``model``, its input size, and the paper's milliseconds."""
+    """A detector to measure.
+
+    Args:
+        model: The config's section ``model``.
+        size: Input size.
+        paper: Inference time in the paper, in milliseconds.
+    """
 
     model: dict[str, Any]
     size: InputSize
@@ -45,7 +51,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Mode:
-    """How a network computes."""
+    """How a network computes.
+
+    Args:
+        amp: In mixed precision.
+        channels_last: With tensors in the memory format NHWC.
+    """
 
     amp: bool
     channels_last: bool
@@ -60,8 +71,12 @@ MODES = {
 
 
 def subjects(names: str | None) -> dict[str, Subject]:
-    """Return the detectors that were asked for, the reference first."""
-    found = {}
+    """Return detectors by name, the reference first.
+
+    Args:
+        names: Comma-separated names; the reference is always included. None for all detectors.
+    """
+    selected = {}
     for name in [*OTHERS, *_ZOO]:
         if names is not None and name not in (REFERENCE, *names.split(",")):
             continue
@@ -74,13 +89,13 @@ def subjects(names: str | None) -> dict[str, Subject]:
             architecture, config, paper = entry.architecture, entry.config, entry.milliseconds
         if architecture is not None:
             model = model_config(architecture, classes=CLASSES, detector=Detector())
-            found[name] = Subject(model, architecture.input_size, paper)
+            selected[name] = Subject(model, architecture.input_size, paper)
         else:
             assert config is not None
             model = published_model(config)
-            model["backbone"]["init_cfg"] = None  # its weights are on the network
-            found[name] = Subject(model, InputSize.parse(DETECTORS[name].input_size), paper)
-    return found
+            model["backbone"]["init_cfg"] = None  # the pre-trained weights would be downloaded
+            selected[name] = Subject(model, InputSize.parse(DETECTORS[name].input_size), paper)
+    return selected
 
 
 @contextlib.contextmanager
@@ -95,7 +110,7 @@ def computing(network: Any, mode: Mode, device: torch.device) -> Iterator[Any]:
 
 
 def in_turn(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Return the median seconds of each step; they take turns, so a slow moment meets all of them."""
+    """Return the median seconds of each step. Steps alternate, so a slowdown of the machine affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -129,12 +144,12 @@ def _meta(size: InputSize) -> dict[str, Any]:
 
 
 def one_image(size: InputSize, seed: int) -> dict[str, Any]:
-    """Return a batch of one image, as a test data loader gives it."""
+    """Return a batch of one image, in the format of a test data loader."""
     return {"inputs": [random_image(size, seed)], "data_samples": [DetDataSample(metainfo=_meta(size))]}
 
 
 def batch_of(size: InputSize, images: int) -> dict[str, Any]:
-    """Return images with ten objects each."""
+    """Return a batch of images with ten objects each."""
     random = np.random.default_rng(0)
     samples = []
     for _ in range(images):
@@ -148,8 +163,8 @@ def batch_of(size: InputSize, images: int) -> dict[str, Any]:
     return {"inputs": [random_image(size, seed) for seed in range(images)], "data_samples": samples}
 
 
-def learn(network: Any, optimizer: torch.optim.Optimizer, data: dict[str, Any], *, amp: bool = False) -> None:
-    """Take a step on a batch, in mixed precision if ``amp``."""
+def train_step(network: Any, optimizer: torch.optim.Optimizer, data: dict[str, Any], *, amp: bool = False) -> None:
+    """Run a training step on a batch, in mixed precision if ``amp``."""
     # A copy, since the preprocessor moves samples to the device in place.
     batch = {"inputs": data["inputs"], "data_samples": [sample.clone() for sample in data["data_samples"]]}
     inputs = network.data_preprocessor(batch, True)
@@ -161,6 +176,6 @@ def learn(network: Any, optimizer: torch.optim.Optimizer, data: dict[str, Any], 
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has computed all that it was given."""
+    """Wait until a device has finished all computations."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

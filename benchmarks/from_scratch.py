@@ -1,10 +1,11 @@
-"""Train one detector from scratch in the ways of SM-NAS's Table 4, and see whether they come in its order.
+"""Train a detector from scratch with the four settings of SM-NAS's Table 4, and compare their order with the paper's.
 
-The paper: batch normalisation (24.8 mAP) < group normalisation (29.4) < with weight standardisation (30.7) < with a
-five times larger learning rate (36.4), for FPN with ResNet-50 on COCO at two images per GPU. Here the detector and the
-data are the demo's; initialisation and shuffling differ between the seeds. Printed per way: mean mAP over the seeds,
-their standard deviation and range, the mean of the last epoch's loss; then whether the order shows, and how often it
-does in pairs of runs with the same seed.
+The paper reports, for FPN with ResNet-50 on COCO with two images per GPU: batch normalisation (24.8 mAP) < group
+normalisation (29.4) < group normalisation with weight standardisation (30.7) < the same with a five times larger
+learning rate (36.4). Here the detector and the data are those of the demo; initialisation and shuffling differ between
+seeds. For each setting the benchmark prints mean, standard deviation and range of the mAP over the seeds, and the mean
+loss of the last epoch. Then it prints whether the means have the paper's order, and how often pairs of runs with the
+same seed do.
 
     python benchmarks/from_scratch.py [--recipe digits] [--seeds 3] [--lr 0.008] [--epochs N] [--set KEY=VALUE ...]
 """
@@ -23,8 +24,8 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training.job import Failure, Job, Progress, Scores
 from smnas_optuna.training.process import evaluate, preload
 
-# Norm, weight standardisation, factor of the learning rate, and what the paper measured.
-WAYS = {
+# Normalisation, weight standardisation, factor of the learning rate, and the paper's mAP.
+SETTINGS = {
     "BN": ("BN", False, 1, 24.8),
     "GN": ("GN", False, 1, 29.4),
     "GN+WS": ("GN", True, 1, 30.7),
@@ -49,9 +50,9 @@ def main() -> None:
     print(f"{architecture}, {epochs} epochs from scratch at batch size {stage.training.batch_size}")
     print(f"{'':14} {'lr':>7} {'mean mAP':>9} {'std':>6} {'lowest':>7} {'highest':>8} {'loss':>7}   paper")
     means, scores = [], []
-    for way, (norm, standardized, factor, paper) in WAYS.items():
+    for setting, (norm, standardized, factor, paper) in SETTINGS.items():
         detector = stage.detector.model_copy(update={"norm": norm, "weight_standardization": standardized})
-        found, losses = [], []
+        precisions, losses = [], []
         for seed in range(arguments.seeds):
             changes = {"lr": arguments.lr * factor, "base_batch_size": None, "seed": seed, "epochs": epochs}
             training = stage.training.model_copy(update=changes)
@@ -60,23 +61,24 @@ def main() -> None:
                 with closing(evaluate(job)) as events:
                     for event in events:
                         if isinstance(event, Scores):
-                            found.append(event.metrics["map"])
+                            precisions.append(event.metrics["map"])
                         elif isinstance(event, Progress) and event.epoch == epochs:
                             losses.append(event.loss)
                         elif isinstance(event, Failure):
-                            print(f"{way}, seed {seed}: {event.reason}")
-                            found.append(0.0)
+                            print(f"{setting}, seed {seed}: {event.reason}")
+                            precisions.append(0.0)
+        mean = float(np.mean(precisions))
         print(
-            f"{way:14} {arguments.lr * factor:7.4f} {np.mean(found):9.3f} {np.std(found):6.3f} {min(found):7.3f} "
-            f"{max(found):8.3f} {np.mean(losses) if losses else np.nan:7.3f}   {paper}",
+            f"{setting:14} {arguments.lr * factor:7.4f} {mean:9.3f} {np.std(precisions):6.3f} {min(precisions):7.3f} "
+            f"{max(precisions):8.3f} {np.mean(losses) if losses else np.nan:7.3f}   {paper}",
             flush=True,
         )
-        means.append(float(np.mean(found)))
-        scores.append(found)
-    for (worse, low), (better, high) in itertools.pairwise(zip(WAYS, scores, strict=True)):
+        means.append(mean)
+        scores.append(precisions)
+    for (worse, low), (better, high) in itertools.pairwise(zip(SETTINGS, scores, strict=True)):
         wins = sum(b > a for a, b in zip(low, high, strict=True))
         print(f"{better} above {worse}: {wins} of {len(low)} seeds")
-    print("the paper's order shows in the means" if means == sorted(means) else "the paper's order does NOT show")
+    print(f"the means {'have' if means == sorted(means) else 'do NOT have'} the paper's order")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Published detectors on this machine's own device, beside the paper's times on a V100.
+"""Published detectors on this machine's device, compared with the paper's times on a V100.
 
     python -m benchmarks.gpu [inference] [training] [operators] [profile]
         [--device cuda|cpu] [--models E0,E2,...] [--modes fp32,amp,...] [--images N] [--rounds N]
 
-inference   median milliseconds of one image and their spread, for each detector and mode, and the ratio to Faster
-            R-CNN with ResNet50 at 800x600 beside the paper's same ratio (Tables 1 to 3)
+inference   median milliseconds per image and their spread, for each detector and mode, and the ratio to Faster R-CNN
+            with ResNet50 at 800x600, beside the same ratio in the paper (Tables 1 to 3)
 training    images per second of E2 with group normalisation and weight standardisation, and with batch normalisation
-operators   this package's operators against mmcv's compiled ones, where those are installed
-profile     where the milliseconds of E2 go, by part of the detector and by kernel
+operators   this package's operators compared with mmcv's compiled ones, if those are installed
+profile     time of E2 by part of the detector and by kernel
 
-Everything of one table runs in one process on one device, modes in turn, so ratios hold whatever else the machine is.
-Networks have random weights: their convolutions take the time that trained ones take, and so do the proposals, which
-are always as many as the RPN may make; final detections, of which random networks find none, cost a little more.
+Each table is measured in one process on one device, so its ratios are comparable. Networks have random weights. Their
+convolutions take the same time as those of trained networks, and so do the proposals, whose number is always the RPN's
+maximum. Only the post-processing of final detections, which random networks do not make, is not included.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from benchmarks.detectors import (
     build,
     computing,
     in_turn,
-    learn,
     one_image,
     subjects,
+    train_step,
     wait_for,
 )
 from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operators, without which mmdet is not loaded
@@ -56,15 +56,15 @@ def main() -> None:
     tables = {"inference": inference, "training": training, "operators": operators, "profile": profile}
     parser.add_argument("tables", nargs="*", default=list(tables), metavar="TABLE", help=", ".join(tables))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
-    parser.add_argument("--models", help="comma-separated; all if not given")
-    parser.add_argument("--modes", default=",".join(MODES), help="of inference")
+    parser.add_argument("--models", help="comma-separated names of detectors; all if not given")
+    parser.add_argument("--modes", default=",".join(MODES), help="comma-separated modes of the table inference")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     unknown = [name for name in arguments.tables if name not in tables]
     if unknown:
         parser.error(f"{unknown[0]}: expected some of {', '.join(tables)}")
-    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is logged
+    MMLogger.get_current_instance().setLevel("WARNING")  # otherwise the initialisation of each layer is logged
     name = torch.cuda.get_device_name(0) if arguments.device == "cuda" else cpu_name()
     print(f"{name}, torch {torch.__version__}")
     for name in arguments.tables:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def inference(arguments: argparse.Namespace) -> None:
-    """Print a row per detector: milliseconds and ratio to the reference in each mode, and the paper's."""
+    """Print a row per detector: milliseconds and ratio to the reference, in each mode and in the paper."""
     device = torch.device(arguments.device)
     modes = {name: MODES[name] for name in arguments.modes.split(",")}
     timing = Timing(images=1, warmup=max(1, arguments.images // 4), rounds=arguments.rounds)
@@ -93,7 +93,7 @@ def inference(arguments: argparse.Namespace) -> None:
 
 
 def training(arguments: argparse.Namespace) -> None:
-    """Print how many images of 800x600 a second E2 learns from, with both kinds of normalisation, in turn."""
+    """Print how many images of 800x600 per second E2 trains on, with both kinds of normalisation."""
     device = torch.device(arguments.device)
     architecture = DETECTORS["E2"].architecture
     assert architecture is not None
@@ -105,14 +105,14 @@ def training(arguments: argparse.Namespace) -> None:
         network = build(model_config(architecture, classes=CLASSES, detector=kind), device).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
         data = batch_of(architecture.input_size, batch)
-        steps[name] = functools.partial(learn, network, optimizer, data)
+        steps[name] = functools.partial(train_step, network, optimizer, data)
     seconds = in_turn(steps, arguments.rounds, device)
     for name, taken in seconds.items():
-        print(f"{name:8}{batch / taken:8.2f} images a second{taken / seconds['BN']:7.2f} x the time of BN")
+        print(f"{name:8}{batch / taken:8.2f} images per second{taken / seconds['BN']:7.2f} x the time of BN")
 
 
 def operators(arguments: argparse.Namespace) -> None:
-    """Print for each operator the time of ours and of mmcv's, at the sizes that an 800x600 image leads to."""
+    """Print the time of each operator of this package and of mmcv, with the sizes for an 800x600 image."""
     from benchmarks.operators import compare
 
     for line in compare(torch.device(arguments.device), arguments.rounds):
@@ -137,9 +137,9 @@ def profile(arguments: argparse.Namespace) -> None:
             network.test_step(sample)
         wait_for(device)
         whole = 1000 * (time.perf_counter() - started) / len(samples)
-    print(f"\nE2, {whole:.2f} ms for an image, each part waited for")
+    print(f"\nE2, {whole:.2f} ms per image, waiting for the device after each part")
     parts = {part: 1000 * sum(times) / len(samples) for part, times in spent.items()}
-    parts["the rest"] = whole - sum(parts.values())
+    parts["other"] = whole - sum(parts.values())
     for part, milliseconds in parts.items():
         print(f"{part:12}{milliseconds:9.2f} ms{milliseconds / whole:7.1%}")
     with torch.inference_mode(), torch.profiler.profile(activities=activities) as profiler:
@@ -152,7 +152,7 @@ def profile(arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _named_parts(network: nn.Module, device: torch.device) -> Iterator[dict[str, list[float]]]:
-    """Note, within the context, the seconds that calls of a detector's parts take until the device has done them."""
+    """Record, within the context, the seconds that each call of a detector's parts takes, including the device."""
     spent: dict[str, list[float]] = {}
 
     def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +170,7 @@ def _named_parts(network: nn.Module, device: torch.device) -> Iterator[dict[str,
         for part in _PARTS:
             module = getattr(network, part, None)
             if module is not None:
-                # Heads are entered by predict, everything else by its call.
+                # Detectors call predict of heads, and forward of other modules.
                 name = "predict" if hasattr(module, "predict") else "forward"
                 setattr(module, name, timed(part, getattr(module, name)))
                 patched.callback(delattr, module, name)

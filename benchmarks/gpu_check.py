@@ -1,18 +1,18 @@
-"""Whether this package works on this machine's GPU, and how fast: everything within eight minutes.
+"""Check that this package works on this machine's GPU, and measure how fast, within eight minutes.
 
     python -m benchmarks.gpu_check [PART ...] [--device cuda|cpu] [--minutes 8] [--output gpu_check]
 
-processes   a search in processes of its own: plain, in mixed precision, on a GPU that is given by its unique
-            identifier, and two processes that are forked after the memory of a training was estimated
+processes   short searches: with default settings, in mixed precision, on a GPU given by its unique id, and with two
+            processes per trial; and a training process that is forked after its memory was estimated
 operators   the tests of the operators that this package provides instead of mmcv's compiled ones
-inference   published detectors: milliseconds, of which the GPU is busy, and ratios beside the paper's
-crowd       a small detector timed on an idle machine and beside busy processes
-training    training images per second
-memory      of training: estimated, allocated, reserved, and what the driver counts
+inference   published detectors: milliseconds, the share for which the GPU is busy, and ratios beside the paper's
+crowd       a small detector, timed on an idle machine and beside busy processes
+training    images per second in training
+memory      training memory: estimated, allocated, reserved, and as counted by the driver
 loaders     images per second that processes load and resize
 
-Writes OUTPUT.md, a table for each part, and OUTPUT.json, the same for programs. A part that cannot run here is skipped
-with the reason; `--device cpu` runs all parts that a CPU can stand in for, on smaller inputs.
+Writes OUTPUT.md with a table for each part, and OUTPUT.json with the same content for programs. A part that cannot run
+on this machine is skipped, with the reason. With `--device cpu` all parts that do not need a GPU run, on small inputs.
 """
 
 import argparse
@@ -42,9 +42,9 @@ from benchmarks.detectors import (
     batch_of,
     build,
     computing,
-    learn,
     one_image,
     subjects,
+    train_step,
     wait_for,
 )
 from smnas_optuna.detector.counting import build_on_meta
@@ -56,36 +56,36 @@ from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.recipe.settings import Timing
 from smnas_optuna.timing.device import cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
-from smnas_optuna.training.distributed import in_child, join, run_processes
+from smnas_optuna.training.distributed import call_in_child, join, run_processes
 
 _MODELS = "E0,E2,E5,RetinaNet-R50"
-# At least; and as many as there are cores.
+# Fewest busy processes of the part crowd; there are at least as many as cores.
 _CROWD = 8
-# A part, or a row of it, is left out where fewer seconds are left.
+# A part, or a row of it, is skipped if fewer seconds are left.
 _LEAST_SECONDS = 20.0
 # Longest time of a command, in seconds.
 _COMMAND_SECONDS = 120.0
-# What a part may take of the time that is left when it begins.
+# Share of the remaining time that a part may take.
 _SHARE = 0.5
 _GIB = 2**30
 _ROOT = Path(__file__).parent.parent
 
 
 class Skipped(Exception):
-    """A part, or a line of it, cannot run here; the text says why."""
+    """A part, or a row of it, cannot run on this machine; the message says why."""
 
 
 @dataclass
 class Table:
-    """What a part has found.
+    """Results of a part.
 
     Args:
-        part: Its name.
+        part: Name of the part.
         columns: Headings.
-        rows: Cells, as they are printed.
-        notes: What could not run, and why.
-        seconds: How long the part took.
-        has_failed: Whether something that could run did not work.
+        rows: Cells of each row, as text.
+        notes: Sentences about what could not run, and why.
+        seconds: Time that the part took.
+        has_failed: Whether a check failed.
     """
 
     part: str
@@ -96,7 +96,7 @@ class Table:
     has_failed: bool = False
 
     def fail(self, reason: str) -> str:
-        """Note that something did not work, and return how to say it."""
+        """Mark the part as failed, and return a text with the reason for a cell."""
         self.has_failed = True
         return f"**failed**: {' '.join(reason.split())}"
 
@@ -114,11 +114,11 @@ def _line(cells: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the parts run.
+    """The device and the time limit.
 
     Args:
-        device: The GPU, or the CPU that stands in for one.
-        deadline: Time at which all is to be done, of ``time.monotonic``.
+        device: The GPU, or the CPU if there is none.
+        deadline: Time by ``time.monotonic()`` at which everything has to be finished.
     """
 
     device: torch.device
@@ -126,19 +126,19 @@ class Machine:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether there is a GPU."""
+        """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until all is to be done."""
+        """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(_PARTS), metavar="PART", help=", ".join(_PARTS))
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="cuda where there is a GPU that torch can use")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="cuda if torch can use a GPU, otherwise cpu")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--output", type=Path, default=Path("gpu_check"))
     arguments = parser.parse_args()
@@ -146,20 +146,20 @@ def main() -> None:
     if unknown:
         parser.error(f"{unknown[0]}: expected some of {', '.join(_PARTS)}")
     deadline = time.monotonic() + 60 * arguments.minutes
-    found = find_gpus()
-    device = arguments.device or ("cuda" if found.usable else "cpu")
-    if device == "cuda" and not found.usable:
-        parser.error(f"--device cuda: {found.problem or 'no GPU is visible'}; expected cpu")
-    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is logged
+    gpus = find_gpus()
+    device = arguments.device or ("cuda" if gpus.usable else "cpu")
+    if device == "cuda" and not gpus.usable:
+        parser.error(f"--device cuda: {gpus.problem or 'no GPU is visible'}; expected cpu")
+    MMLogger.get_current_instance().setLevel("WARNING")  # otherwise the initialisation of each layer is logged
     machine = Machine(torch.device(device), deadline)
     name = torch.cuda.get_device_name(0) if machine.is_gpu else cpu_name()
-    print(f"{name}, torch {torch.__version__}" + ("" if machine.is_gpu else "; no GPU, so the CPU stands in for one"))
+    print(f"{name}, torch {torch.__version__}" + ("" if machine.is_gpu else "; without a GPU, on smaller inputs"))
     markdown, record = arguments.output.with_suffix(".md"), arguments.output.with_suffix(".json")
     tables: list[Table] = []
     for part in arguments.parts:
         share = max(_LEAST_SECONDS, _SHARE * machine.seconds_left)
         tables.append(_run(part, replace(machine, deadline=min(deadline, time.monotonic() + share))))
-        # After each part, so that nothing is lost if one is killed.
+        # Written after each part, so that no result is lost if a later part is killed.
         text = f"# {name}, torch {torch.__version__}\n\n" + "\n".join(table.markdown() for table in tables)
         markdown.write_text(text, encoding="utf-8")
         content = {"device": name, "torch": torch.__version__, "parts": [asdict(table) for table in tables]}
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def _run(part: str, machine: Machine) -> Table:
-    """Run a part, and print what it has found."""
+    """Run a part, print its results and return them."""
     function, columns = _PARTS[part]
     table = Table(part, columns)
     started = time.monotonic()
@@ -187,11 +187,11 @@ def _run(part: str, machine: Machine) -> Table:
 
 
 def processes(machine: Machine, table: Table) -> None:
-    """Train in a forked process, and search for a trial each, as a user would."""
+    """Train in a forked process, and run searches of a single trial from the command line."""
     kind = machine.device.type
     program = f"from benchmarks.gpu_check import estimate_and_fork; estimate_and_fork({kind!r})"
     _try_command(table, machine, "fork after an estimate of memory", [sys.executable, "-c", program], {})
-    # With processes that load images, as a search of photographs has them.
+    # With processes that load images, which the demo's small images would not need.
     epochs = ("--set", "structural.training.epochs=2", "--set", "structural.training.loader_workers=2")
     compiled = ("--set", "device.timing.compiled=true")
     runs: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
@@ -215,7 +215,7 @@ def processes(machine: Machine, table: Table) -> None:
 
 
 def _try_command(table: Table, machine: Machine, name: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a command in a folder of its own, and add a row that says how it ended."""
+    """Run a command in a temporary folder, and add a row with its outcome."""
     paths = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -229,18 +229,18 @@ def _try_command(table: Table, machine: Machine, name: str, command: list[str], 
                 check=False,
                 timeout=max(1.0, min(_COMMAND_SECONDS, machine.seconds_left)),
             )
-            last = [line for each in (ended.stdout, ended.stderr) for line in each.splitlines()[-1:]]
-            outcome = table.fail("; ".join(last)) if ended.returncode else "passed"
+            last_lines = [line for each in (ended.stdout, ended.stderr) for line in each.splitlines()[-1:]]
+            outcome = table.fail("; ".join(last_lines)) if ended.returncode else "passed"
         except subprocess.TimeoutExpired as expired:
             outcome = table.fail(f"not done after {expired.timeout:.0f} s")
     table.rows.append([name, outcome, f"{time.monotonic() - started:.0f}"])
 
 
 def estimate_and_fork(kind: str) -> None:
-    """Estimate memory in a child process, and train in another that is forked afterwards, as a trial does."""
+    """Estimate memory in a child process, and train in another one that is forked afterwards, as in a trial."""
     architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC")
     config = model_config(architecture, classes=CLASSES, detector=Detector())
-    in_child(_estimate, (config, architecture.input_size))
+    call_in_child(_estimate, (config, architecture.input_size))
     run_processes(_train_one_step, 1, kind, config, architecture.input_size)
 
 
@@ -253,7 +253,7 @@ def _train_one_step(kind: str, config: dict[str, Any], size: InputSize, meeting:
     join(Config({}), kind, meeting)
     device = torch.device(kind)
     network = build(config, device).train()
-    learn(network, torch.optim.SGD(network.parameters(), lr=1e-4), batch_of(size, 2))
+    train_step(network, torch.optim.SGD(network.parameters(), lr=1e-4), batch_of(size, 2))
     torch.distributed.all_reduce(torch.ones(1, device=device))
     torch.distributed.destroy_process_group()
 
@@ -294,7 +294,7 @@ def inference(machine: Machine, table: Table) -> None:
 
 
 def _chosen(machine: Machine) -> dict[str, Subject]:
-    """Return published detectors, or a small one where a CPU stands in for the GPU."""
+    """Return published detectors, or on a CPU a small one."""
     if machine.is_gpu:
         return subjects(_MODELS)
     architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC")
@@ -303,8 +303,8 @@ def _chosen(machine: Machine) -> dict[str, Subject]:
 
 
 def crowd(machine: Machine, table: Table) -> None:
-    """Time a detector alone and beside busy processes, with the core that timing keeps and without it."""
-    # A small detector, which waits for the CPU most, where there is a choice.
+    """Time a detector alone and beside busy processes, with and without a core reserved for timing."""
+    # A small detector on a GPU waits for the CPU most.
     chosen = _chosen(machine)
     name = "E0" if "E0" in chosen else REFERENCE
     subject = chosen[name]
@@ -312,7 +312,7 @@ def crowd(machine: Machine, table: Table) -> None:
     samples = [one_image(subject.size, seed) for seed in range(20 if machine.is_gpu else 2)]
     timing = Timing(warmup=5, rounds=3)
     cores = os.sched_getaffinity(0)
-    kept = {max(cores)}
+    reserved = {max(cores)}
 
     def measure(condition: str) -> None:
         median, spread = measure_latency(network, samples, timing, machine.device)
@@ -322,25 +322,25 @@ def crowd(machine: Machine, table: Table) -> None:
     with _busy(cores):
         measure(f"{_crowd_size()} busy processes")
     if len(cores) < 2:
-        raise Skipped("a core for timing: there is one core only")
-    with _busy(cores - kept):
-        os.sched_setaffinity(0, kept)
+        raise Skipped("a reserved core: this machine has a single core")
+    with _busy(cores - reserved):
+        os.sched_setaffinity(0, reserved)
         try:
-            measure(f"{_crowd_size()} busy processes, on a core of its own")
+            measure(f"{_crowd_size()} busy processes, on a reserved core")
         finally:
             os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager
 def _busy(cores: set[int]) -> Iterator[None]:
-    """Have processes compute on some cores."""
-    context = multiprocessing.get_context("spawn")
+    """Keep cores busy with processes within the context."""
     # Spawned and not forked, since this process uses the GPU.
+    context = multiprocessing.get_context("spawn")
     busy = [context.Process(target=_spin, args=(cores,), daemon=True) for _ in range(_crowd_size())]
     for process in busy:
         process.start()
     try:
-        time.sleep(5)  # until they have loaded what they need
+        time.sleep(5)  # until they have imported their modules
         yield
     finally:
         for process in busy:
@@ -360,7 +360,7 @@ def _spin(cores: set[int]) -> None:
 
 
 def training(machine: Machine, table: Table) -> None:
-    """Learn from images of noise."""
+    """Train on images of noise."""
     texts = ["512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC", "800x600 ResNet50 FPN(P2-P6,c=256) RPN 2FC"]
     batches = (4, 16, 32)
     if not machine.is_gpu:
@@ -387,11 +387,11 @@ def _images_per_second(
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, fused=machine.is_gpu)
         data = batch_of(architecture.input_size, batch)
         steps = 0
-        learn(network, optimizer, data, amp=precision == "AMP")
+        train_step(network, optimizer, data, amp=precision == "AMP")
         wait_for(machine.device)
         started = time.perf_counter()
         while steps < 3 or (steps < 20 and time.perf_counter() - started < 2):
-            learn(network, optimizer, data, amp=precision == "AMP")
+            train_step(network, optimizer, data, amp=precision == "AMP")
             steps += 1
         wait_for(machine.device)
         return f"{batch * steps / (time.perf_counter() - started):.1f}"
@@ -402,9 +402,9 @@ def _images_per_second(
 
 
 def memory(machine: Machine, table: Table) -> None:
-    """Compare estimates with what training takes; on a CPU the test suite does."""
+    """Compare estimates with the memory that training uses on a GPU; the test suite does the same for a CPU."""
     if not machine.is_gpu:
-        raise Skipped("the test suite compares the CPU's")
+        raise Skipped("the test suite compares them on the CPU")
     texts = {
         "GA-RPN": "1333x800 ResNet50 FPN(P2-P6,c=256) GA-RPN 2FC",
         "RetinaNet": "1333x800 ResNet50 FPN(P2-P6,c=256) RetinaNet",
@@ -423,7 +423,7 @@ def memory(machine: Machine, table: Table) -> None:
             network = build(config, machine.device).train()
             optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
             for _ in range(2):
-                learn(network, optimizer, batch_of(architecture.input_size, 2), amp=amp)
+                train_step(network, optimizer, batch_of(architecture.input_size, 2), amp=amp)
             free, total = torch.cuda.mem_get_info()
             allocated = torch.cuda.max_memory_allocated() - before
             numbers = [estimate, allocated, torch.cuda.max_memory_reserved(), total - free]
@@ -433,7 +433,7 @@ def memory(machine: Machine, table: Table) -> None:
 
 
 def loaders(machine: Machine, table: Table) -> None:
-    """Load and resize the demo's images in processes, as a training does."""
+    """Load and resize images of the demo's kind in processes, as in training."""
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
@@ -452,13 +452,19 @@ def loaders(machine: Machine, table: Table) -> None:
     cores = len(os.sched_getaffinity(0))
     for workers in (0, 2, 4, 8):
         if workers > cores:
-            table.notes.append(f"skipped: {workers} processes, of {cores} cores")
+            table.notes.append(f"skipped: {workers} processes, with {cores} cores")
             continue
         config = loader_config(
-            dataset.train, dataset.classes, pipeline, learn=True, batch_size=16, workers=workers, pinned=machine.is_gpu
+            dataset.train,
+            dataset.classes,
+            pipeline,
+            training=True,
+            batch_size=16,
+            workers=workers,
+            pinned=machine.is_gpu,
         )
         loader = Runner.build_dataloader(config, seed=0)
-        images = sum(len(batch["inputs"]) for batch in loader)  # the processes have started and images are cached
+        images = sum(len(batch["inputs"]) for batch in loader)  # starts the processes and caches the files
         started = time.perf_counter()
         images = sum(len(batch["inputs"]) for batch in loader)
         table.rows.append([str(workers), f"{images / (time.perf_counter() - started):.0f}"])
@@ -466,7 +472,7 @@ def loaders(machine: Machine, table: Table) -> None:
 
 
 _PARTS: dict[str, tuple[Callable[[Machine, Table], None], tuple[str, ...]]] = {
-    "processes": (processes, ("a search of", "outcome", "seconds")),
+    "processes": (processes, ("check", "outcome", "seconds")),
     "operators": (operators, ("tests",)),
     "inference": (
         inference,

@@ -1,9 +1,9 @@
-"""Operators, and waits of the CPU for the GPU, per training step and per timed image.
+"""Number of operator calls, and of waits for the GPU, per training step and per timed image.
 
     python -m benchmarks.operations
 
-They are counted on the CPU, where the same operators are called as on a GPU, at a small input, whose size they hardly
-depend on. A small network on a fast GPU takes the time that these calls take, not that of its arithmetic.
+A small network on a fast GPU takes the time of these calls and waits, not of its arithmetic. They are counted on the
+CPU, which calls the same operators, with a small input, since their number hardly depends on its size.
 """
 
 import tempfile
@@ -35,12 +35,12 @@ _DETECTORS = {
     "E2": str(DETECTORS["E2"].architecture).partition(" ")[2],
 }
 _NORMS = {"BN": Detector(), "GN+WS": Detector(norm="GN", weight_standardization=True)}
-# The first iterations of an epoch, none of which is its last.
+# Iterations of the epoch; none of the counted ones is the last, which does additional work.
 _WARMUP, _COUNTED = 1, 2
 
 
 class _CountIterations(Hook):  # type: ignore[misc]  # mmengine is untyped
-    """Counts what a training step calls, with the hooks around it."""
+    """Counts the calls and waits of each training iteration, including those of other hooks."""
 
     def __init__(self) -> None:
         self.counted: list[CountedCalls] = []
@@ -55,7 +55,7 @@ class _CountIterations(Hook):  # type: ignore[misc]  # mmengine is untyped
 
 def main() -> None:
     torch.manual_seed(0)
-    MMLogger.get_current_instance().setLevel("WARNING")  # or every layer's initialisation is logged
+    MMLogger.get_current_instance().setLevel("WARNING")  # otherwise the initialisation of each layer is logged
     print(f"{'':18} {'':6} {'training step':>27}   {'timed image':>27}")
     print(f"{'':18} {'':6} {'operators':>13} {'waits':>13}   {'operators':>13} {'waits':>13}")
     for name, text in _DETECTORS.items():

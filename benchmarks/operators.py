@@ -1,8 +1,9 @@
-"""This package's operators against mmcv's compiled ones, at the sizes that an image of 800x600 leads to.
+"""Time of this package's operators and of mmcv's compiled ones, with the sizes for an image of 800x600.
 
     python -m benchmarks.operators [--device cuda|cpu] [--rounds N]
 
-Both are called as mmcv's own Python code calls them. Where mmcv has no compiled operators only ours are timed.
+Both are called in the same way as by mmcv's Python code. If mmcv's compiled operators are not installed, only those of
+this package are timed.
 """
 
 import argparse
@@ -27,16 +28,16 @@ def main() -> None:
 
 
 def compare(device: torch.device, rounds: int) -> Iterator[str]:
-    """Yield the lines of a table: milliseconds of ours and of mmcv's, and the ratio."""
+    """Yield the lines of a table: milliseconds of this package's and of mmcv's operators, and the ratio."""
     compiled = _compiled()
     yield f"\n{'operator':36}{'ours ms':>10}" + (f"{'mmcv ms':>10}{'ratio':>8}" if compiled else "")
     if compiled is None:
-        yield "mmcv has no compiled operators here, so there is nothing to compare with"
+        yield "mmcv's compiled operators are not installed, so there is no comparison"
     for name, arguments in _calls(device).items():
         ours = _milliseconds(getattr(mmcv_ops, name), arguments, rounds, device)
         theirs = _milliseconds(getattr(compiled, name), arguments, rounds, device) if compiled else None
-        told = f"{theirs:10.3f}{ours / theirs:8.2f}" if theirs else ""
-        yield f"{name:36}{ours:10.3f}{told}"
+        comparison = f"{theirs:10.3f}{ours / theirs:8.2f}" if theirs else ""
+        yield f"{name:36}{ours:10.3f}{comparison}"
 
 
 def _compiled() -> ModuleType | None:
@@ -49,7 +50,7 @@ def _compiled() -> ModuleType | None:
 
 
 def _calls(device: torch.device) -> dict[str, dict[str, object]]:
-    """Return the operators' arguments: 4,700 proposals, 1,000 regions, 120,087 anchors, a 100x76 map."""
+    """Return arguments by operator: 4,700 proposals, 1,000 regions, 120,087 anchors, a feature map of 100x76."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""How much of a search's wall time is the search's own.
+"""Overhead of a search: the share of its wall time that is not spent on training, evaluating and timing.
 
-Runs a shipped recipe from start to end in a folder of its own and compares its wall time with the time that its trials
-spent training, evaluating and timing. Says too how long it took to the first trial and to the end of its first epoch.
+Runs a shipped recipe in a temporary folder, and compares the wall time with the times that its trials recorded. Prints
+too how long it takes until the device is ready and until the first epoch has ended.
 
     python benchmarks/overhead.py [RECIPE] [run_study's options]
 """
@@ -44,7 +44,7 @@ def main() -> None:
         part: sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in trials)
         for part in ("train", "evaluation", "timing")
     }
-    started_up = [
+    trial_overheads = [
         trial.user_attrs["seconds"] - sum(trial.user_attrs[f"{part}_seconds"] for part in parts)
         for trial in trials
         if "seconds" in trial.user_attrs
@@ -52,10 +52,10 @@ def main() -> None:
     for part, seconds in parts.items():
         print(f"{part:12} {seconds:8.1f} s  {seconds / wall:6.1%}")
     overhead = wall - sum(parts.values())
-    print(f"{'the search':12} {overhead:8.1f} s  {overhead / wall:6.1%}  of {wall:.1f} s for {len(trials)} trials")
+    print(f"{'overhead':12} {overhead:8.1f} s  {overhead / wall:6.1%}  of {wall:.1f} s for {len(trials)} trials")
     for moment, seconds in moments.items():
         print(f"{moment:12} after {seconds:.1f} s")
-    print(f"a trial's start-up, recording and end: median {sorted(started_up)[len(started_up) // 2]:.2f} s")
+    print(f"start, recording and end of a trial: median {sorted(trial_overheads)[len(trial_overheads) // 2]:.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Race samplers on parts of both search spaces, with exact FLOPs as cost and a synthetic accuracy.
+"""Compare samplers on parts of both search spaces, with exact FLOPs as cost and a synthetic accuracy.
 
-Every architecture of a part is costed first, so the whole Pareto front is known: 1,560 detectors by counting (some
-minutes), and 66,144 backbones of one candidate by formula. The accuracy is no measurement. For detectors it grows with
-the published ImageNet accuracy of the backbone, the input's resolution, the levels of the pyramid and the stages of the
-head; for backbones with the capacity of each stage and the channels of the FPN; both with diminishing returns and an
-architecture's own deviation of about 0.2 mAP, so that the order is now and then violated as it is by real trainings.
-With `--diverged 0.3` three in ten of the largest tenth went wrong in training: they scored the worst accuracy of all,
-and by that they are judged.
-Printed per sampler: mean normalised hypervolume after some evaluations, the median number of evaluations to 90, 95 and
-99 % of that of the whole part, and the time per proposal. `pop` is told the order, `pop + cost` the FLOPs before
-training too, `- order` says that it is not told the order; the others can be told neither. A configuration proposed a
-second time is not evaluated again and costs nothing.
+The costs of all architectures of a part are computed first, so the whole Pareto front is known: 1,560 detectors, whose
+costs are counted (some minutes), and 66,144 backbones of one candidate, whose costs are computed by formula.
+
+The accuracy is synthetic. For detectors it grows with the published ImageNet accuracy of the backbone, the resolution,
+the levels of the pyramid and the stages of the head; for backbones with the capacity of each stage and the channels of
+the FPN. Both have diminishing returns, and a random deviation of about 0.2 mAP for each architecture, so that some
+pairs violate the partial order, as in real searches. With `--diverged 0.3`, training diverges for three in ten of the
+largest tenth of the architectures: they get the lowest accuracy of all.
+
+For each sampler the benchmark prints the mean normalised hypervolume after some numbers of evaluations, the median
+number of evaluations until it reaches 90, 95 and 99 % of that of the whole part, and the time per proposal. `pop` uses
+the partial order, `pop + cost` also the FLOPs before training, and `- order` means without the partial order; other
+samplers can use neither. An architecture that is proposed again is not evaluated again and does not count.
 
     python benchmarks/sampler_race.py [--space structural modular] [--samplers random nsga2 tpe gp pop ...]
         [--seeds 5] [--budget 100] [--diverged 0.3]
@@ -58,7 +60,13 @@ Table = dict[Architecture, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Problem:
-    """A space and what all of its architectures are worth: (mAP in percent, giga-multiply-adds)."""
+    """A search space, with mAP in percent and giga-multiply-adds of all of its architectures.
+
+    Args:
+        suggest: Suggests an architecture in a trial.
+        order: Partial order, see PartialOrderPruningSampler.
+        table: Values of the objectives of each architecture.
+    """
 
     suggest: Callable[[optuna.trial.BaseTrial], Architecture]
     order: Callable[[Architecture], Any]
@@ -81,7 +89,10 @@ def modular() -> Problem:
 
 
 def largest_tenth(problem: Problem) -> list[Architecture]:
-    """Return the tenth of all architectures with the largest mean capacity, each scaled to its range in the group."""
+    """Return the tenth of all architectures with the largest mean capacity.
+
+    Each capacity is scaled to its range among comparable architectures.
+    """
     groups: dict[Any, list[Architecture]] = {}
     vectors = {}
     for architecture in problem.table:
@@ -97,15 +108,15 @@ def largest_tenth(problem: Problem) -> list[Architecture]:
 
 
 def with_diverged(problem: Problem, large: Iterable[Architecture], share: float, seed: int) -> Problem:
-    """Return the problem as it is when a share of the trainings of large architectures went wrong."""
+    """Return the problem with the lowest accuracy for a random share of the large architectures."""
     worst = min(accuracy for accuracy, _ in problem.table.values())
-    chance = random.Random(seed)
-    wrong = {each: (worst, problem.table[each][1]) for each in large if chance.random() < share}
-    return replace(problem, table=problem.table | wrong)
+    generator = random.Random(seed)
+    diverged = {each: (worst, problem.table[each][1]) for each in large if generator.random() < share}
+    return replace(problem, table=problem.table | diverged)
 
 
 def _backbones() -> Iterable[Architecture]:
-    """Write down every architecture of the modular part."""
+    """Yield all architectures of the modular part."""
     candidate, blocks = MODULAR.candidate, MODULAR.blocks
     assert candidate.neck is not None
     for lengths in itertools.product(*(range(low, high + 1) for low, high in blocks.bounds)):
@@ -130,7 +141,7 @@ def _modular_map(architecture: Architecture) -> float:
     code, neck = architecture.backbone, architecture.neck
     assert isinstance(code, BackboneCode)
     assert neck is not None
-    # Early stages gain least by what they have, which is dearest there.
+    # Capacity in early stages, where it costs most, improves the accuracy least.
     gain = sum(
         weight * math.log2(sum(planes) / 48) for weight, planes in zip((0.2, 0.4, 0.6, 0.4), code.planes, strict=True)
     )

@@ -1,12 +1,12 @@
-"""How well workers share a study: parallel efficiency, SQL statements per trial, and the start in a long study.
+"""Throughput of workers that share a study: parallel efficiency, SQL statements per trial, and start-up time.
 
-A real PostgreSQL server, real worker processes, the default sampler, and an objective that only sleeps:
+Measured with a PostgreSQL server, worker processes, the default sampler, and an objective that only sleeps:
 
-1. 1, 2, 4, 8 and 16 workers, so many trials each. The efficiency is the time slept over the time that the workers had,
-   from the first trial's start to the last one's end.
-2. SQL statements that one worker sends per trial, by us and by ``study.optimize`` with Optuna's NSGA-II for the same
-   trial with the same heartbeat, after the study has grown to some hundred trials.
-3. Seconds until a new worker has opened a study of 5,000 finished trials, read how far it is, and got a proposal.
+1. Parallel efficiency of 1, 2, 4, 8 and 16 workers, each with the same number of trials: the time that trials slept,
+   divided by the workers' total time from the start of the first trial to the end of the last one.
+2. SQL statements per trial of one worker, in a study of 200 trials, compared with ``study.optimize`` with Optuna's
+   NSGA-II, the same objective and the same heartbeat interval.
+3. Seconds until a new worker has opened a study with 5,000 finished trials, counted them, and got a proposal.
 
     python -m benchmarks.throughput [--workers 1 2 4 8 16] [--seconds 3] [--trials 20]
 """
@@ -32,7 +32,7 @@ from tests.servers import PostgreSQL
 
 
 class Nobody:
-    """Is told what happens, and does nothing."""
+    """Ignores the events of a run."""
 
     def finished(self, run: Run, trial: optuna.trial.FrozenTrial) -> None:
         """Do nothing."""
@@ -58,7 +58,7 @@ def efficiency(url: str, workers: int, seconds: float, trials: int) -> tuple[flo
 
 
 def count(engine: sqlalchemy.Engine, work: Callable[[], Any]) -> int:
-    """Return how many SQL statements are sent meanwhile."""
+    """Return how many SQL statements are sent while ``work`` runs."""
     sent = 0
 
     def add(*_: Any) -> None:
@@ -74,7 +74,7 @@ def count(engine: sqlalchemy.Engine, work: Callable[[], Any]) -> int:
 
 
 def our_statements(url: str, sampler: str, before: int, trials: int) -> float:
-    """Return the statements per trial of our worker."""
+    """Return the number of SQL statements per trial of one of this package's workers."""
     create_cheap_study(url)
     assignment = CheapAssignment(0, url, before + trials, 0.0, sampler, LEASE_SECONDS)
     run = assignment.runs(lambda message: None)["cheap"]
@@ -85,7 +85,7 @@ def our_statements(url: str, sampler: str, before: int, trials: int) -> float:
 
 
 def optunas_statements(url: str, before: int, trials: int) -> float:
-    """Return the statements per trial of Optuna by itself."""
+    """Return the number of SQL statements per trial of Optuna's ``study.optimize``."""
     storage = RDBStorage(url, heartbeat_interval=int(LEASE_SECONDS))
     study = optuna.create_study(
         storage=storage, directions=["maximize", "minimize"], sampler=optuna.samplers.NSGAIISampler(seed=0)
@@ -99,7 +99,7 @@ def optunas_statements(url: str, before: int, trials: int) -> float:
 
 
 def start(url: str, trials: int) -> float:
-    """Return the seconds that a new worker needs for its first proposal in a long study."""
+    """Return the seconds that a new worker needs for its first proposal in a study with many trials."""
     create_cheap_study(url)
     study = optuna.load_study(study_name="cheap", storage=url)
     random = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
@@ -122,8 +122,8 @@ def start(url: str, trials: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--seconds", type=float, default=3.0, help="that a trial sleeps")
-    parser.add_argument("--trials", type=int, default=20, help="per worker")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds that a trial sleeps")
+    parser.add_argument("--trials", type=int, default=20, help="trials per worker")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     preload(training=False)

@@ -1,8 +1,8 @@
-"""Estimated against measured training memory.
+"""Estimated training memory compared with measurements.
 
-1. Of real training steps on this machine's device: a GPU's ``max_memory_allocated``, else what the CPU's allocator is
-   seen to hand out. Small and real detectors, at two sizes and batches, all in float32.
-2. Of MMDetection's own models, against the ``Training Memory`` that it publishes: two images of 1333x800 per GPU.
+1. For training steps on this machine's device: a GPU's ``max_memory_allocated``, or the observed allocations of the
+   CPU's allocator. Small and full-size detectors, with two sizes and batch sizes, all in float32.
+2. For MMDetection's models: the ``Training Memory`` that it publishes, for two images of 1333x800 per GPU.
 
     python -m benchmarks.training_memory [--only TEXT]
 """
@@ -44,14 +44,14 @@ SIZES = ("256x192", "512x384")
 BATCHES = (1, 2)
 BOXES = 12
 CLASSES = 20
-# Folders of MMDetection's configs whose models our heads are.
+# Folders of MMDetection's configs with models that have heads of this package.
 FAMILIES = ("faster_rcnn", "cascade_rcnn", "retinanet", "guided_anchoring", "mask_rcnn", "fsaf")
 PUBLISHED_BATCH = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="a part of the detectors' text")
+    parser.add_argument("--only", default="", help="measure only detectors whose text contains this")
     only = parser.parse_args().only
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ratios = []
@@ -82,16 +82,16 @@ def main() -> None:
 
 
 def _published() -> Iterator[tuple[str, float]]:
-    """Return the plain models with 1x schedule that a measured memory is published of."""
+    """Yield the config and published memory, in GiB, of models with a 1x schedule and no special modules."""
     configs = Path(str(resources.files("mmdet"))) / ".mim" / "configs"
     for family in FAMILIES:
         models: list[dict[str, Any]] = yaml.safe_load((configs / family / "metafile.yml").read_text())["Models"]
         for model in models:
             path = model["Config"].removeprefix("configs/")
             memory = model.get("Metadata", {}).get("Training Memory (GB)")
-            unlike = ("caffe", "amp", "dconv", "mask-rcnn", "ga-rpn", "ga-retinanet", "1xb8")
-            alike = family == "mask_rcnn" or not any(part in PurePosixPath(path).name for part in unlike)
-            if memory and path.endswith("fpn_1x_coco.py") and "caffe" not in path and alike:
+            special = ("caffe", "amp", "dconv", "mask-rcnn", "ga-rpn", "ga-retinanet", "1xb8")
+            is_plain = family == "mask_rcnn" or not any(part in PurePosixPath(path).name for part in special)
+            if memory and path.endswith("fpn_1x_coco.py") and "caffe" not in path and is_plain:
                 yield path, memory
 
 

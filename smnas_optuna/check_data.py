@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.check_data``: what a recipe's data set holds, and all that is wrong with it."""
+"""``python -m smnas_optuna.check_data``: summarise a recipe's data set, and list its faults."""
 
 import gc
 import json
@@ -33,11 +33,11 @@ from smnas_optuna.reporting.progress import console
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in both splits.
+    """Result of an inspection of a data set.
 
     Args:
-        splits: What each consists of; those that can be read.
-        faults: All that is wrong, in each split and between them.
+        splits: Summaries by the names of the splits, without splits that cannot be read.
+        faults: All faults, in the splits and between them.
     """
 
     splits: dict[str, Summary]
@@ -52,20 +52,20 @@ def check_data(
     images: Annotated[
         Depth,
         typer.Option(
-            help="How far to look at each image: its name, so whether it is there; its header, which tells format and "
-            "size and takes some 20 seconds for 100,000 on a local disk; or all of its pixels."
+            help="How thoroughly to check each image: whether its file exists (name); format and size in its header, "
+            "which takes about 20 seconds for 100,000 images on a local disk (header); or all of its pixels (pixels)."
         ),
     ] = "header",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what RECIPE's data set holds and all that is wrong with it, before anything is trained.
+    """Summarise RECIPE's data set and list its faults, before anything is trained.
 
-    What training takes as it is, or passes over, is a warning. Ends with 2 if a search would be refused or would fail.
+    A fault that training tolerates or ignores is a warning. The exit code is 2 if a search would be refused or fail.
     """
     search = load_recipe(recipe, overrides or ())
-    # A COCO has millions of records, all of them in use; looking for garbage among them doubles the time.
+    # COCO has millions of records, all of them in use. The garbage collector would search them and double the time.
     gc.disable()
-    # A large picture is no attack on who trains on it.
+    # Pillow would take large images for an attack.
     Image.MAX_IMAGE_PIXELS = None
     with Console(stderr=True).status("reading annotations and images"):
         findings = inspect_dataset(search, images)
@@ -73,14 +73,19 @@ def check_data(
         print(json.dumps(asdict(findings), indent=2))
     else:
         out = console()
-        out.print(f"{search.name}: {search.dataset.kind} data set, each image looked at as far as its {images}")
+        out.print(f"{search.name}: {search.dataset.kind} data set, each image checked by its {images}")
         show_summaries(findings.splits, out)
         show_faults(findings.faults, out)
     refuse_unusable(search.dataset, findings.faults)
 
 
 def inspect_dataset(recipe: Recipe, depth: Depth) -> Findings:
-    """Inspect a recipe's data set, with so deep a look at each image; annotations in other formats are converted."""
+    """Inspect a recipe's data set; annotations in other formats than COCO's are converted first.
+
+    Args:
+        recipe: The recipe.
+        depth: How thoroughly to check each image: ``name``, ``header`` or ``pixels``.
+    """
     sizes = [InputSize.parse(text) for text in recipe.structural.space.input_sizes]
     located: dict[SplitName, LocatedSplit] = {}
     summaries: dict[str, Summary] = {}
@@ -104,19 +109,19 @@ def inspect_dataset(recipe: Recipe, depth: Depth) -> Findings:
         except UserError as error:
             faults.append(Fault(between, str(error), stops=True))
         shared = [
-            f"{ours}" if ours == theirs else f"{ours}, as {theirs}"
-            for ours, theirs in shared_pictures(pictures["train"], pictures["val"]).items()
+            f"{train}" if train == val else f"{train}, as {val}"
+            for train, val in shared_pictures(pictures["train"], pictures["val"]).items()
         ]
-        faults += collect(between, "images to validate on that are trained on too", shared, stops=False)
+        faults += collect(between, "validation images that are also training images", shared, stops=False)
     return Findings(summaries, tuple(faults))
 
 
 def refuse_unusable(dataset: Dataset, faults: Sequence[Fault]) -> None:
-    """Raise UserError, in the words in which a search is refused, if one of the faults stops a search."""
+    """Raise UserError if one of the faults stops a search, with the message with which a search would be refused."""
     fatal = next((fault for fault in faults if fault.stops), None)
     if fatal is not None:
         open_dataset(dataset)
-        # It is one that comes out in training only.
+        # Opening succeeded, so the fault would stop a search only during training.
         raise UserError(f"dataset.{fatal}" + (f", such as {fatal.examples[0]}" if fatal.examples else ""))
 
 

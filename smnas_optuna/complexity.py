@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.complexity``: multiply-adds and parameters of a backbone, or of a published detector."""
+"""``python -m smnas_optuna.complexity``: multiply-adds and parameters of a backbone or a published detector."""
 
 import json
 from typing import Annotated, Any
@@ -24,17 +24,22 @@ def complexity(
         str | None, typer.Argument(metavar="CODE", help="Backbone code, classic backbone such as R50, or zoo name.")
     ] = None,
     input_size: Annotated[
-        str | None, typer.Option("--input", metavar="WxH", help="Input size; a zoo detector's own, else 224x224.")
+        str | None,
+        typer.Option(
+            "--input", metavar="WxH", help="Input size; the published one of a zoo detector, 224x224 otherwise."
+        ),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="Count a classifier of so many classes too; none if not given.")
+        int | None,
+        typer.Option(min=1, help="Include a classifier for this number of classes; without one if not given."),
     ] = None,
     zoo: Annotated[str | None, typer.Option(help=f"A published detector: {', '.join(DETECTORS)}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with integers.")] = False,
 ) -> None:
-    """Print the multiply-adds and parameters of the backbone CODE; for a zoo detector those of the whole one too.
+    """Print the multiply-adds and parameters of the backbone CODE, and for a zoo detector those of the whole detector.
 
-    Sides of the input are padded to multiples of 32. Convolutions and matrix products count, normalisation does not.
+    The sides of the input are padded to multiples of 32. Convolutions and matrix products are counted, normalisation is
+    not.
     """
     name = zoo or code
     if name is None or (zoo and code):
@@ -42,25 +47,25 @@ def complexity(
     try:
         published = find_detector(name) if zoo or name.upper() in map(str.upper, DETECTORS) else None
         size = InputSize.parse(input_size or (published.input_size if published else _DEFAULT_INPUT))
-        told: dict[str, Any] = {"input": str(size)}
+        costs: dict[str, Any] = {"input": str(size)}
         if published is None or published.architecture is not None:
             backbone = find_backbone(name)
             flops, params = _count_backbone(backbone, size, classes)
-            told |= {"backbone": str(backbone), "classes": classes, "flops": flops, "params": params}
+            costs |= {"backbone": str(backbone), "classes": classes, "flops": flops, "params": params}
     except ValueError as error:
         raise UserError(str(error)) from None
     if published is not None:
-        told["detector"] = _count_detector(published, size)
-        # Of a detector whose backbone has no code there is only the whole to tell.
-        told = {"flops": told["detector"]["flops"], "params": told["detector"]["params"]} | told
+        costs["detector"] = _count_detector(published, size)
+        # Without a backbone to report, the top level has the costs of the whole detector.
+        costs = {"flops": costs["detector"]["flops"], "params": costs["detector"]["params"]} | costs
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(costs, indent=2))
         return
-    if "backbone" in told:
+    if "backbone" in costs:
         head = f" with a classifier of {classes}" if classes else ""
-        print(f"{told['backbone']}{head}: {_text(told)} at {size}")
+        print(f"{costs['backbone']}{head}: {_text(costs)} at {size}")
     if published is not None:
-        whole = told["detector"]
+        whole = costs["detector"]
         what = published.architecture or published.config
         print(f"{published.name}, {what}, {_COCO_CLASSES} classes: {_text(whole)} at {size}")
         print(
@@ -73,8 +78,8 @@ def _count_backbone(backbone: Backbone, size: InputSize, classes: int | None) ->
     code = backbone.code
     if backbone == code or code.is_published:
         return backbone_costs(code, size, classes=classes)
-    # No code stands for it exactly: a narrowed one, or MobileNetV2 without its last convolution.
-    from smnas_optuna.detector.counting import count_backbone  # loads torch, which a code does without
+    # No code describes this backbone exactly, such as a narrowed one, or MobileNetV2 without its last convolution.
+    from smnas_optuna.detector.counting import count_backbone  # imports torch, which codes do not need
 
     flops, params = count_backbone(backbone.config(BACKBONE_LEVELS, Detector()), pad(size))
     if classes:

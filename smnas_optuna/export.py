@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.export``: write a found or published detector as an MMDetection config that trains it."""
+"""``python -m smnas_optuna.export``: write a trial's or a published detector as an MMDetection config or as ONNX."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,37 +32,48 @@ _EXPORTABLE = [name for name, published in DETECTORS.items() if published.archit
 def export(
     output: Annotated[Path, typer.Option(help="File to write.")],
     study: Annotated[str | None, typer.Option(help="Name of the study, such as coco/modular/C0.")] = None,
-    trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial of it.")] = None,
-    zoo: Annotated[str | None, typer.Option(help=f"Instead a published detector: {', '.join(_EXPORTABLE)}.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial of the study.")] = None,
+    zoo: Annotated[
+        str | None, typer.Option(help=f"A published detector instead of a trial: {', '.join(_EXPORTABLE)}.")
+    ] = None,
     storage: Annotated[
-        str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
+        str, typer.Option(envvar="SMNAS_STORAGE", help="URL of the database with the study.")
     ] = DEFAULT_STORAGE,
     schedule: Annotated[
-        Literal["1x", "2x", "3x"], typer.Option(help="12, 24 or 36 epochs, as MMDetection counts.")
+        Literal["1x", "2x", "3x"], typer.Option(help="MMDetection's schedule: 12, 24 or 36 epochs.")
     ] = "2x",
     data: Annotated[
-        str | None, typer.Option(metavar="RECIPE", help="Recipe whose data set to train on; the study's own, or coco.")
+        str | None,
+        typer.Option(
+            metavar="RECIPE", help="Recipe with the data set to train on; that of the study, or coco, if not given."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of that recipe.")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Checkpoint that the backbone begins with; imagenet for a published backbone's own."),
+        typer.Option(
+            help="Pre-trained weights of the backbone, a file or URL; imagenet for those of a published backbone; "
+            "trained from scratch if not given."
+        ),
     ] = None,
     kind: Annotated[
         Literal["config", "onnx"],
-        typer.Option("--format", help="A config to train with, or a trained detector's graph, for one image."),
+        typer.Option("--format", help="A config for training, or a trained detector as ONNX with a batch size of 1."),
     ] = "config",
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="With onnx: the trained weights, a trial's weights.pth or a final training's checkpoint."),
+        typer.Option(help="With onnx: the trained weights, a trial's weights.pth or a checkpoint of a final training."),
     ] = None,
     portrait: Annotated[
-        bool, typer.Option("--portrait", help="With onnx: for images that are higher than wide.")
+        bool, typer.Option("--portrait", help="With onnx: for images that are taller than wide.")
     ] = False,
 ) -> None:
-    """Write one whole MMDetection config with the paper's recipe for final models, or a trained detector as ONNX."""
+    """Write an MMDetection config for the final training of a detector, or a trained detector as ONNX.
+
+    The config has the settings with which the paper trains its final models.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if (study is None) == (zoo is None) or (study is None) != (trial is None):
         raise UserError("expected --study NAME --trial N, or --zoo NAME")
@@ -95,13 +106,13 @@ def export(
     recipe = _recipe_of_data(search, data, overrides)
     dataset = _dataset(recipe)
     from smnas_optuna.detector.weights import check_weights
-    from smnas_optuna.training.final import final_config  # loads torch, for which no mistake has to wait
+    from smnas_optuna.training.final import final_config  # imports torch, so only after the arguments are checked
 
     if weights == "imagenet":
         weights = published
     elif file is not None:
         weights = str(file.resolve())
-    # As the trial was trained, in whichever stage; on another recipe's data, as its search begins.
+    # The flip probability of the trial's training, or for another data set, that of its recipe's first stage.
     training = search.settings.training if search is not None and data is None else recipe.structural.training
     config = final_config(architecture, dataset, detector, schedule=schedule, flip=training.flip, weights=weights)
     if file is not None:
@@ -125,17 +136,17 @@ def _export_onnx(
 ) -> None:
     from smnas_optuna.detector.onnx_model import export_onnx
     from smnas_optuna.training.checkpoint import load_trained
-    from smnas_optuna.training.final import final_detector  # loads torch, for which no mistake has to wait
+    from smnas_optuna.training.final import final_detector  # imports torch, so only after the arguments are checked
 
     place = f"--checkpoint {checkpoint}"
     trained = load_trained(place, checkpoint)
     check_record(place, trained["meta"], belonging, str(architecture))
-    if "architecture" not in trained["meta"]:  # which a final training does not note
+    if "architecture" not in trained["meta"]:  # the weights are from a final training, with its normalisation
         detector = final_detector(detector)
     agreement = export_onnx(architecture, detector, trained, output, portrait=portrait)
     print(
         f"{output}: {architecture}; in images of noise onnxruntime and torch find {agreement.boxes} boxes, of which "
-        f"{agreement.others} differ, and the others by {agreement.difference:.1g} at most"
+        f"{agreement.others} differ; all others differ by {agreement.difference:.1g} at most"
     )
 
 
@@ -164,7 +175,7 @@ def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector
 
 
 def _recipe_of_data(search: Search | None, data: str | None, overrides: list[str] | None) -> Recipe:
-    """Return the recipe whose data set is to be trained on."""
+    """Return the recipe with the data set to train on."""
     if data is None and search is not None:
         if overrides:
             raise UserError("--set: changes the recipe that --data names; expected --data RECIPE with it")
@@ -180,7 +191,7 @@ def _dataset(recipe: Recipe) -> CheckedDataset:
             for split in (dataset.train, dataset.val)
         )
         if not train.annotations.exists():
-            # COCO's classes are known, so the config can be written where the data are not.
+            # COCO's classes are known, so the config can be written on a machine without the data.
             from smnas_optuna.training.final import coco_classes
 
             return CheckedDataset(train, val, coco_classes())

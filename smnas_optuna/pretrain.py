@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.pretrain``: train a backbone as a classifier, for detectors to begin with its weights."""
+"""``python -m smnas_optuna.pretrain``: train a backbone as a classifier, to initialise detectors with its weights."""
 
 import shlex
 from pathlib import Path
@@ -14,38 +14,44 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import InputSize
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.timing.cores import usable_cores
-from smnas_optuna.training.distributed import is_first, process_count, processes_here, told_once
+from smnas_optuna.training.distributed import is_first, process_count, processes_here, report_error_once
 
 
 def pretrain(
     code: Annotated[
         str, typer.Argument(metavar="CODE", help="Backbone code, classic backbone such as R50, or zoo name such as E2.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder of images as train/CLASS/*.jpg and val/CLASS/*.jpg.")],
+    data: Annotated[Path, typer.Option(help="Folder with images as train/CLASS/*.jpg and val/CLASS/*.jpg.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder for logs, the checkpoint and backbone.pth; work_dirs/pretrain/CODE.")
+        Path | None,
+        typer.Option(help="Folder for logs, the checkpoint and backbone.pth; work_dirs/pretrain/CODE if not given."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step, over all processes.")] = 256,
-    lr: Annotated[float, typer.Option(help="Highest learning rate for 256 images a step, scaled to the batch.")] = 0.1,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the training images.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step, summed over all processes.")] = 256,
+    lr: Annotated[
+        float, typer.Option(help="Highest learning rate for a batch of 256 images; scaled with the batch size.")
+    ] = 0.1,
     input_size: Annotated[int, typer.Option("--input", min=32, help="Crop size in pixels.")] = 224,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load images for each that trains; the CPU's cores shared.")
+        int | None,
+        typer.Option(
+            min=0, help="Processes that load images, for each training process; its share of the cores if not given."
+        ),
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Train in mixed precision.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last epoch in the folder.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and crops.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in the output folder.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights, the order of images and crops.")] = 0,
 ) -> None:
-    """Train the backbone CODE as a classifier and write OUTPUT/backbone.pth, which export --weights takes.
+    """Train the backbone CODE as a classifier, and write OUTPUT/backbone.pth for export --weights.
 
     On several GPUs: torchrun --nproc-per-node 8 -m smnas_optuna.pretrain CODE --data FOLDER
     """
     processes = process_count()
-    with told_once():
+    with report_error_once():
         try:
             backbone = find_backbone(code)
             if isinstance(backbone, BackboneCode):
-                backbone_costs(backbone, InputSize(input_size, input_size))  # refuses what cannot be built
+                backbone_costs(backbone, InputSize(input_size, input_size))  # raises ValueError if it cannot be built
         except ValueError as error:
             raise UserError(f"CODE: {error}") from None
         if lr <= 0:
@@ -54,7 +60,7 @@ def pretrain(
             raise UserError(f"--batch-size {batch_size}: expected two images or more for each of {processes} processes")
         classes = check_image_folder(data)
         folder = writable_folder(output or Path("work_dirs/pretrain") / str(backbone))
-        # Loads torch, for which no mistake has to wait.
+        # Imports torch, so only after the arguments are checked.
         from smnas_optuna.timing.device import kind_of_device
         from smnas_optuna.training import classification
 
@@ -72,12 +78,12 @@ def pretrain(
             seed=seed,
             folder=folder,
         )
-    done = classification.pretrain(pretraining, kind, go_on=resume)
+    result = classification.pretrain(pretraining, kind, from_checkpoint=resume)
     if is_first():
         zoo = next((name for name in DETECTORS if name.lower() == code.lower()), None)
         detector = f"--zoo {zoo}" if zoo else "--study NAME --trial N"
-        export = f"python -m smnas_optuna.export {detector} --weights {shlex.quote(str(done.file))} --output found.py"
-        print(f"{backbone}: top-1 {done.top1:.1f} %, top-5 {done.top5:.1f} %; {done.file}; {export}")
+        export = f"python -m smnas_optuna.export {detector} --weights {shlex.quote(str(result.file))} --output found.py"
+        print(f"{backbone}: top-1 {result.top1:.1f} %, top-5 {result.top5:.1f} %; {result.file}; {export}")
 
 
 if __name__ == "__main__":

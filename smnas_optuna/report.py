@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.report``: write a study's report as one HTML file."""
+"""``python -m smnas_optuna.report``: write the report of a study as an HTML file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +15,15 @@ from smnas_optuna.study.study import load_study
 def report(
     study: Annotated[str, typer.Option(help="Name of the study, such as coco/structural.")],
     storage: Annotated[
-        str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is in.")
+        str, typer.Option(envvar="SMNAS_STORAGE", help="URL of the database with the study.")
     ] = DEFAULT_STORAGE,
-    output: Annotated[Path, typer.Option(help="Folder that the report is written to; made when missing.")] = Path("."),
+    output: Annotated[Path, typer.Option(help="Folder to write the report to; created if absent.")] = Path("."),
     known: Annotated[
         Show,
-        typer.Option(help="Published detectors to draw beside: those timed on the study's device, all, or none."),
+        typer.Option(help="Published detectors in the figures: those timed on the study's device, all, or none."),
     ] = "comparable",
 ) -> None:
-    """Write the report of a study: its figures and trials, in one HTML file."""
+    """Write the report of a study, with its figures and trials, as a self-contained HTML file."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print(write_report(load_study(storage, study), output, known=known))
 

@@ -1,4 +1,4 @@
-"""``python -m smnas_optuna.train``: train an exported config, on a GPU or without one."""
+"""``python -m smnas_optuna.train``: train a detector from an exported config, on GPUs or a CPU."""
 
 import os
 import sys
@@ -10,33 +10,33 @@ import typer
 
 from smnas_optuna.command_line import run_command, writable_folder
 from smnas_optuna.errors import UserError
-from smnas_optuna.training.distributed import is_first, is_launched, join, told_once
+from smnas_optuna.training.distributed import is_first, is_launched, join, report_error_once
 from smnas_optuna.training.scoring import FINAL_PRECISIONS
 
-# What MMEngine's Runner cannot train without.
-_NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
-# Those that training reads; the test's data may be elsewhere.
+# Keys of a config that MMEngine's Runner needs to train.
+_REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
+# Data loaders that training uses; the data of test_dataloader may be absent.
 _LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="An MMDetection config, such as export writes.")],
+    config: Annotated[Path, typer.Argument(help="MMDetection config, such as one that export has written.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder for logs and checkpoints; work_dirs/CONFIG if not given.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in the folder.")] = False,
     amp: Annotated[bool, typer.Option("--amp", help="Train in mixed precision.")] = False,
 ) -> None:
-    """Train the detector of CONFIG as it says, and print its mAP.
+    """Train the detector of CONFIG with the config's settings, and print its mAP.
 
     On several GPUs: torchrun --nproc-per-node 8 -m smnas_optuna.train CONFIG
     """
-    with told_once():
+    with report_error_once():
         if not config.is_file():
             raise UserError(f"CONFIG {config}: no such file; expected one that smnas_optuna.export has written")
         loaded = _read(config)
         _check(config, loaded)
-        from smnas_optuna.timing.device import kind_of_device  # loads torch, for which no mistake has to wait
+        from smnas_optuna.timing.device import kind_of_device  # imports torch, so only after the arguments are checked
 
         kind = kind_of_device(amp=amp)
         folder = output or Path("work_dirs") / config.stem
@@ -55,14 +55,14 @@ def train(
     runner.train()
     scalars = runner.message_hub.log_scalars
     measured = [(name, f"val/{key}") for key, name in FINAL_PRECISIONS.items() if f"val/{key}" in scalars]
-    # CocoMetric says nothing at all where nothing has been found.
-    told = ", ".join(f"{name} {scalars[key].current():.3f}" for name, key in measured) or "nothing found, so no mAP,"
+    # CocoMetric returns no results for a detector without any detections.
+    scores = ", ".join(f"{name} {scalars[key].current():.3f}" for name, key in measured) or "no detections, so no mAP,"
     if is_first():
-        print(f"{told} after {runner.epoch} epochs; checkpoints are in {loaded.work_dir}")
+        print(f"{scores} after {runner.epoch} epochs; checkpoints are in {loaded.work_dir}")
 
 
 def _read(config: Path) -> Any:
-    """Return the MMEngine config in a file, whose modules can be built then; raises UserError."""
+    """Read an MMEngine config, and register MMDetection's modules so that it can be built; raises UserError."""
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
 
@@ -71,18 +71,18 @@ def _read(config: Path) -> Any:
     register_all_modules()
     try:
         return Config.fromfile(str(config))
-    except Exception as error:  # a config is a program, which may raise anything
+    except Exception as error:  # a config is a program, which may raise errors of any type
         raise UserError(f"CONFIG {config}: cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _check(config: Path, loaded: Any) -> None:
-    """Raise UserError where a config has nothing to train, or names data that are not there."""
-    for key in _NEEDED:
+    """Raise UserError if a config lacks a key that training needs, or names files that do not exist."""
+    for key in _REQUIRED_KEYS:
         if not isinstance(loaded.get(key), dict):
             raise UserError(f"CONFIG {config}: has no {key}; expected a training config, such as export writes")
     for place, path, kind in _named_data(config, loaded):
-        is_there = os.path.isdir(path) if kind == "folder" else os.path.isfile(path)
-        if not is_there and "://" not in path:
+        exists = os.path.isdir(path) if kind == "folder" else os.path.isfile(path)
+        if not exists and "://" not in path:
             raise UserError(f"CONFIG {config}: {place} {path}: no such {kind}; expected {_expected(place)}")
 
 
@@ -93,9 +93,9 @@ def _expected(place: str) -> str:
 
 
 def _named_data(config: Path, loaded: Any) -> Iterator[tuple[str, str, Literal["file", "folder"]]]:
-    """Yield the data and weights that training reads: where they are named, their path as MMEngine joins it, its kind.
+    """Yield the files and folders that training reads: the key that names each, its path and its kind.
 
-    Those that a backend of MMEngine's fetches from elsewhere are not among them.
+    Data that one of MMEngine's file backends fetches from elsewhere are left out.
     """
     for name in _LOADERS:
         if loaded.get(name) is None:  # a training may do without validation
@@ -119,7 +119,7 @@ def _named_data(config: Path, loaded: Any) -> Iterator[tuple[str, str, Literal["
 
 
 def _datasets(config: Path, place: str, dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a config has a data set, and what it says of it; and of those in one that repeats or joins others."""
+    """Yield the key and the config of a data set, and of those that it wraps, as RepeatDataset does."""
     if not isinstance(dataset, dict):
         raise UserError(f"CONFIG {config}: has no {place}; expected a training config, such as export writes")
     yield place, dataset

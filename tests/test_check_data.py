@@ -1,4 +1,4 @@
-"""What a user is told; all faults are in ``data/test_inspection.py`` and ``data/test_pictures.py``."""
+"""Output and exit codes; ``data/test_inspection.py`` and ``data/test_pictures.py`` test the faults themselves."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ Spoil = Callable[[Path], object]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder of COCO data that nothing is wrong with, and a recipe for them."""
+    """A folder with COCO data without faults, and a recipe for them."""
     random = np.random.default_rng(0)
     for split, count in (("train", 3), ("val", 2)):
         (tmp_path / split).mkdir()
@@ -57,15 +57,15 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def row(told: str, *first: str) -> list[str]:
+def row(printed: str, *first: str) -> list[str]:
     """Return the other cells of the row of a printed table that begins with these."""
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in told.splitlines() if line[:1] == "│"]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if line[:1] == "│"]
     (found,) = [cells[len(first) :] for cells in rows if cells[: len(first)] == list(first)]
     return found
 
 
 def inspect(*overrides: str, depth: Depth = "header") -> tuple[Findings, str | None]:
-    """Return what is found in the working directory's data, and what they are refused with."""
+    """Inspect the data in the working directory, and return the findings and the message with which it is refused."""
     recipe = load_recipe("recipe.yaml", overrides)
     findings = inspect_dataset(recipe, depth)
     try:
@@ -75,10 +75,10 @@ def inspect(*overrides: str, depth: Depth = "header") -> tuple[Findings, str | N
     return findings, None
 
 
-def test_sound_data_are_summed_up_split_beside_split(data: Path) -> None:
+def test_a_data_set_without_faults_is_summarised(data: Path) -> None:
     ended = check(data)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("tiny: coco data set, each image looked at as far as its header\n")
+    assert ended.stdout.startswith("tiny: coco data set, each image checked by its header\n")
     assert row(ended.stdout, "images") == ["3", "2"]
     assert row(ended.stdout, "boxes") == ["6", "4"]
     assert row(ended.stdout, "width x height") == ["64x48 (3)", "64x48 (2)"]
@@ -88,7 +88,7 @@ def test_sound_data_are_summed_up_split_beside_split(data: Path) -> None:
     assert ended.stdout.endswith("\nno fault found\n")
 
 
-def test_json_holds_the_same(data: Path) -> None:
+def test_json_has_the_same_content(data: Path) -> None:
     edit(data / "train.json", lambda content: content["annotations"][0].update(bbox=[1, 2, 0, 3]))
     ended = check(data, "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -100,7 +100,7 @@ def test_json_holds_the_same(data: Path) -> None:
     assert fault["examples"] == ["train_1.png: annotation 1, cat, [1, 2, 0, 3] in 64x48"]
 
 
-def test_warnings_are_told_and_end_with_0(data: Path) -> None:
+def test_warnings_are_printed_and_the_exit_code_is_0(data: Path) -> None:
     (data / "val" / "val_1.png").write_bytes((data / "train" / "train_2.png").read_bytes())
     edit(data / "val.json", lambda content: content["annotations"][0].update(bbox=[70, 2, 9, 9]))
     Image.fromarray(np.zeros((24, 32, 3), dtype=np.uint8)).save(data / "train" / "train_1.png")
@@ -111,19 +111,19 @@ def test_warnings_are_told_and_end_with_0(data: Path) -> None:
         "    train_1.png: 32x24, annotated as 64x48",
         "warning: val: boxes outside their image, which training passes over: 1",
         "    val_1.png: annotation 1, cat, [70, 2, 9, 9] in 64x48",
-        "warning: train and val: images to validate on that are trained on too: 1",
+        "warning: train and val: validation images that are also training images: 1",
         f"    {data}/val/val_1.png, as {data}/train/train_2.png",
     ]
 
 
-def test_all_errors_are_told_and_the_last_line_is_that_which_a_search_is_refused_with(data: Path) -> None:
+def test_all_errors_are_printed_and_the_last_line_is_the_message_of_a_search(data: Path) -> None:
     edit(data / "val.json", lambda content: [box.update(image_id=90) for box in content["annotations"][1:3]])
     edit(data / "train.json", lambda content: content["annotations"][0].update(bbox=[1, 2, 0, 3]))
     (data / "train" / "train_2.png").unlink()
     ended = check(data)
     assert ended.returncode == 2
-    told = [line for line in ended.stdout.splitlines() if line.startswith(("error", "warning"))]
-    assert told == [
+    printed = [line for line in ended.stdout.splitlines() if line.startswith(("error", "warning"))]
+    assert printed == [
         "error: train: images that are absent from train: 1",
         "error: val: annotations of an unknown image_id: 2",
         "warning: train: boxes without width or height, which training passes over: 1",
@@ -170,7 +170,7 @@ def test_all_errors_are_told_and_the_last_line_is_that_which_a_search_is_refused
         ),
     ],
 )
-def test_what_a_search_cannot_train_on_is_shown_beside_the_split_that_can_be_read_and_refused(
+def test_a_split_that_cannot_be_trained_on_is_refused_and_the_other_one_is_summarised(
     data: Path, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, shown: str, message: str
 ) -> None:
     monkeypatch.chdir(data)
@@ -182,7 +182,7 @@ def test_what_a_search_cannot_train_on_is_shown_beside_the_split_that_can_be_rea
     assert refusal.startswith(message)
 
 
-def test_a_picture_cut_off_is_found_in_its_pixels_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_image_is_found_by_checking_pixels_only(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     path = data / "train" / "train_1.png"
     path.write_bytes(path.read_bytes()[:-2000])
@@ -194,7 +194,7 @@ def test_a_picture_cut_off_is_found_in_its_pixels_alone(data: Path, monkeypatch:
     assert inspect(depth="name")[1] is None
 
 
-def test_vocs_own_format_is_inspected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_in_vocs_format_are_inspected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     things = {"a": [Thing("dog", (1, 1, 20, 30)), Thing("dog", (9, 9, 9, 30))]}
     write_voc(data, "VOC2007/trainval", {**things, "b": [Thing("cat", (4, 4, 60, 40), difficult=True)]})
@@ -212,7 +212,7 @@ def test_vocs_own_format_is_inspected(data: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_bdds_own_format_is_inspected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_in_bdds_format_are_inspected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     for name in ("train", "val"):
         frames = bdd_frames_of_2020({f"{name}.jpg": [Thing("car", (10, 20, 110, 70))]})
@@ -225,13 +225,13 @@ def test_bdds_own_format_is_inspected(data: Path, monkeypatch: pytest.MonkeyPatc
     assert "val.jpg: 64x48, annotated as 1280x720" in findings.faults[-1].examples
 
 
-def test_a_wrong_recipe_is_one_line(data: Path) -> None:
+def test_an_invalid_recipe_is_reported_in_one_line(data: Path) -> None:
     ended = check(data, "--set", "dataset.trai=1")
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert "did you mean train?" in ended.stderr
 
 
-def test_data_that_are_nowhere_are_one_error(tmp_path: Path) -> None:
+def test_an_absent_data_set_is_a_single_error(tmp_path: Path) -> None:
     ended = run("check_data", "coco", folder=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: dataset.train.annotations: ")
@@ -239,7 +239,7 @@ def test_data_that_are_nowhere_are_one_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_does_without_torch() -> None:
+def test_check_data_does_not_import_torch() -> None:
     code = "import sys, smnas_optuna.check_data; print({'torch', 'mmdet', 'mmcv', 'mmengine'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"

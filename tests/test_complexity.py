@@ -19,23 +19,23 @@ def test_a_code_has_integer_costs(tmp_path: Path) -> None:
     found = complexity(tmp_path, E2, "--input", "224x224", "--classes", 1000)
     assert (found["params"], found["flops"]) == (9928260, 2441510400)
     assert complexity(tmp_path, E2.replace("_", " "))["backbone"] == E2
-    # The input is padded as a detector does it.
+    # The input is padded, as detectors do.
     assert complexity(tmp_path, E2, "--input", "800x600") == complexity(tmp_path, E2, "--input", "800x608") | {
         "input": "800x600"
     }
 
 
-def test_classic_backbones_have_theirs(tmp_path: Path) -> None:
+def test_a_classic_backbone_has_costs(tmp_path: Path) -> None:
     resnet = complexity(tmp_path, "R50", "--classes", 1000)
     assert resnet["params"] == 25557032
     assert resnet == complexity(tmp_path, "ResNet50", "--classes", 1000)
     assert complexity(tmp_path, "ResNet18(w=32)")["params"] == 2798880
-    # Without the last convolution to 1280 channels, which detectors do without.
+    # Without the last convolution to 1280 channels, which detectors do not use.
     assert complexity(tmp_path, "MobileNetV2")["params"] == 1811712
 
 
 @pytest.mark.parametrize("arguments", [["E3"], ["--zoo", "E3"]])
-def test_a_zoo_detector_is_counted_whole_at_its_own_input(tmp_path: Path, arguments: list[str]) -> None:
+def test_the_whole_zoo_detector_is_counted_at_its_published_input_size(tmp_path: Path, arguments: list[str]) -> None:
     found = complexity(tmp_path, *arguments)
     whole = found["detector"]
     assert isinstance(whole, dict)
@@ -46,11 +46,11 @@ def test_a_zoo_detector_is_counted_whole_at_its_own_input(tmp_path: Path, argume
     assert whole["params"] > found["params"]
 
 
-def test_without_json_it_is_told_in_words(tmp_path: Path) -> None:
-    told = run("complexity", "--zoo", "Mask-RCNN", folder=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py" in told.stdout
-    assert "published: 40.2 AP on COCO test-dev, 105.0 ms on a V100 at 1333x800" in told.stdout
+def test_without_json_the_costs_are_printed_as_text(tmp_path: Path) -> None:
+    printed = run("complexity", "--zoo", "Mask-RCNN", folder=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    assert "mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py" in printed.stdout
+    assert "published: 40.2 AP on COCO test-dev, 105.0 ms on a V100 at 1333x800" in printed.stdout
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,7 @@ def test_without_json_it_is_told_in_words(tmp_path: Path) -> None:
         (["E2", "--classes", "0"], "--classes"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
-    tmp_path: Path, arguments: list[str], expected: str
-) -> None:
+def test_a_user_error_is_one_line_with_exit_code_2(tmp_path: Path, arguments: list[str], expected: str) -> None:
     ended = run("complexity", *arguments, folder=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1

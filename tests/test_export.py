@@ -37,7 +37,7 @@ from tests.conftest import TINY
 
 
 class Pyramid(NamedTuple):
-    """Of a detector of the paper's Table 2: the backbone, the channels of what its FPN takes, and the FPN's own."""
+    """A detector of the paper's Table 2: its backbone, the input channels of its FPN, and the FPN's channels."""
 
     code: str
     inputs: list[int]
@@ -55,7 +55,7 @@ TABLE_2 = {
 
 
 def from_mmdetections_configs(name: str) -> dict[str, Any]:
-    """Return E0 to E5 as configs that MMDetection ships, with what the paper has changed of them."""
+    """Return one of E0 to E5 as a config of MMDetection, with the changes of the paper."""
     cascade, guided = name in ("E2", "E3", "E4", "E5"), name in ("E4", "E5")
     shipped = (
         "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py" if cascade else "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
@@ -92,7 +92,7 @@ def build(config: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", TABLE_2)
-def test_a_published_detector_computes_what_one_of_mmdetections_parts_does_with_the_same_weights(
+def test_a_published_detector_computes_the_same_as_mmdetections_with_the_same_weights(
     name: str, tmp_path: Path
 ) -> None:
     export(output=tmp_path / "out" / "config.py", zoo=name)
@@ -106,7 +106,7 @@ def test_a_published_detector_computes_what_one_of_mmdetections_parts_does_with_
         (found,), (wanted,) = (
             network(**network.data_preprocessor(data), mode="tensor") for network in (exported, expected)
         )
-    # Of each proposal the classes' scores, a cascade's mean of its stages, and the box, which its last stage gives.
+    # For each proposal: scores of the classes, averaged over a cascade's stages, and the box of the last stage.
     for one, other in zip(found, wanted, strict=True):
         output, right = torch.vstack(tuple(one)), torch.vstack(tuple(other))
         assert len(output) > 10
@@ -121,7 +121,7 @@ def test_a_published_detector_computes_what_one_of_mmdetections_parts_does_with_
 
 
 @pytest.mark.parametrize("name", TABLE_2)
-def test_the_number_of_classes_changes_the_last_layers_alone(name: str) -> None:
+def test_the_number_of_classes_changes_only_the_last_layers(name: str) -> None:
     architecture = DETECTORS[name].architecture
     assert architecture is not None
     split = DatasetSplit(Path("annotations.json"), Path("images"))
@@ -153,18 +153,18 @@ def test_the_number_of_classes_changes_the_last_layers_alone(name: str) -> None:
 
 
 def scalars(folder: Path) -> list[dict[str, float]]:
-    """Return what MMEngine has logged of each training step in a work folder."""
+    """Return MMEngine's log of the training steps in a work folder."""
     [file] = folder.glob("*/vis_data/scalars.json")
     logged = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [record for record in logged if "loss" in record]
 
 
-def test_a_found_detector_trains_with_our_command_as_with_mmdetections(searched: Path) -> None:
+def test_an_exported_detector_trains_the_same_with_our_command_and_mmdetections(searched: Path) -> None:
     arguments = ["--study", "tiny/structural", "--trial", 0, "--output", "found.py", "--schedule", "1x"]
     result = run("export", *arguments, folder=searched)
     assert result.returncode == 0, result.stderr
     assert "python -m smnas_optuna.train found.py" in result.stdout
-    # Few epochs, of 2 steps each, with the whole schedule in them.
+    # The whole schedule in a few epochs of 2 steps each.
     config = Config.fromfile(str(searched / "found.py"))
     config.train_cfg.max_epochs = 4
     config.param_scheduler[0].end = 3
@@ -185,11 +185,11 @@ def test_a_found_detector_trains_with_our_command_as_with_mmdetections(searched:
         check=False,
     )
     assert theirs.returncode == 0, theirs.stderr
-    told = re.findall(r"coco/bbox_mAP: (\d\.\d+)", theirs.stdout + theirs.stderr)
-    assert float(told[-1]) == pytest.approx(float(precision[1]), abs=1e-3)
+    scores = re.findall(r"coco/bbox_mAP: (\d\.\d+)", theirs.stdout + theirs.stderr)
+    assert float(scores[-1]) == pytest.approx(float(precision[1]), abs=1e-3)
 
     steps, their_steps = scalars(searched / "ours"), scalars(searched / "theirs")
-    # 0.04 is for 32 images a step, and 4 are a step's.
+    # The learning rate of 0.04 is for 32 images per step; here a step has 4.
     highest = 0.04 * 4 / 32
     rates = [highest * share for share in (0.001, 0.5005, 1, 1, 1, 1, 0.1, 0.1)]
     assert [step["lr"] for step in steps] == pytest.approx(rates)
@@ -220,9 +220,7 @@ def test_a_found_detector_trains_with_our_command_as_with_mmdetections(searched:
         (["--zoo", "E0", "--portrait"], "--checkpoint and --portrait: are for --format onnx"),
     ],
 )  # fmt: skip
-def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
-    arguments: list[object], message: str, searched: Path
-) -> None:
+def test_a_user_error_is_one_line_with_exit_code_2(arguments: list[object], message: str, searched: Path) -> None:
     result = run("export", *arguments, "--output", "nowhere.py", folder=searched)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
@@ -237,7 +235,7 @@ def onnx_classes(file: Path) -> list[str]:
     return names
 
 
-def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
+def test_trained_weights_are_exported_as_onnx(searched: Path) -> None:
     own = "work_dirs/tiny/structural/trial_00000/weights.pth"
     trial = ["--study", "tiny/structural", "--trial", 0]
     onnx = [*trial, "--format", "onnx", "--output", "found.onnx"]
@@ -246,7 +244,7 @@ def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
     assert re.fullmatch(r"found\.onnx: .* torch find \d+ boxes, of which 0 differ, .*\n", result.stdout)
     assert onnx_classes(searched / "found.onnx") == ["0", "1"]
 
-    # As a final training has them, whose layers are others.
+    # Weights of a final training, which has other normalisation layers.
     config = run("export", *trial, "--output", "found.py", folder=searched)
     assert config.returncode == 0, config.stderr
     init_default_scope("mmdet")
@@ -259,20 +257,20 @@ def test_trained_weights_are_exported_for_any_runtime(searched: Path) -> None:
 
     other = run("export", *onnx, "--trial", 1, "--checkpoint", own, folder=searched)
     assert other.returncode == 2
-    assert other.stderr == f"error: --checkpoint {own}: is of another trial: found 0, expected 1\n"
+    assert other.stderr == f"error: --checkpoint {own}: belongs to another trial: found 0, expected 1\n"
     content = torch.load(searched / own)
     architecture = content["meta"]["architecture"]
     of_trial_1 = partial(export, study="tiny/structural", trial=1, storage=f"sqlite:///{searched}/smnas.db")
     for changed, message in (
-        ({"study": "b2", "study_name": "mine/structural"}, "is of another study: found 'mine/structural' "),
-        ({"trial": 1}, f"is of another detector: found {architecture}, expected 64x48 "),
+        ({"study": "b2", "study_name": "mine/structural"}, "belongs to another study: found 'mine/structural' "),
+        ({"trial": 1}, f"belongs to another detector: found {architecture}, expected 64x48 "),
     ):
         torch.save({**content, "meta": {**content["meta"], **changed}}, searched / "other.pth")
         with pytest.raises(UserError, match=re.escape(f"other.pth: {message}")):
             of_trial_1(output=searched / "found.onnx", kind="onnx", checkpoint=searched / "other.pth")
     torch.save({"state_dict": {}}, searched / "backbone.pth")
     nothing = run("export", *onnx, "--checkpoint", "backbone.pth", folder=searched)
-    assert nothing.stderr.startswith("error: --checkpoint backbone.pth: is no trained detector; expected a trial's")
+    assert nothing.stderr.startswith("error: --checkpoint backbone.pth: not a trained detector; expected a trial's")
 
 
 def mirrored(file: Path) -> list[float]:
@@ -280,7 +278,7 @@ def mirrored(file: Path) -> list[float]:
     return [step.prob for step in pipeline if step.type == "RandomFlip"]
 
 
-def test_images_are_mirrored_as_the_trial_was_trained_or_as_the_recipe_of_other_data_has_it(tmp_path: Path) -> None:
+def test_the_flip_probability_is_that_of_the_trial_or_of_the_recipe_of_other_data(tmp_path: Path) -> None:
     content = copy.deepcopy(TINY)
     for stage, flip in (("structural", 0.1), ("modular", 0.2), ("transfer", 0.3)):
         content[stage]["training"] = TINY[stage]["training"] | {"flip": flip}
@@ -305,7 +303,7 @@ def test_images_are_mirrored_as_the_trial_was_trained_or_as_the_recipe_of_other_
     assert mirrored(tmp_path / "published.py") == [0]
 
 
-def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "weights.pth").touch()
     as_onnx = partial(export, kind="onnx", checkpoint=tmp_path / "weights.pth")
@@ -314,14 +312,14 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
             command(output=tmp_path / "models", zoo="E0")
 
 
-def test_the_help_names_what_can_be_exported(tmp_path: Path) -> None:
-    told = re.sub(r"-\s+", "-", run("export", "--help", folder=tmp_path).stdout)  # lines end at hyphens
-    named = {name for name in DETECTORS if re.search(rf"\b(?<!-){name}\b(?!-)", told)}
+def test_the_help_lists_the_detectors_that_can_be_exported(tmp_path: Path) -> None:
+    text = re.sub(r"-\s+", "-", run("export", "--help", folder=tmp_path).stdout)  # lines end at hyphens
+    named = {name for name in DETECTORS if re.search(rf"\b(?<!-){name}\b(?!-)", text)}
     assert named == {name for name, published in DETECTORS.items() if published.architecture}
     assert "Mask-RCNN" in DETECTORS.keys() - named
 
 
-def test_the_studys_own_database_is_needed(tmp_path: Path) -> None:
+def test_a_study_is_looked_for_in_the_given_database(tmp_path: Path) -> None:
     result = run("export", "--study", "a/structural", "--trial", 0, "--output", "c.py", folder=tmp_path)
     assert result.returncode == 2
     assert "no such database file" in result.stderr

@@ -1,4 +1,4 @@
-"""The command as it is used: alone, killed and gone on with, under torch's launcher, and with mistakes."""
+"""The command pretrain: in one process, killed and resumed, under torch's launcher, and with user errors."""
 
 import re
 import shutil
@@ -36,12 +36,12 @@ def trained(data: Path) -> tuple[Path, str]:
 
 
 def top1(line: str) -> float:
-    told = re.fullmatch(r".*: top-1 (\d+\.\d) %, top-5 100\.0 %; \S+/backbone\.pth; python -m .*", line)
-    assert told, line
-    return float(told[1])
+    match = re.fullmatch(r".*: top-1 (\d+\.\d) %, top-5 100\.0 %; \S+/backbone\.pth; python -m .*", line)
+    assert match, line
+    return float(match[1])
 
 
-def test_a_backbone_learns_and_its_file_says_what_it_is(trained: tuple[Path, str]) -> None:
+def test_a_backbone_learns_and_its_file_has_its_code(trained: tuple[Path, str]) -> None:
     folder, line = trained
     assert top1(line) > 2 * CHANCE
     pretrained = torch.load(folder / "backbone.pth", weights_only=True)
@@ -50,7 +50,7 @@ def test_a_backbone_learns_and_its_file_says_what_it_is(trained: tuple[Path, str
     assert pretrained["meta"]["top1"] == pytest.approx(top1(line), abs=0.05)
 
 
-def test_the_command_that_it_ends_with_exports_a_detector_that_begins_with_it(
+def test_the_printed_command_exports_a_detector_with_the_pretrained_backbone(
     trained: tuple[Path, str], searched: Path
 ) -> None:
     folder, line = trained
@@ -73,7 +73,7 @@ def test_the_command_that_it_ends_with_exports_a_detector_that_begins_with_it(
     )
 
 
-def test_a_pretraining_that_is_killed_goes_on_after_its_last_epoch(data: Path) -> None:
+def test_a_killed_pretraining_resumes_after_its_last_epoch(data: Path) -> None:
     arguments = ("pretrain", CODE, "--data", data, *QUICK, "--epochs", 8, "--output", data / "killed", "--resume")
     with subprocess.Popen(command(*arguments), cwd=data, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -88,7 +88,7 @@ def test_a_pretraining_that_is_killed_goes_on_after_its_last_epoch(data: Path) -
     assert top1(ended.stdout.splitlines()[-1]) > 1.5 * CHANCE
 
 
-def test_two_processes_of_torchs_launcher_train_one_backbone_and_tell_it_once(data: Path) -> None:
+def test_two_processes_of_torchs_launcher_train_one_backbone_and_print_the_result_once(data: Path) -> None:
     arguments = (CODE, "--data", data, *QUICK, "--epochs", 12, "--output", data / "two")
     ended = torchrun(2, "pretrain", *arguments, folder=data)
     assert ended.returncode == 0, ended.stderr
@@ -121,7 +121,7 @@ def empty_class(data: Path) -> None:
         ("FSAF", [], None, "CODE: 'FSAF': its backbone has no code"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
+def test_a_user_error_is_one_line_with_exit_code_2(
     code: str,
     options: list[object],
     prepare: Callable[[Path], None] | None,
@@ -142,7 +142,7 @@ def test_what_a_user_gets_wrong_is_one_line_with_exit_code_2(
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_an_image_that_cannot_be_read_is_named_also_by_a_process_that_loads(data: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_in_a_loader_process_is_named(data: Path, tmp_path: Path) -> None:
     broken = tmp_path / "data" / "train" / CLASSES[0] / "broken.png"
     for split in ("train", "val"):
         shutil.copytree(data / split, tmp_path / "data" / split)
@@ -158,10 +158,10 @@ def test_an_image_that_cannot_be_read_is_named_also_by_a_process_that_loads(data
     [
         (["--data", "nowhere"], "error: --data nowhere: no such folder"),
         (["--batch-size", 402], "error: --batch-size 402: expected no more than the 400 training images"),
-        (["--resume"], "/checkpoint.pth is of another training: found another_20260101, expected ResNet18(w=8) on "),
+        (["--resume"], "/checkpoint.pth belongs to another training: found another_20260101, expected ResNet18(w=8) "),
     ],
 )
-def test_a_mistake_under_torchs_launcher_is_told_once(
+def test_a_user_error_under_torchs_launcher_is_printed_once(
     options: list[object], message: str, data: Path, tmp_path: Path
 ) -> None:
     torch.save({"meta": {"epoch": 1, "experiment_name": "another_20260101"}}, tmp_path / "checkpoint.pth")

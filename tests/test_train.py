@@ -1,4 +1,4 @@
-"""Final trainings as they go in real life: killed and gone on with, on several processes, and with mistakes."""
+"""The command train: killed and resumed, with several processes, and with user errors."""
 
 import copy
 import re
@@ -26,7 +26,7 @@ EPOCHS = 4
 
 @pytest.fixture
 def found(searched: Path) -> Path:
-    """The folder of ``found.py``, a found detector's config, with few epochs."""
+    """The folder with ``found.py``, the exported config of a trial's detector, with few epochs."""
     arguments = ("--study", "tiny/structural", "--trial", 0, "--output", "found.py", "--schedule", "1x")
     exported = run("export", *arguments, folder=searched)
     assert exported.returncode == 0, exported.stderr
@@ -35,7 +35,7 @@ def found(searched: Path) -> Path:
     return searched
 
 
-def test_a_training_that_is_killed_goes_on_after_its_last_epoch(found: Path) -> None:
+def test_a_killed_training_resumes_after_its_last_epoch(found: Path) -> None:
     arguments = ("train", "found.py", "--output", "killed")
     with subprocess.Popen(command(*arguments), cwd=found, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -49,11 +49,11 @@ def test_a_training_that_is_killed_goes_on_after_its_last_epoch(found: Path) -> 
     assert f"after {EPOCHS} epochs; checkpoints are in killed" in ended.stdout
 
 
-def test_two_processes_of_torchs_launcher_train_with_the_rate_of_both_batches(found: Path) -> None:
+def test_two_processes_of_torchs_launcher_train_with_the_learning_rate_of_the_whole_batch(found: Path) -> None:
     ended = torchrun(2, "train", "found.py", "--output", "two", folder=found)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count(f"after {EPOCHS} epochs; checkpoints are in two") == 1
-    # 8 images are one step of 4 in each of two processes.
+    # An epoch has 8 images: one step with 4 images in each of the two processes.
     assert len(re.findall(rf"Epoch\(train\) +\[{EPOCHS}\]\[1/1\]", ended.stdout)) == 1
     assert "the current batch size is 8. Scaling the original LR by 0.25." in ended.stdout
     assert ended.stdout.count("loading annotations into memory") <= 4  # MMDetection's, of the first process alone
@@ -61,7 +61,7 @@ def test_two_processes_of_torchs_launcher_train_with_the_rate_of_both_batches(fo
 
 @pytest.fixture(scope="module")
 def written(cache: Path) -> Config:
-    """A config whose data are there."""
+    """A config whose data exist."""
     dataset = open_dataset(DigitsDataset(kind="digits", classes=2, train_images=8, val_images=4, width=64, height=48))
     return final_config(Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC"), dataset, Detector())
 
@@ -77,7 +77,7 @@ def without(key: str) -> Callable[[Config], object]:
 
 
 def with_value(place: str, value: object) -> Callable[[Config], object]:
-    """Return what sets a key of a config that stands at a dotted place."""
+    """Return a function that sets a key of a config, given by its dotted path."""
     parent, _, key = place.rpartition(".")
 
     def change(config: Any) -> None:
@@ -89,7 +89,7 @@ def with_value(place: str, value: object) -> Callable[[Config], object]:
 
 
 def joined(config: Any) -> None:
-    """Name the training data by a root and what is below it, in a data set that repeats another."""
+    """Give the training data by a root folder and relative paths, in a data set that repeats another."""
     dataset = config.train_dataloader.dataset
     annotations, images = Path(dataset.ann_file), Path(dataset.data_prefix.img)
     assert annotations.parent == images.parent
@@ -107,7 +107,7 @@ def joined_elsewhere(config: Any) -> None:
 
 
 def several(config: Any) -> None:
-    """Let the training data be two data sets, of which the second is not there."""
+    """Let the training data consist of two data sets, of which the second does not exist."""
     dataset = config.train_dataloader.dataset
     parts = [dataset, dataset | {"data_prefix": {"img": "elsewhere"}}]
     config.train_dataloader.dataset = {"type": "ConcatDataset", "datasets": parts}
@@ -145,7 +145,7 @@ def several(config: Any) -> None:
         (several, "train_dataloader.dataset.datasets[1].data_prefix.img elsewhere: no such folder"),
     ],
 )
-def test_what_a_config_lacks_is_told_before_anything_is_written(
+def test_an_incomplete_config_is_refused_before_anything_is_written(
     change: Callable[[Config], object],
     message: str,
     written: Config,
@@ -165,14 +165,14 @@ def without_validation(config: Any) -> None:
 
 
 def fetched(config: Any) -> None:
-    """Name the training data on servers, one of them by way of one of MMEngine's backends."""
+    """Let the training data be on servers, one of them through a file backend of MMEngine."""
     elsewhere = {"ann_file": "train.json", "data_prefix": {"img": "train"}}
     config.train_dataloader.dataset |= elsewhere | {"data_root": "s3://bucket/digits/"}
     config.val_dataloader.dataset |= elsewhere | {"backend_args": {"backend": "petrel"}}
 
 
 @pytest.mark.parametrize("change", [lambda config: None, joined, without_validation, fetched])
-def test_a_folder_that_cannot_be_written_is_told_where_the_config_is_right(
+def test_an_unwritable_output_folder_is_refused(
     change: Callable[[Config], object], written: Config, tmp_path: Path
 ) -> None:
     config = copy.deepcopy(written)
@@ -190,14 +190,14 @@ def test_a_folder_that_cannot_be_written_is_told_where_the_config_is_right(
         ("import os\nthreshold = 0.5\n", "has no model; expected a training config"),
     ],
 )
-def test_a_file_that_is_no_config_is_told(content: str | None, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_config_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
     config = tmp_path / "wrong.py"
     if content is not None:
         config.write_text(content, encoding="utf-8")
     assert refusal(config).startswith(f"CONFIG {config}: {message}")
 
 
-def test_a_config_that_was_exported_where_cocos_images_are_not_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_config_whose_coco_images_are_absent_is_refused_in_one_line(tmp_path: Path) -> None:
     export(output=tmp_path / "e2.py", zoo="E2")
     message = (
         "error: CONFIG e2.py: train_dataloader.dataset.ann_file data/coco/annotations/instances_train2017.json: no "

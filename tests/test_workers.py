@@ -47,7 +47,7 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: P
     assert killed is not None
     assert re.search(r"worker \d has died \(SIGKILL\); it is restarted in 1 s, restart 1 of 5", text)
     assert f"trial {killed.number} was interrupted and is back in the queue" in text
-    resumed = re.search(r"trial (\d+): goes on after epoch (\d+), where it was interrupted", text)
+    resumed = re.search(r"trial (\d+): resumes after epoch (\d+), where it was interrupted", text)
     assert resumed is not None
     again, before = int(resumed[1]), int(resumed[2])
     assert before >= 3
@@ -102,7 +102,7 @@ def test_the_status_is_told_from_the_database_alone_and_nothing_is_written(tiny_
     assert status.returncode == 0, status.stderr
     assert "tiny/structural: 2 of 9 trials done" in status.stdout
     assert "trials: 2 complete, 1 running" in status.stdout
-    assert re.search(rf"worker {os.getpid()} on \S+, heard \d+ s ago: trial 0, 64x48 ResNet18", status.stdout)
+    assert re.search(rf"worker {os.getpid()} on \S+, last seen \d+ s ago: trial 0, 64x48 ResNet18", status.stdout)
     assert "Pareto front of tiny/structural" in status.stdout
     assert dump(tmp_path) == before
 

@@ -1,1 +1,1 @@
-"""What people look at."""
+"""What users look at: progress, status, tables, figures, reports and the dashboard."""

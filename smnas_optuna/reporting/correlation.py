@@ -1,4 +1,4 @@
-"""Which factors go together (SM-NAS, Figures 5 and 8): their correlations, and which of them are no chance."""
+"""Correlations of factors, with tests of significance (SM-NAS, Figures 5 and 8)."""
 
 import itertools
 import math
@@ -17,25 +17,26 @@ Trials = Literal["all", "front"]
 
 _FEWEST_TRIALS: Final = 3
 _MOST_PAIRS_NAMED: Final = 3
-# What rounding leaves of a factor that is a linear function of the one held fixed, as a share of its variance.
+# Share of a factor's variance below which the rest is a rounding error: it is a linear function of the control.
 _ROUNDING: Final = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
-    """Correlations of factors with each other; all tables have a row and a column per factor.
+    """Correlations of factors with each other. All tables have a row and a column per factor.
 
     Args:
-        method: Pearson's r, or Spearman's, which is Pearson's of the ranks.
-        trials: All trials, or those on the Pareto front.
-        control: The factor that is held fixed; it is in no table. None for plain correlations.
-        alpha: Chance of calling any pair significant where none is.
-        matrix: Coefficients, -1 to 1; 1 on the diagonal, NaN where there is none.
-        p_values: Chance of a coefficient as far from 0 where there is no correlation; NaN on the diagonal.
-        p_holm: The same after Holm's correction over all pairs that have one.
-        n: Trials in which both factors (and the one held fixed) are known.
-        significant: Where ``p_holm`` is at most ``alpha``; never on the diagonal.
-        remarks: Sentences on what is missing, and why.
+        method: ``pearson``, or ``spearman`` for Pearson's correlation of the ranks.
+        trials: ``all`` trials, or only those on the Pareto ``front``.
+        control: Factor that is held fixed (partial correlations); it is in none of the tables. None for plain
+            correlations.
+        alpha: Level of significance, for all pairs together.
+        matrix: Correlation coefficients, -1 to 1; 1 on the diagonal, NaN where undefined.
+        p_values: p values for the hypothesis that the correlation is 0; NaN on the diagonal and where undefined.
+        p_holm: p values after Holm's correction over all pairs.
+        n: Number of trials in which both factors, and the control, are known.
+        significant: Whether ``p_holm`` is at most ``alpha``; False on the diagonal.
+        remarks: Sentences that say which correlations are missing, and why.
     """
 
     method: Method
@@ -60,29 +61,29 @@ def correlate(
 ) -> Correlation:
     """Correlate each pair of factors over the trials in which both are known.
 
-    p values are SciPy's ``pearsonr``'s, with a degree of freedom less where a factor is held fixed: exact for normally
-    distributed factors, an approximation for ranks.
+    p values are computed like those of SciPy's ``pearsonr``, with one degree of freedom less if a factor is held fixed.
+    They are exact for normally distributed factors, and an approximation for ranks.
 
     Args:
-        frame: A row per trial, a column per factor, such as
-            :func:`~smnas_optuna.reporting.factors.factors_frame`; its columns ``number`` and ``on_front`` are no
-            factors. NaN and infinite values are unknown. Rows without any factor are left out.
-        method: ``pearson`` for lines, ``spearman`` for whatever rises or falls.
-        control: Factor to hold fixed: the partial correlation, which is that of the residuals of linear fits of this
-            factor, or for ``spearman`` of its ranks.
-        alpha: Level of significance after Holm's correction; more than 0, less than 1.
-        trials: ``front`` for the rows that are ``on_front`` only.
+        frame: A row per trial and a column per factor, such as the result of
+            :func:`~smnas_optuna.reporting.factors.factors_frame`. The columns ``number`` and ``on_front`` are not
+            factors. NaN and infinite values count as unknown. Rows without any known factor are ignored.
+        method: ``pearson`` for linear relations, ``spearman`` for monotone ones.
+        control: Factor to hold fixed; None for plain correlations. The partial correlation of two factors is the
+            correlation of the residuals of their linear regressions on the control (for ``spearman``, all on ranks).
+        alpha: Level of significance after Holm's correction, between 0 and 1, both excluded.
+        trials: ``front`` to use only the rows that are ``on_front``; ``all`` to use all.
 
     Raises:
-        ValueError: An argument is none of the above.
+        ValueError: An argument has an invalid value.
     """
     for name, found, expected in (("method", method, get_args(Method)), ("trials", trials, get_args(Trials))):
         if found not in expected:
             raise ValueError(f"{name} {found!r}: expected one of {', '.join(expected)}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha}: expected a number between 0 and 1")
-    chosen = frame[frame["on_front"]] if trials == "front" else frame
-    values = chosen.drop(columns=["number", "on_front"], errors="ignore").astype(float)
+    selected = frame[frame["on_front"]] if trials == "front" else frame
+    values = selected.drop(columns=["number", "on_front"], errors="ignore").astype(float)
     values = values.replace([np.inf, -np.inf], np.nan)
     if control is not None and control not in values:
         raise ValueError(f"control {control!r}: expected one of {', '.join(map(str, values))}")
@@ -127,14 +128,14 @@ def correlate(
 
 
 def _coefficient(sample: NDArray[np.float64], method: Method) -> float:
-    """Return the correlation of the first two columns, with the third, if there is one, held fixed.
+    """Return the correlation of the first two columns, holding the third column fixed if there is one.
 
     Args:
-        sample: ``n x 2`` or ``n x 3`` finite values.
-        method: For ``spearman`` the values are replaced by their ranks.
+        sample: Finite values, ``n x 2`` or ``n x 3``.
+        method: ``pearson`` or ``spearman``.
 
     Returns:
-        NaN where it is not defined: too few rows to leave a degree of freedom, or a column without variation.
+        The coefficient; NaN if there are too few rows, a column is constant, or the third column determines another.
     """
     rows, width = sample.shape
     if rows < _FEWEST_TRIALS + width - 2 or (sample == sample[0]).all(axis=0).any():
@@ -149,14 +150,14 @@ def _coefficient(sample: NDArray[np.float64], method: Method) -> float:
     if not with_control:
         return xy
     xz, yz = with_control
-    x_left, y_left = 1 - xz * xz, 1 - yz * yz
-    if min(x_left, y_left) < _ROUNDING:
+    x_variance, y_variance = 1 - xz * xz, 1 - yz * yz
+    if min(x_variance, y_variance) < _ROUNDING:
         return math.nan
-    return float(np.clip((xy - xz * yz) / math.sqrt(x_left * y_left), -1.0, 1.0))
+    return float(np.clip((xy - xz * yz) / math.sqrt(x_variance * y_variance), -1.0, 1.0))
 
 
 def _holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p values after Holm's step-down correction (1979) over those that are not NaN."""
+    """Return p values after Holm's step-down correction (1979); NaN stays NaN and is not counted."""
     adjusted = np.full(len(p_values), np.nan)
     [tested] = np.nonzero(~np.isnan(p_values))
     order = tested[np.argsort(p_values[tested])]
@@ -166,16 +167,16 @@ def _holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _remarks(known: pd.DataFrame, total: int, matrix: pd.DataFrame, control: str | None) -> Iterator[str]:
-    """Say what is missing in a matrix, and why.
+    """Yield sentences that say which coefficients are missing, and why.
 
     Args:
-        known: The rows with any factor.
+        known: Rows with at least one known factor.
         total: Number of all rows.
         matrix: The coefficients.
-        control: The factor that is held fixed.
+        control: The factor that is held fixed, if any.
     """
     if len(known) < total:
-        yield f"Left out for want of a backbone code: {total - len(known)} of {total} trials."
+        yield f"Left out, since they have no backbone code: {total - len(known)} of {total} trials."
     fewest = _FEWEST_TRIALS + (control is not None)
     if len(known) < fewest:
         holding = f" with {control} held fixed" if control else ""
@@ -183,23 +184,23 @@ def _remarks(known: pd.DataFrame, total: int, matrix: pd.DataFrame, control: str
         return
     counts = {str(name): known[name].nunique() for name in known}
     if control and counts[control] < 2:
-        state = "the same in all trials" if counts[control] else "known of no trial"
+        state = "the same in all trials" if counts[control] else "not known of any trial"
         yield f"{control} is {state}, so it cannot be held fixed."
         return
     unknown = [name for name, count in counts.items() if count == 0]
     constant = [name for name, count in counts.items() if count == 1]
     if unknown:
-        yield f"Known of no trial: {', '.join(unknown)}."
+        yield f"Not known of any trial: {', '.join(unknown)}."
     if constant:
         yield f"The same in all trials, so without correlations: {', '.join(constant)}."
-    own = zip(map(str, matrix), np.diag(matrix.isna()), strict=True)
-    told = [name for name, missing in own if control and missing and _vary(known[[name, control]])]
-    if told:
-        yield f"Without correlations, as {control} alone tells their values or ranks: {', '.join(told)}."
+    diagonal = zip(map(str, matrix), np.diag(matrix.isna()), strict=True)
+    determined = [name for name, missing in diagonal if control and missing and _vary(known[[name, control]])]
+    if determined:
+        yield f"Without correlations, since {control} determines their values or ranks: {', '.join(determined)}."
     undefined = [
         f"{matrix.index[i]} and {matrix.index[j]}"
         for i, j in np.argwhere(np.triu(matrix.isna(), k=1))
-        if not {matrix.index[i], matrix.index[j]} & {*unknown, *constant, *told}
+        if not {matrix.index[i], matrix.index[j]} & {*unknown, *constant, *determined}
     ]
     if undefined:
         more = [f"{len(undefined) - _MOST_PAIRS_NAMED} more"] if len(undefined) > _MOST_PAIRS_NAMED else []
@@ -208,6 +209,6 @@ def _remarks(known: pd.DataFrame, total: int, matrix: pd.DataFrame, control: str
 
 
 def _vary(factors: pd.DataFrame) -> bool:
-    """Tell whether all factors vary among the trials in which all are known, enough of them to hold one fixed."""
+    """Return whether enough trials have all factors to hold one fixed, and all factors vary among them."""
     factors = factors.dropna()
     return len(factors) > _FEWEST_TRIALS and bool((factors.nunique() > 1).all())

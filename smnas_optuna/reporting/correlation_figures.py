@@ -1,4 +1,4 @@
-"""Plotly figures of what goes with what: correlations as heat maps, effects of modules as bars."""
+"""Plotly figures of correlations, as heat maps, and of the importance of modules, as bars."""
 
 import html
 import itertools
@@ -17,12 +17,12 @@ from smnas_optuna.reporting.factors import FACTORS, factors_frame
 from smnas_optuna.reporting.importance import ModuleImportances
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
 from smnas_optuna.reporting.study_results import StudyResults
-from smnas_optuna.reporting.style import COLOURS, LINE_WIDTH, dress, menu
+from smnas_optuna.reporting.style import COLOURS, LINE_WIDTH, apply_style, menu
 from smnas_optuna.reporting.trial_table import PART_TITLES
 
 CONTROL: Final = "FLOPs"
 
-# ColorBrewer's RdBu, told apart with every kind of colour vision: red for -1, blue for 1.
+# ColorBrewer's RdBu, distinguishable with colour blindness: red for -1, blue for 1.
 _SCALE: Final = ("#B2182B", "#EF8A62", "#F7F7F7", "#67A9CF", "#2166AC")
 _FADED: Final = 0.25  # opacity
 _BLACK: Final = "#000000"
@@ -38,14 +38,14 @@ _TRIALS: Final[dict[Trials, str]] = {"all": "all trials", "front": "front"}
 
 @dataclass(frozen=True)
 class _Cell:
-    """One pair of factors below the diagonal.
+    """A cell below the diagonal: the correlation of two factors.
 
     Args:
         column: Index of the factor along x.
         row: Index of the factor along y.
-        coefficient: NaN where there is none.
-        significant: After Holm's correction.
-        hover: What the cell tells, in Plotly's small HTML.
+        coefficient: Correlation coefficient; NaN if undefined.
+        significant: Whether the correlation is significant after Holm's correction.
+        hover: Hover text, in Plotly's subset of HTML.
     """
 
     column: int
@@ -64,13 +64,13 @@ class _Cell:
 
 
 def correlation_figure(result: Correlation) -> go.Figure:
-    """Draw correlations as the lower triangle of a matrix: a square per pair, with its coefficient.
+    """Draw correlations as the lower triangle of a matrix, with a coloured cell and the coefficient for each pair.
 
-    Colours go from red for -1 to blue for 1. Cells that are not significant are faded and their numbers are not bold;
-    a dash is a pair without a correlation. Without any correlation the figure has the result's remarks instead.
+    Colours range from red for -1 to blue for 1. Significant cells have bold numbers; the others are faded. A dash marks
+    an undefined correlation. If all are undefined, the figure shows the result's remarks instead.
     """
     figure = go.Figure(_traces(result))
-    dress(figure, _EMPTY_HEIGHT if _is_empty(result) else _HEIGHT)
+    apply_style(figure, _EMPTY_HEIGHT if _is_empty(result) else _HEIGHT)
     figure.update_layout(
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
@@ -89,23 +89,23 @@ def correlation_figure(result: Correlation) -> go.Figure:
 def correlations_figure(results: StudyResults) -> go.Figure:
     """Draw a study's correlations, with one menu for the method, the trials and whether FLOPs are held fixed.
 
-    Its choices are called ``<method>, <trials>[, FLOPs fixed]``; all trials come first, by Pearson's method. Where they
-    have no correlation, the figure says why and has no menu.
+    The menu's choices are called ``<method>, <trials>[, FLOPs fixed]``. The first one, shown at the start, is Pearson's
+    method for all trials. If it has no correlations, the figure says why and has no menu.
     """
     frame = factors_frame(results)
-    choices = itertools.product(_METHODS, _TRIALS, (None, CONTROL))
-    correlations = [correlate(frame, method, control, trials=trials) for method, trials, control in choices]
+    settings = itertools.product(_METHODS, _TRIALS, (None, CONTROL))
+    correlations = [correlate(frame, method, control, trials=trials) for method, trials, control in settings]
     figure = correlation_figure(correlations[0])
     if _is_empty(correlations[0]):
         return figure
     for result in correlations[1:]:
         figure.add_traces([trace.update(visible=False) for trace in _traces(result)])
-    owners = [index for index, result in enumerate(correlations) for _ in _traces(result)]
+    choice_of_trace = [index for index, result in enumerate(correlations) for _ in _traces(result)]
     buttons = [
         {
             "label": _label(result),
             "method": "update",
-            "args": [{"visible": [owner == index for owner in owners]}, _layout_changes(result)],
+            "args": [{"visible": [choice == index for choice in choice_of_trace]}, _layout_changes(result)],
         }
         for index, result in enumerate(correlations)
     ]
@@ -114,7 +114,7 @@ def correlations_figure(results: StudyResults) -> go.Figure:
 
 
 def importance_figure(result: ModuleImportances) -> go.Figure:
-    """Draw for each module a bar per objective: the share of the objective's variation that goes with it."""
+    """Draw a bar for each module and objective: the share of the objective's variation that the module explains."""
     modules = [PART_TITLES[str(part)] for part in result.shares.index]
     figure = go.Figure()
     for name, colour in zip(map(str, result.shares), itertools.cycle(COLOURS[::3])):
@@ -131,7 +131,7 @@ def importance_figure(result: ModuleImportances) -> go.Figure:
             cliponaxis=False,
             hovertemplate=f"%{{y}}: %{{x:.1%}} of the variation of {title}<extra></extra>",
         )
-    dress(figure, 380)
+    apply_style(figure, 380)
     figure.update_layout(
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
@@ -151,23 +151,23 @@ def importance_figure(result: ModuleImportances) -> go.Figure:
 
 
 def _traces(result: Correlation) -> list[go.Heatmap | go.Scatter]:
-    """Return the two grounds, vivid and faded, and the numbers on them; all empty where there is no correlation."""
+    """Return the cells' colours and numbers, first of significant cells, then of the others; empty without any."""
     cells = [] if _is_empty(result) else list(_cells(result))
     vivid = [cell for cell in cells if cell.significant]
     faded = [cell for cell in cells if not cell.significant]
     colours = [readable_on(colour_of(cell.coefficient)) for cell in vivid]
     size = len(result.matrix)
     return [
-        _ground(vivid, size, 1.0),
-        _ground(faded, size, _FADED),
+        _colours(vivid, size, 1.0),
+        _colours(faded, size, _FADED),
         _numbers(vivid, {"size": _FONT_SIZE, "weight": "bold", "color": colours}),
-        # On faded cells the colour of the layout's font, which suits light and dark grounds.
+        # Numbers on faded cells have the colour of the layout's font, which suits light and dark backgrounds.
         _numbers(faded, {"size": _FONT_SIZE}),
     ]
 
 
-def _ground(cells: Sequence[_Cell], size: int, opacity: float) -> go.Heatmap:
-    # Plotly takes the whole grid: where columns are missing it widens their neighbours.
+def _colours(cells: Sequence[_Cell], size: int, opacity: float) -> go.Heatmap:
+    # The whole grid is given, since Plotly widens the neighbours of absent columns.
     grid: list[list[float | None]] = [[None] * size for _ in range(size)]
     for cell in cells:
         grid[cell.row][cell.column] = None if math.isnan(cell.coefficient) else cell.coefficient
@@ -225,7 +225,7 @@ def _is_empty(result: Correlation) -> bool:
 
 
 def _axes(result: Correlation) -> dict[str, dict[str, Any]]:
-    """Return what differs from result to result: the columns have all factors but the last, the rows but the first."""
+    """Return the axes of a result; columns are all factors except the last, rows all except the first."""
     names = list(map(html.escape, map(str, result.matrix)))
     last = len(names) - 1
     columns = {"tickvals": list(range(last)), "ticktext": names[:-1], "range": [-0.5, last - 0.5]}
@@ -234,7 +234,7 @@ def _axes(result: Correlation) -> dict[str, dict[str, Any]]:
 
 
 def _notes(result: Correlation) -> list[dict[str, Any]]:
-    """Return the key, above the diagonal; only the remarks where there is no correlation."""
+    """Return the legend above the diagonal, or the remarks if there are no correlations."""
     if _is_empty(result):
         return [_sentences(result.remarks)]
     cells = list(_cells(result))
@@ -256,7 +256,7 @@ def _notes(result: Correlation) -> list[dict[str, Any]]:
 
 
 def _sentences(remarks: Sequence[str]) -> dict[str, Any]:
-    """Return a note at the top of a figure in which there is nothing to draw."""
+    """Return the annotation of a figure that has nothing to draw."""
     place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top"}
     return {
         "text": "<br>".join(_lines(remarks)),
@@ -278,7 +278,7 @@ def _label(result: Correlation) -> str:
 
 
 def _layout_changes(result: Correlation) -> dict[str, Any]:
-    """Return what of the layout differs from result to result, as a menu's choice sets it."""
+    """Return the changes to the layout that a menu's choice makes to show a result."""
     changes = {f"{axis}.{name}": value for axis, values in _axes(result).items() for name, value in values.items()}
     return {**changes, "annotations": _notes(result)}
 
@@ -291,12 +291,12 @@ def colour_of(coefficient: float) -> tuple[float, float, float]:
 
 
 def readable_on(colour: tuple[float, float, float]) -> str:
-    """Return black or white, whichever stands out more from a colour (contrast as in WCAG 2)."""
+    """Return black or white, whichever has the higher contrast on a colour, as WCAG 2 defines contrast."""
     return max((_BLACK, _WHITE), key=lambda text: contrast(hex_to_rgb(text), colour))
 
 
 def contrast(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
-    """Return the contrast of two colours, 1 for equal ones to 21, as WCAG 2 defines it."""
+    """Return the contrast of two colours as WCAG 2 defines it, from 1 (equal) to 21 (black and white)."""
     dark, light = sorted(map(_luminance, (one, other)))
     return (light + 0.05) / (dark + 0.05)
 

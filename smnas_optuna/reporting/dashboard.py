@@ -1,8 +1,8 @@
-"""What optuna-dashboard shows of a search besides its own views: notes, the trials' files and the Pareto figure.
+"""What this package adds to optuna-dashboard: notes, the trials' files and the Pareto front.
 
-A note or a figure lies among the study's attributes, which every worker reads again with each trial: so a trial's note
-is short, and the study's note and figure are small and renewed rarely. Files lie in an artifact store, ``artifacts``
-in the run's folder; the database keeps their names only.
+Notes and figures are attributes of the study, which every worker reads again with each trial. Therefore notes are
+short, and the study's note and figure are small and rarely updated. Files are in an artifact store, the folder
+``artifacts`` in the run's folder; the database has their names only.
 """
 
 import logging
@@ -38,13 +38,13 @@ _REFRESH_SECONDS = 60.0
 
 
 def describe_trial(trial: optuna.Trial, losses: Sequence[float], folder: Path, artifacts: Path) -> None:
-    """Give a trial that is about to end its note and its files.
+    """Save a note on a trial, and upload its files to the artifact store.
 
     Args:
-        trial: Evaluated, but not told yet.
+        trial: A trial that has been evaluated and is about to end.
         losses: Mean loss of each epoch.
-        folder: The trial's, with what its training process has left: config, log, a picture of detections.
-        artifacts: Folder of the artifact store; made when missing.
+        folder: Folder of the trial, with the config, the log and the picture of detections, as far as they exist.
+        artifacts: Folder of the artifact store; created if absent.
     """
     note = trial_note(trial.user_attrs, losses)
     try:
@@ -56,41 +56,40 @@ def describe_trial(trial: optuna.Trial, losses: Sequence[float], folder: Path, a
                     artifact_store=store, file_path=str(folder / name), study_or_trial=trial, mimetype=media_type
                 )
     except OSError as error:
-        # A trial is worth more than copies of its files.
+        # A trial does not fail because its files cannot be copied.
         note += f"\n\nIts files could not be copied to the artifact store: {error.strerror}."
     save_note(trial, note)
 
 
 def trial_note(attributes: Mapping[str, Any], losses: Sequence[float]) -> str:
-    """Return a trial's note in Markdown: what was trained, how well, at what cost, and how the loss went."""
+    """Return a trial's note in Markdown: the architecture, its accuracy, its costs and the loss over the epochs."""
 
-    def told(name: str, title: str = "") -> str:
+    def measured(name: str, title: str = "") -> str:
         quantity = quantity_of(name)
         return f"{title or quantity.title} {measured_text(name, attributes)} {quantity.unit}".rstrip()
 
     lines = [f"**{attributes.get('architecture', 'no architecture')}**"]
     if any(name in attributes for name in _PRECISIONS):
-        sizes = ", ".join(told(name, title) for name, title in _SIZES.items() if name in attributes)
-        precisions = ", ".join(told(name) for name in _PRECISIONS if name in attributes)
+        sizes = ", ".join(measured(name, title) for name, title in _SIZES.items() if name in attributes)
+        precisions = ", ".join(measured(name) for name in _PRECISIONS if name in attributes)
         lines.append(f"{precisions} ({sizes})" if sizes else precisions)
-    if costs := [told(name) for name in _COSTS if name in attributes]:
+    if costs := [measured(name) for name in _COSTS if name in attributes]:
         lines.append(", ".join(costs))
     if losses:
         seconds = attributes.get("train_seconds")
         trained = f", trained for {seconds / 60:.1f} min" if seconds else ""
-        course = f"{losses[0]:.3g} to {losses[-1]:.3g}"
-        lines.append(f"loss by epoch `{sparkline(losses)}` {course}{trained}")
+        lines.append(f"loss by epoch `{sparkline(losses)}` {losses[0]:.3g} to {losses[-1]:.3g}{trained}")
     if "reason" in attributes:
         lines.append(f"failed: {attributes['reason']}")
     return "\n\n".join(lines)
 
 
 class DashboardUpdater:
-    """Updates what optuna-dashboard shows of some studies: the note and the Pareto figure of each.
+    """Updates the notes and Pareto figures of studies while they are searched.
 
     Args:
-        storage: Where the studies are; those that are not there yet are passed over.
-        searches: What they search.
+        storage: Storage that holds the studies. A study that does not exist yet is skipped.
+        searches: The searches of the studies.
     """
 
     def __init__(self, storage: RDBStorage, searches: Sequence[Search]) -> None:
@@ -99,13 +98,17 @@ class DashboardUpdater:
         self._due = dict.fromkeys(self._searches, 0.0)
 
     def refresh(self, path: str) -> None:
-        """Update a study's note and figure, at most once a minute; ``path`` is that of its search."""
+        """Update the note and figure of a study, at most once a minute.
+
+        Args:
+            path: The ``path`` of the study's Search.
+        """
         if time.monotonic() >= self._due[path]:
             self._describe(self._searches[path])
             self._due[path] = time.monotonic() + _REFRESH_SECONDS
 
     def refresh_all(self) -> None:
-        """Update every study's note and figure, at the end of a run."""
+        """Update the notes and figures of all studies; call it at the end of a run."""
         for search in self._searches.values():
             self._describe(search)
 
@@ -113,35 +116,34 @@ class DashboardUpdater:
         try:
             describe_study(self._storage, search)
         except Exception:
-            # No search is to end for what is said of it.
-            _logger.exception("%s could not be described", search.study_name)
+            # A search does not end because the dashboard cannot be updated.
+            _logger.exception("%s: the dashboard's note and figure could not be updated", search.study_name)
 
 
 def describe_study(storage: RDBStorage, search: Search) -> None:
-    """Give a search's study its note and its Pareto figure; nothing where there is no such study or no result."""
+    """Save the note and the Pareto figure of a search's study; does nothing if the study does not exist."""
     if search.study_name not in optuna.get_all_study_names(storage):
         return
     study = optuna.load_study(study_name=search.study_name, storage=storage)
     results = results_of(study)
     note = study_note(results, search)
-    # The look of the page around it will do; a template would be most of what every worker has to read.
+    # A template would be the largest part of the figure, which every worker reads; the dashboard has its own style.
     figure = front_figure(results, most_dominated=_MOST_DOMINATED).update_layout(template="none")
-    # Both are written in pieces, which must not mix with those of another machine's run.
+    # Both are written in several pieces, which must not mix with those of a run on another machine.
     with ClaimLock(storage, f"{search.study_name} in the dashboard"):
         save_note(study, note)
         save_plotly_graph_object(study, figure, graph_object_id=PARETO_FIGURE)
 
 
 def study_note(results: StudyResults, search: Search) -> str:
-    """Return a study's note in Markdown: what is searched for what, how far it is, and its front so far."""
+    """Return a study's note in Markdown: stage, objectives, number of trials and the current Pareto front."""
     directions = ", ".join(
         f"{objective.quantity.title} {'up' if objective.maximize else 'down'}" for objective in results.objectives
     )
     states = results.frame["state"].value_counts()
     lines = [
         f"Search of object detectors, stage {search.stage}: {directions}. "
-        f"{search.space.size:,} architectures; {search.trials} trials wanted, "
-        f"{states.get('complete', 0)} finished so far.",
+        f"{search.space.size:,} architectures; {states.get('complete', 0)} of {search.trials} trials finished so far.",
     ]
     if results.lineage:
         lines.append(f"{results.lineage}.")

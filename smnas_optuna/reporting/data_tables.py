@@ -1,4 +1,4 @@
-"""What an inspection of a data set has found, for the terminal: both splits side by side, then what is wrong."""
+"""Tables of a data set's contents and faults, for the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,12 @@ _SHOWN_IMAGE_SIZES = 3
 
 
 def show_summaries(summaries: Mapping[str, Summary], out: Console) -> None:
-    """Print what splits consist of, by their names."""
+    """Print tables of the images, boxes and classes of each split.
+
+    Args:
+        summaries: Summaries by the names of the splits.
+        out: Console to print on.
+    """
     if not summaries:
         return
     for table in (_contents(summaries), _classes(summaries), _box_sizes(summaries)):
@@ -19,7 +24,7 @@ def show_summaries(summaries: Mapping[str, Summary], out: Console) -> None:
 
 
 def show_faults(faults: Sequence[Fault], out: Console) -> None:
-    """Print what is wrong, that which stops a search first."""
+    """Print faults, those that stop a search first."""
     for fault in sorted(faults, key=lambda fault: not fault.stops):
         out.print(f"{'error' if fault.stops else 'warning'}: {fault}", soft_wrap=True)
         for example in fault.examples:
@@ -38,7 +43,7 @@ def _contents(summaries: Mapping[str, Summary]) -> Table:
         ("  width x height", [_image_sizes(each.image_sizes) for each in summaries.values()]),
         ("boxes", [f"{each.boxes:,}" for each in summaries.values()]),
         ("  crowd or difficult", [f"{each.crowds:,}" for each in summaries.values()]),
-        ("  passed over in training", [f"{each.passed_over:,}" for each in summaries.values()]),
+        ("  ignored in training", [f"{each.passed_over:,}" for each in summaries.values()]),
         ("boxes per image", [_spread(each.boxes_per_image) for each in summaries.values()]),
         ("box width / height", [_spread(each.aspect_ratio, 2) for each in summaries.values()]),
     ):
@@ -47,7 +52,7 @@ def _contents(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _classes(summaries: Mapping[str, Summary]) -> Table:
-    """Return the boxes that count of each class, with the class of the most boxes first."""
+    """Return a table of the number of boxes of each class, the most frequent class first."""
     table = _table(
         "Boxes of each class", ["class", *(heading for name in summaries for heading in (name, "%"))], words=1
     )
@@ -60,7 +65,7 @@ def _classes(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _box_sizes(summaries: Mapping[str, Summary]) -> Table:
-    """Return how large the boxes are that count, in the images as they are and at each input size."""
+    """Return a table of the sizes of boxes, in the original images and scaled to each input size."""
     headings = ["", "images", "small %", "medium %", "large %", "side in pixels"]
     table = _table("Box sizes (small: below 32x32 pixels, large: above 96x96)", headings, words=2)
     for name, each in summaries.items():
@@ -73,7 +78,7 @@ def _box_sizes(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _table(title: str, headings: Sequence[str], *, words: int) -> Table:
-    """Return a table whose first so many columns hold words, and the others numbers."""
+    """Return an empty table; its first ``words`` columns are left-aligned for words, the others are for numbers."""
     table = Table(title=title)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < words else "right")

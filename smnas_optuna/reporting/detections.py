@@ -1,4 +1,4 @@
-"""Detections of a study's trials drawn side by side, beside the ground truth."""
+"""Drawing the detections of several trials side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,19 +26,24 @@ def draw_detections(
     *,
     path: Path,
 ) -> Path:
-    """Draw what trials detect in validation images beside the ground truth, a row per image, and return ``path``.
+    """Draw the detections of trials in validation images, with a row per image and a column per trial.
+
+    The first column is the ground truth.
 
     Args:
-        study: Made by ``run_study``.
-        trials: Numbers of finished trials, a column for each in this order.
-        folder: The run's output folder, with ``structural/trial_00003`` and so on below.
-        images: File names as in the validation split's annotations, or how many images with objects to take, spread
-            over the split.
-        threshold: Lowest score, 0 to 1, of a detection that is drawn. The paper's Figs 9 to 11 have 0.5.
-        path: Of the picture, a PNG or JPEG; its folder is made when missing.
+        study: A study made by ``run_study``.
+        trials: Numbers of finished trials, in the order of the columns.
+        folder: Output folder of the run, which contains folders such as ``structural/trial_00003``.
+        images: File names as in the validation split's annotations, or the number of images with objects to choose,
+            spread over the split.
+        threshold: Lowest score of a detection that is drawn, 0 to 1. The paper's Figs 9 to 11 use 0.5.
+        path: PNG or JPEG file to write; its folder is created if absent.
+
+    Returns:
+        ``path``.
 
     Raises:
-        UserError: A trial, a file of it or an image is not there, or the picture cannot be written.
+        UserError: A trial, one of its files or an image does not exist, or the picture cannot be written.
     """
     if not trials:
         raise UserError("--trials: found none; expected numbers of finished trials, such as 3,7")
@@ -46,29 +51,29 @@ def draw_detections(
         raise UserError("--images: found none; expected file names or a number from 1")
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"--save {path}: expected a file that ends in {', '.join(_FORMATS)}")
-    found = study.get_trials(deepcopy=False)
-    columns = tuple(_column(study, _finished_trial(study.study_name, found, number), folder) for number in trials)
+    existing = study.get_trials(deepcopy=False)
+    columns = tuple(_column(study, _finished_trial(study.study_name, existing, number), folder) for number in trials)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save {path}: cannot be written: {error.strerror}") from None
     preload()
-    chosen = images if isinstance(images, int) else tuple(images)
-    draw(Comparison(columns, chosen, threshold, path.resolve()), folder / "output.log")
+    requested = images if isinstance(images, int) else tuple(images)
+    draw(Comparison(columns, requested, threshold, path.resolve()), folder / "output.log")
     return path
 
 
 def _column(study: optuna.Study, trial: FrozenTrial, folder: Path) -> Column:
     architecture = str(trial.user_attrs.get("architecture", MISSING))
     belonging = belonging_of(study, trial.number, interrupted_before(trial))
-    place = find_folder(folder / _path_of(study), belonging, architecture)
+    trial_folder = find_folder(folder / _path_of(study), belonging, architecture)
     for name in _FILES:
-        if not (place / name).is_file():
-            absent = (place / name).relative_to(folder)
+        if not (trial_folder / name).is_file():
+            absent = (trial_folder / name).relative_to(folder)
             raise UserError(f"--output {folder}: has no {absent}; expected the folder that the study was run with")
     values = [quantity_of(name).text_with_unit(trial.user_attrs.get(name)) for name in ("map", "latency_ms")]
     title = f"trial {trial.number}: mAP {values[0]}, {values[1]}"
-    return Column(place.resolve(), title, architecture, belonging)
+    return Column(trial_folder.resolve(), title, architecture, belonging)
 
 
 def _finished_trial(study_name: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
@@ -83,7 +88,7 @@ def _finished_trial(study_name: str, trials: Sequence[FrozenTrial], number: int)
 
 
 def _path_of(study: optuna.Study) -> str:
-    """Return where a study's trials are below its run's folder: ``structural``, ``modular/C0``."""
+    """Return the path of a study's folder in the run's folder, such as ``structural`` or ``modular/C0``."""
     recipe, separator, path = study.study_name.partition("/")
     if not separator:
         raise UserError(f"--study {recipe!r}: not made by run_study; expected RECIPE/structural or RECIPE/modular/C0")

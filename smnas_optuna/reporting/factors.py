@@ -1,4 +1,4 @@
-"""Factors: traits of searched backbones, beside what they cost and how accurate they are (SM-NAS, Figures 5 and 8)."""
+"""Factors: properties of searched backbones, with their FLOPs and mAP (SM-NAS, Figures 5 and 8)."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.reporting.study_results import StudyResults
 
-# The factors of Figure 5, in its caption's order, and what they are.
+# The factors of Figure 5 in the order of its caption, with descriptions.
 FACTORS: Final = {
     "depth": "number of blocks",
     "width": "base channels",
@@ -27,21 +27,21 @@ FACTORS: Final = {
 
 
 def factors_frame(results: StudyResults) -> pd.DataFrame:
-    """Return the factors of Figures 5 and 8, a row per finished trial.
+    """Return the factors of Figures 5 and 8, with a row per finished trial.
 
-    Columns: ``number``, ``on_front``, then those of ``FACTORS``. A detector builds the backbone up to the last
-    level that its neck or its heads use; blocks of the code behind that are not counted.
+    Columns are ``number``, ``on_front`` and those of ``FACTORS``. Only blocks up to the last level that the neck or
+    the heads use are counted, since a detector does not build the others.
 
     - ``depth``: number of blocks.
-    - ``width``: base channels, those before the first doubling.
-    - ``DC_k``: share of the blocks that come before the one with the k-th doubling, which is that block's index from 0
-      divided by ``depth``; NaN where there are fewer doublings. Any after the third are not told.
-    - ``len_s``: share of the blocks that are in stage s, which has stride ``2 ** s``. The four add up to 1, so some of
-      them correlate negatively whatever was searched.
-    - ``FLOPs``: ``backbone_flops`` where that is an objective, else ``flops`` of the whole detector.
-    - ``mAP``: the ``map`` of the trial; NaN where COCO's evaluation found nothing to measure.
+    - ``width``: base channels, before the first doubling.
+    - ``DC_k``: position of the k-th doubling of channels: the index of its block, from 0, divided by ``depth``; NaN if
+      there are fewer than k doublings.
+    - ``len_s``: share of the blocks that are in stage s, which has stride ``2 ** s``. The four shares add up to 1, so
+      some of them always correlate negatively.
+    - ``FLOPs``: ``backbone_flops`` if that is an objective, otherwise ``flops`` of the whole detector.
+    - ``mAP``: ``map`` of the trial; NaN if COCO's evaluation had no objects to measure.
 
-    A trial whose backbone is not a code has no factors: all of them are NaN.
+    If a trial's backbone is not a searched one with a code, all of its factors are NaN.
     """
     flops = "backbone_flops" if "backbone_flops" in results.metrics else "flops"
     precision = quantity_of("map")
@@ -57,7 +57,7 @@ def factors_frame(results: StudyResults) -> pd.DataFrame:
 
 
 def _shape(text: object) -> dict[str, float]:
-    """Return what a backbone's code tells; nothing where the architecture has none."""
+    """Return the factors that follow from a backbone's code; empty if the architecture has none."""
     try:
         architecture = Architecture.parse(str(text))
     except ValueError:

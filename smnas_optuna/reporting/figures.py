@@ -27,19 +27,19 @@ from smnas_optuna.reporting.style import (
     INK,
     LINE_WIDTH,
     OTHER_COLOUR,
+    apply_style,
     axis_quantity,
     axis_title,
-    dress,
     hover_texts,
-    key,
+    in_shown_unit,
+    legend_entry,
     legend_name,
     menu,
-    shown,
     spread_bars,
 )
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
 
-# What the colours may tell, and the column that has it, the likeliest to matter first.
+# What colours can show, with the column of its values; the first one that differs among trials is shown at the start.
 FACTORS: Final = {
     "input size": "input_size",
     "backbone": "backbone_family",
@@ -56,12 +56,20 @@ _DASHES: Final = ("solid", "dash", "dot", "dashdot")
 _MOST_RANGES: Final = 5
 _FEW_TRIALS: Final = 10
 _FAINT: Final = 0.45
-_BESIDE: Final = 1.4  # how far a time axis goes where published detectors stand beside, in slowest trials
+_TIME_MARGIN: Final = 1.4  # end of a time axis with published detectors, relative to the slowest trial
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One plot: the columns along x and y, and the lines through the best points, one for each device."""
+    """A plot of two columns.
+
+    Args:
+        row: Row of the plot in the figure, from 1.
+        x: Column along x.
+        y: Column along y.
+        lines: Trials on the front, or best values so far, by the name of the line; one for each device.
+        line_shape: Plotly's shape of the lines.
+    """
 
     row: int
     x: str
@@ -72,7 +80,13 @@ class _Panel:
 
 @dataclass(frozen=True)
 class _Colouring:
-    """What the colours tell: each label's colour, and each trial's label by the frame's index."""
+    """An assignment of colours to trials.
+
+    Args:
+        factor: What the colours show, a key of ``FACTORS``.
+        colours: Colour of each label.
+        labels: Label of each trial, by the index of the frame.
+    """
 
     factor: str
     colours: dict[str, str]
@@ -89,23 +103,22 @@ def front_figure(
     known: Sequence[go.Scatter] = (),
     most_dominated: int | None = None,
 ) -> go.Figure:
-    """Draw every finished trial's accuracy against its cost, with the Pareto front.
+    """Draw the accuracy of all finished trials against their costs, with the Pareto front.
 
-    Each pair of objectives makes a plot with the front of that pair, the accuracy along y where it is one of them; a
-    single objective is drawn over the trial number with the best value so far. Enqueued trials, the seeds of the search
-    and those that were taken up after an interruption, are diamonds; trials off the front are small and faint; measured
-    times have their spread as error bars. Trials that were pruned before training are ticks at the foot, where what
-    they would have cost was known.
+    Each pair of objectives has a plot with the front of that pair; the accuracy is along y if it is one of them. A
+    single objective is drawn over the trial number, with the best value so far. Enqueued trials, which are seeds of the
+    search and retries of interrupted trials, are diamonds. Trials off the front are small and faint. Measured times
+    have their spread as error bars. Trials that were pruned before training are ticks at the bottom, at their cost.
 
     Args:
-        results: Of a study with any objectives; trials without finite values are left out.
-        colour_by: One of ``FACTORS``, which the colours tell at first; the first that tells trials apart if not
-            given. The figure's menu switches.
-        known: Traces of published detectors, for the plot of mAP against inference time.
-        most_dominated: How many trials off the front to draw at most, the latest; all if not given.
+        results: Results of a study with any objectives. Trials without finite values are left out.
+        colour_by: What colours show at the start, a key of ``FACTORS``; None for the first one that differs among
+            trials. The figure has a menu to change it.
+        known: Traces of published detectors, added to the plot of mAP against inference time.
+        most_dominated: Largest number of trials off the front to draw, the latest ones; None to draw all.
 
     Raises:
-        ValueError: There is no such factor.
+        ValueError: ``colour_by`` is not a key of ``FACTORS``.
     """
     if colour_by is not None and colour_by not in FACTORS:
         raise ValueError(f"colour_by {colour_by!r}: expected one of {', '.join(FACTORS)}")
@@ -122,12 +135,12 @@ def front_figure(
     panels = _panels(finished, results.objectives)
     figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.2 / len(panels))
     for panel in panels:
-        beside = known if (panel.x, panel.y) == ("latency_ms", "map") and not finished.empty else ()
-        for trace in (*_lines(panel), *beside):
+        published = known if (panel.x, panel.y) == ("latency_ms", "map") and not finished.empty else ()
+        for trace in (*_lines(panel), *published):
             figure.add_trace(trace, row=panel.row, col=1)
-        if beside:
-            # Else the slowest published detector would leave the study's own a corner; a double click shows all.
-            figure.update_xaxes(range=[0, _BESIDE * max(shown(finished, panel.x))], row=panel.row, col=1)
+        if published:
+            # Otherwise slow published detectors would squeeze the trials into a corner; a double click shows all.
+            figure.update_xaxes(range=[0, _TIME_MARGIN * max(in_shown_unit(finished, panel.x))], row=panel.row, col=1)
         for ticks in _pruned(panel, pruned, finished):
             figure.add_trace(ticks, row=panel.row, col=1)
         figure.update_xaxes(title_text=axis_title(panel.x, finished), row=panel.row, col=1)
@@ -143,23 +156,23 @@ def front_figure(
     points = range(fixed, len(figure.data))
     for index, colouring in enumerate(colourings):
         for label, colour in colouring.colours.items():
-            entry = key(html.escape(label), {"color": colour, "size": 10})
+            entry = legend_entry(html.escape(label), {"color": colour, "size": 10})
             figure.add_trace(entry.update(legendgroup=colouring.factor, visible=index == active))
-    dress(figure, _PANEL_HEIGHT * len(panels))
+    apply_style(figure, _PANEL_HEIGHT * len(panels))
     menus = [_colour_menu(figure, finished, colourings, active, points)]
     if costs := [panel for panel in panels if panel.x != "number"]:
         menus.append(_scale_menu(costs))
-    # Entries of the legend explain colours; a click on one would hide the entry alone.
+    # A click on an entry of the legend would hide only the entry, since points are not grouped into traces by colour.
     figure.update_layout(legend_title_text=colourings[active].factor, updatemenus=menus, legend_itemclick=False)
     return figure
 
 
 def hypervolume_figure(measured: Hypervolume) -> go.Figure:
-    """Draw the hypervolume after each finished trial, relative to that of the starting detectors."""
+    """Draw the hypervolume after each finished trial."""
     hover = "trial %{x}<br>hypervolume %{y:.3g}<extra></extra>"
     line = {"shape": "hv", "width": 2, "color": COLOURS[0]}
     figure = go.Figure(go.Scatter(x=measured.numbers, y=measured.values, mode="lines", line=line, hovertemplate=hover))
-    dress(figure, 360)
+    apply_style(figure, 360)
     figure.update_xaxes(title_text="trial number", dtick=1 if len(measured.numbers) <= _FEW_TRIALS else None)
     whole = measured.basis or "the range of values seen"
     figure.update_yaxes(title_text=f"hypervolume (1 = {whole})", rangemode="tozero")
@@ -188,12 +201,12 @@ def _panels(finished: pd.DataFrame, objectives: Sequence[Objective]) -> list[_Pa
 
 
 def line_shape(x: Objective) -> str:
-    """Return Plotly's shape of the steps whose corners are the worst points that a front over x still dominates."""
+    """Return Plotly's line shape for the boundary of the region that a front dominates, given the objective along x."""
     return "vh" if x.maximize else "hv"
 
 
 def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the trials of each device whose times are not comparable, with a title for their line."""
+    """Yield the trials of each device, if times are an objective, with a title for their line."""
     parts = by_device(finished, objectives)
     for trials in parts:
         yield f"{title}, {trials['device'].iloc[0]}" if len(parts) > 1 else title, trials
@@ -202,8 +215,8 @@ def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator
 def _lines(panel: _Panel) -> Iterator[go.Scatter]:
     for (name, line), dash in zip(panel.lines.items(), itertools.cycle(_DASHES), strict=False):
         yield go.Scatter(
-            x=shown(line, panel.x),
-            y=shown(line, panel.y),
+            x=in_shown_unit(line, panel.x),
+            y=in_shown_unit(line, panel.y),
             mode="lines",
             line={"shape": panel.line_shape, "width": 1.5, "color": INK, "dash": dash},
             name=legend_name(name),
@@ -216,8 +229,8 @@ def _lines(panel: _Panel) -> Iterator[go.Scatter]:
 
 def _markers(panel: _Panel, trials: pd.DataFrame, colours: list[str], on_front: bool) -> go.Scatter:
     return go.Scatter(
-        x=shown(trials, panel.x),
-        y=shown(trials, panel.y),
+        x=in_shown_unit(trials, panel.x),
+        y=in_shown_unit(trials, panel.y),
         mode="markers",
         marker={
             "color": colours,
@@ -235,16 +248,16 @@ def _markers(panel: _Panel, trials: pd.DataFrame, colours: list[str], on_front: 
 
 
 def _pruned(panel: _Panel, pruned: pd.DataFrame, finished: pd.DataFrame) -> Iterator[go.Scatter]:
-    """Draw what was pruned before training at the foot of a plot, over its cost: it has no accuracy."""
+    """Draw trials that were pruned before training, which have no accuracy, at the bottom of a plot at their cost."""
     columns = ["latency_ms", "untrained_latency_ms"] if panel.x == "latency_ms" else [panel.x]
     cost = pruned[columns].bfill(axis=1).iloc[:, 0].dropna()
     if cost.empty or finished.empty or panel.x == "number" or panel.y in ("flops", "params", "latency_ms"):
         return
     values = finished[panel.y]
-    foot = values.min() - 0.06 * ((values.max() - values.min()) or 1.0)
+    bottom = values.min() - 0.06 * ((values.max() - values.min()) or 1.0)
     yield go.Scatter(
         x=list(cost / axis_quantity(panel.x).scale),
-        y=[foot / axis_quantity(panel.y).scale] * len(cost),
+        y=[bottom / axis_quantity(panel.y).scale] * len(cost),
         mode="markers",
         marker={"symbol": "line-ns-open", "size": 9, "color": INK, "line": {"width": 1.5}},
         opacity=_FAINT,
@@ -258,29 +271,29 @@ def _pruned(panel: _Panel, pruned: pd.DataFrame, finished: pd.DataFrame) -> Iter
 
 
 def _symbol_keys(finished: pd.DataFrame, panel: _Panel) -> Iterator[go.Scatter]:
-    """Explain in the legend the symbols that occur."""
+    """Yield entries of the legend for the symbols that occur."""
     if not finished["on_front"].all():
         name = "not the best" if panel.x == "number" else "off the front"
-        yield key(name, {"color": INK, "size": 7, "opacity": _FAINT})
+        yield legend_entry(name, {"color": INK, "size": 7, "opacity": _FAINT})
     if finished["enqueued"].any():
-        yield key("enqueued", {"color": INK, "size": 9, "symbol": "diamond"})
+        yield legend_entry("enqueued", {"color": INK, "size": 9, "symbol": "diamond"})
 
 
-def _colourings(finished: pd.DataFrame, wanted: str | None) -> list[_Colouring]:
-    """Return the colourings that tell trials apart, and the wanted one; the first if none does."""
-    found = []
+def _colourings(finished: pd.DataFrame, requested: str | None) -> list[_Colouring]:
+    """Return the colourings by factors that differ among trials, and the requested one; at least one."""
+    colourings = []
     for factor, column in FACTORS.items():
         numeric = pd.api.types.is_numeric_dtype(finished[column]) and finished[column].notna().any()
         colouring = (_by_range if numeric else _by_name)(factor, finished, column)
-        if len(colouring.colours) > 1 or factor == wanted:
-            found.append(colouring)
+        if len(colouring.colours) > 1 or factor == requested:
+            colourings.append(colouring)
     first = next(iter(FACTORS))
-    return found or [_by_name(first, finished, FACTORS[first])]
+    return colourings or [_by_name(first, finished, FACTORS[first])]
 
 
 def _by_name(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
-    """Give the commonest names a colour each, in natural order, and all others one together."""
-    # An architecture may lack a part, a text that is none lacks all.
+    """Assign a colour to each of the most frequent names, in natural order, and one to all others."""
+    # A detector without a part, such as a neck, has the name "none"; a trial without an architecture has "other".
     absent = finished["input_size"].notna().map({True: "none", False: "other"})
     names = finished[column].where(finished[column].notna(), absent).astype(str)
     common = sorted(names[names != "other"].value_counts().index[: len(COLOURS)], key=natural_order)
@@ -292,7 +305,7 @@ def _by_name(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
 
 
 def _by_range(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
-    """Give each of a few ranges of about as many trials a colour, from cool to warm."""
+    """Divide numbers into a few ranges with about the same number of trials, and assign colours from cool to warm."""
     values = finished[column]
     quantity = axis_quantity(column)
     few = sorted(values.dropna().unique())
@@ -306,7 +319,7 @@ def _by_range(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
         quantity.text_with_unit(low) if low == high else f"{quantity.text(low)} to {quantity.text_with_unit(high)}"
         for low, high in bounds
     ]
-    # As far apart as they can be, so that the order is seen.
+    # Colours as far apart as possible, so that the order is visible.
     places = [round(index * (_MOST_RANGES - 1) / max(1, len(texts) - 1)) for index in range(len(texts))]
     colours = {text: COLOURS[place] for text, place in zip(texts, places, strict=True)}
     labels = codes.map(dict(enumerate(texts))).fillna("other")
@@ -318,7 +331,7 @@ def _by_range(factor: str, finished: pd.DataFrame, column: str) -> _Colouring:
 def _colour_menu(
     figure: go.Figure, finished: pd.DataFrame, colourings: Sequence[_Colouring], active: int, points: range
 ) -> dict[str, Any]:
-    """Return a menu that colours the points and shows the entries of the legend that belong to it."""
+    """Return a menu that changes the colours of the points and the entries of the legend."""
     keys = range(points.stop, len(figure.data))
     parts = [finished[finished["on_front"] == on_front] for on_front in (False, True)]
     drawn = [trials for trials in parts if not trials.empty]
@@ -326,9 +339,9 @@ def _colour_menu(
     buttons = []
     for colouring in colourings:
         colours = [colouring.of(trials) for trials in drawn for _ in range(panels)]
-        own = [figure.data[index].marker.color for index in keys]
+        key_colours = [figure.data[index].marker.color for index in keys]
         visible = [True] * len(points) + [figure.data[index].legendgroup == colouring.factor for index in keys]
-        change = {"marker.color": [*colours, *own], "visible": visible}
+        change = {"marker.color": [*colours, *key_colours], "visible": visible}
         arguments = [change, {"legend.title.text": colouring.factor}, [*points, *keys]]
         buttons.append({"label": colouring.factor, "method": "update", "args": arguments})
     return menu("colours", buttons, active, 0)

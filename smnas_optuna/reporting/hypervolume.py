@@ -1,4 +1,4 @@
-"""Hypervolume: how much of the objectives' space a study's front dominates, beside that of its starting detectors."""
+"""Hypervolume that a study's Pareto front dominates, relative to that of the starting detectors."""
 
 import math
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from smnas_optuna.samplers.partial_order_pruning.expected_improvement import (
 )
 from smnas_optuna.study.trial_outcome import counts_toward_total
 
-# The reference point lies at so many times the largest cost of a starting detector.
+# Cost of the reference point, as a multiple of the largest cost of a starting detector.
 _COST_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class Hypervolume:
-    """The hypervolume of a study over its course.
+    """The hypervolume of a study after each finished trial.
 
     Args:
-        numbers: Finished trials, in order.
-        values: The hypervolume after each of them, as a multiple of what ``basis`` names.
-        objectives: The study's.
-        reference: The reference point, one value per objective.
-        basis: Whose hypervolume is 1, such as ``that of the 3 starting detectors``; empty where 1 is the box between
-            the worst and the best value seen of each objective.
+        numbers: Numbers of the finished trials, ascending.
+        values: Hypervolume after each of these trials, as a multiple of the hypervolume that ``basis`` describes.
+        objectives: Objectives of the study.
+        reference: Reference point, with one value per objective.
+        basis: Description of the hypervolume that is 1, such as ``that of the 3 starting detectors``. Empty if it is
+            the box between the worst and the best value of each objective so far.
     """
 
     numbers: tuple[int, ...]
@@ -42,12 +42,12 @@ class Hypervolume:
 
     @property
     def number(self) -> str:
-        """The study's hypervolume, to be followed by :attr:`remark`."""
+        """The final hypervolume as text, such as ``1.31 times`` or ``62%``; :attr:`remark` says of what."""
         return f"{self.values[-1]:.2f} times" if self.basis else f"{self.values[-1]:.0%}"
 
     @property
     def remark(self) -> str:
-        """What :attr:`number` is a multiple or a share of."""
+        """What :attr:`number` is a multiple or share of."""
         return self.basis or "of the range of values seen so far"
 
     def __str__(self) -> str:
@@ -55,14 +55,14 @@ class Hypervolume:
 
     @property
     def reference_text(self) -> str:
-        """Which reference point it is measured from."""
+        """A sentence that describes the reference point."""
         parts = ", ".join(
             f"{objective.quantity.title} {objective.quantity.text_with_unit(value)}"
             for objective, value in zip(self.objectives, self.reference, strict=True)
         )
         if self.basis:
-            return f"Reference point: {parts}; what costs more does not count"
-        return f"Reference point, the worst values seen: {parts}"
+            return f"Reference point: {parts}; detectors that cost more do not count"
+        return f"Reference point, the worst values so far: {parts}"
 
 
 def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
@@ -70,14 +70,15 @@ def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
 
     Starting detectors are those that the search evaluates first, in the stage ``transfer`` the baselines, see
     :attr:`~smnas_optuna.search.search.Search.references`. The reference point has an accuracy of 0 and twice their
-    largest cost. So it stays where it is while the search goes on, for every worker and after a restart, and a detector
-    that costs more than that does not count.
+    largest cost. It is therefore the same during the whole search, for all workers and after a restart. Detectors that
+    cost more do not count.
 
-    Until all of them have been evaluated, and in a study that has none, the hypervolume is a share instead: of the box
-    between the worst and the best value that each objective took. That box grows with what is found.
+    Until all starting detectors have been evaluated, and in a study without any, the hypervolume is a share of the box
+    between the worst and the best value of each objective so far. That box grows during the search.
 
     Returns:
-        The hypervolume; None with a single objective, without a finished trial, and over times of several devices.
+        The hypervolume; None if the study has a single objective, no finished trial, or inference times of several
+        devices as an objective.
     """
     objectives = results.objectives
     finished = [
@@ -99,9 +100,9 @@ def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
         whole = hypervolume_history(_losses(starts, signs), reference * signs)[-1]
     if not whole:
         reference, basis = losses.max(axis=0) * signs, ""
-        # Without any extent there is nothing to dominate.
+        # The box is empty if all trials have the same value of an objective.
         whole = float(np.prod(np.ptp(losses, axis=0))) or 1.0
-    # What violates a constraint dominates nothing.
+    # Trials that violate a constraint do not count.
     is_feasible = [all(excess <= 0 for excess in trial.constraints.values()) for trial in finished]
     values = hypervolume_history(np.where(np.array(is_feasible)[:, None], losses, np.inf), reference * signs) / whole
     numbers = tuple(trial.number for trial in finished)
@@ -109,14 +110,14 @@ def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
 
 
 def hypervolume_history(losses: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the hypervolume that points dominate together, after each of them.
+    """Return the hypervolume that the first k points dominate together, for each k.
 
     Args:
-        losses: Shape (n, m), lower is better.
-        reference: The reference point, shape (m,); points beyond it do not count.
+        losses: Points, shape (n, m); lower is better.
+        reference: Reference point, shape (m,). Points beyond it do not count.
 
     Returns:
-        Shape (n,); it never falls.
+        Hypervolumes, shape (n,), never decreasing.
     """
     exact, unbounded = np.zeros((1, len(reference))), np.full((1, len(reference)), np.inf)
     front = np.empty((0, len(reference)))
@@ -125,7 +126,7 @@ def hypervolume_history(losses: NDArray[np.float64], reference: NDArray[np.float
     for index, point in enumerate(losses):
         if np.any(weakly_dominates(front, point)):
             continue
-        # Without a deviation the expected improvement is the improvement.
+        # With a standard deviation of 0 the expected improvement is the improvement.
         added[index] = expected_hypervolume_improvement(boxes, point[None], exact, -unbounded, unbounded)[0]
         if added[index] > 0:
             front = np.vstack([front[~dominates(point, front)], point])
@@ -134,7 +135,7 @@ def hypervolume_history(losses: NDArray[np.float64], reference: NDArray[np.float
 
 
 def hypervolume_text(study: optuna.Study) -> str:
-    """Return a study's hypervolume for a line of text; empty where :func:`measure_hypervolume` has none."""
+    """Return a study's hypervolume as text; empty if :func:`measure_hypervolume` returns None."""
     return str(measure_hypervolume(results_of(study)) or "")
 
 
@@ -143,18 +144,21 @@ def _losses(trials: Sequence[FrozenTrial], signs: NDArray[np.float64]) -> NDArra
 
 
 def _starting_trials(results: StudyResults, finished: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], str]:
-    """Return the finished trials of the starting detectors, once all have ended, and how to call their hypervolume."""
+    """Return the finished trials of the starting detectors, and the description of their hypervolume.
+
+    Both are empty until the trials of all starting detectors have ended.
+    """
     if results.search is None:
         return [], ""
-    wanted = {str(architecture) for architecture in results.search.references}
+    references = {str(architecture) for architecture in results.search.references}
     ended = {
         trial.user_attrs.get("architecture")
         for trial in results.trials
         if counts_toward_total(trial) or trial.state == TrialState.PRUNED
     }
     running = {trial.user_attrs.get("architecture") for trial in results.trials if trial.state == TrialState.RUNNING}
-    if not wanted <= ended - running:
+    if not references <= ended - running:
         return [], ""
-    starts = [trial for trial in finished if trial.user_attrs.get("architecture") in wanted]
+    starts = [trial for trial in finished if trial.user_attrs.get("architecture") in references]
     noun = results.search.reference_noun
     return starts, f"that of the {noun}" if len(starts) == 1 else f"that of the {len(starts)} {noun}s"

@@ -1,4 +1,4 @@
-"""Importances: with which module of a detector the objectives go."""
+"""Importance of a detector's modules for the objectives."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,13 @@ _FEWEST_FOR_IMPORTANCE: Final = 10
 
 @dataclass(frozen=True, eq=False)
 class ModuleImportances:
-    """How much of each objective's variation goes with each module of the detector.
+    """Importance of each module of a detector for each objective.
 
     Args:
-        shares: A row per module (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``) and a column per objective;
-            each column adds up to 1. NaN where a module was not compared.
-        remarks: Sentences on what is missing, and why.
+        shares: Share of the objective's variation that the module explains, with a row per module (``input_size``,
+            ``backbone``, ``neck``, ``rpn``, ``head``) and a column per objective. Columns add up to 1. NaN for modules
+            that were not compared.
+        remarks: Sentences that say what is missing, and why.
     """
 
     shares: pd.DataFrame
@@ -34,39 +35,44 @@ class ModuleImportances:
 
 
 def module_importances(results: StudyResults) -> ModuleImportances:
-    """Return which modules the variation of each objective among the finished trials goes with.
+    """Return the share of each objective's variation among the finished trials that each module explains.
 
-    Optuna's mean decrease of impurity: how much of the variation a random forest takes away by telling trials apart
-    by that module. A study's own parameters are conditional, and parts of modules, so the forest sees the modules of
-    each trial's architecture as five categories. Optuna's fANOVA goes through every subset of a parameter's
-    categories, 2**40 with the necks of the paper's space; its PED-ANOVA tells what makes the best tenth of the trials.
-    The forest explains chance, too: with few trials, modules with many values get more than their due.
+    The shares are Optuna's mean decrease in impurity: by how much a random forest reduces the variation when it splits
+    trials by a module. The parameters of a study are conditional, and several of them make up a module; therefore the
+    forest gets the five modules of each architecture as categorical parameters. Optuna's other evaluators do not fit:
+    fANOVA enumerates all subsets of a parameter's categories, 2**40 for the necks of the paper's space, and PED-ANOVA
+    explains what distinguishes the best tenth of the trials. The forest also explains chance: with few trials, the
+    shares of modules with many values are too high.
 
-    Times of different devices cannot be compared: of those the device with the most trials counts.
+    Times of different devices cannot be compared; for those, only trials on the device with the most trials are used.
 
     Returns:
-        NaN for modules with the same value in all trials or with more values than half the trials (each backbone of
-        stage two occurs about once), and for objectives with fewer than 10 trials or less than two such modules.
+        The shares. They are NaN for modules with the same value in all trials, and for modules whose number of values
+        exceeds half the number of trials (such as the backbone in stage two). They are also NaN for objectives with
+        fewer than 10 trials, or with fewer than two modules to compare.
     """
     trials = _module_trials(results)
     shares = pd.DataFrame(np.nan, index=list(PARTS), columns=results.metrics)
     remarks: dict[str, None] = {}
     for name in shares:
         comparable = _comparable(trials, str(name))
-        found, said = _shares(comparable, str(name))
-        remarks |= dict.fromkeys([*_on_one_device(trials, comparable, str(name)), *said])
-        for part, share in found.items():
+        share_of_part, missing = _shares(comparable, str(name))
+        remarks |= dict.fromkeys([*_on_one_device(trials, comparable, str(name)), *missing])
+        for part, share in share_of_part.items():
             shares.loc[part, name] = share
     return ModuleImportances(shares, tuple(remarks))
 
 
 def module_effects(results: StudyResults) -> pd.DataFrame:
-    """Return what the finished trials with each value of each module have reached.
+    """Return the mean and median of each objective over the finished trials with each value of each module.
 
-    Columns: ``part`` (one of ``study_results.PARTS``), ``value`` (``none`` for no neck and no RPN), ``trials``, and
-    for each objective ``<name> mean`` and ``<name> median``, as stored; times are of the device with the most trials,
-    NaN where that has none with this value. Rows are in the order of the parts, then of the values, numbers by size.
-    Trials are not matched: a value may stand out for what it was combined with.
+    Trials with different values of a module also differ in other modules, which may be the cause of a difference.
+
+    Returns:
+        A row per module and value, with the columns ``part`` (one of ``study_results.PARTS``), ``value`` (``none`` for
+        a detector without neck or RPN), ``trials``, and for each objective ``<name> mean`` and ``<name> median`` in the
+        stored unit. Times are those of the device with the most trials; NaN if it has no trial with the value. Rows are
+        sorted by module, then by value, numbers by size.
     """
     trials = _module_trials(results)
     names = results.metrics
@@ -76,15 +82,15 @@ def module_effects(results: StudyResults) -> pd.DataFrame:
         for value in sorted(trials[part].unique(), key=natural_order):
             row: dict[str, object] = {"part": part, "value": value, "trials": int((trials[part] == value).sum())}
             for name in names:
-                reached = comparable[name].loc[comparable[name][part] == value, name]
-                row |= {f"{name} mean": reached.mean(), f"{name} median": reached.median()}
+                values = comparable[name].loc[comparable[name][part] == value, name]
+                row |= {f"{name} mean": values.mean(), f"{name} median": values.median()}
             rows.append(row)
     statistics = [f"{name} {statistic}" for name in names for statistic in ("mean", "median")]
     return pd.DataFrame(rows, columns=["part", "value", "trials", *statistics])
 
 
 def _module_trials(results: StudyResults) -> pd.DataFrame:
-    """Return the finished trials whose architecture can be read, with ``none`` for the parts that they do not have."""
+    """Return the finished trials whose architecture can be parsed, with ``none`` for absent parts."""
     trials = results.finished
     trials = trials[trials["input_size"].notna()].copy()
     trials[list(PARTS)] = trials[list(PARTS)].astype(object).where(trials[list(PARTS)].notna(), "none")
@@ -92,18 +98,18 @@ def _module_trials(results: StudyResults) -> pd.DataFrame:
 
 
 def _comparable(trials: pd.DataFrame, objective: str) -> pd.DataFrame:
-    """Return the trials whose values of an objective can be compared: the most of one device, where that matters."""
+    """Return the trials whose values of an objective can be compared: for times, those of the most used device."""
     return max(by_device(trials, [objective]), key=len)
 
 
 def _on_one_device(trials: pd.DataFrame, comparable: pd.DataFrame, objective: str) -> Iterator[str]:
     if len(comparable) < len(trials):
         title, device = quantity_of(objective).title, comparable["device"].iloc[0]
-        yield f"For {title} {len(comparable)} of {len(trials)} trials count, those on {device}."
+        yield f"For {title} only the {len(comparable)} of {len(trials)} trials on {device} are compared."
 
 
 def _shares(trials: pd.DataFrame, objective: str) -> tuple[dict[str, float], list[str]]:
-    """Return the share of each part that can be compared, and sentences on the others."""
+    """Return the share of each part that can be compared, and sentences that say why others cannot."""
     if len(trials) < _FEWEST_FOR_IMPORTANCE:
         return {}, [f"The effect of modules needs {_FEWEST_FOR_IMPORTANCE} trials or more; found {len(trials)}."]
     if trials[objective].nunique() == 1:
@@ -114,17 +120,18 @@ def _shares(trials: pd.DataFrame, objective: str) -> tuple[dict[str, float], lis
     compared = [part for part in PARTS if part not in {*constant, *scattered}]
     remarks = [f"The same in all trials, so without effect: {_titles(constant)}."] if constant else []
     remarks += [
-        f"With {counts[part]} values in {len(trials)} trials the effect of the {PART_TITLES[part]} cannot be told."
+        f"With {counts[part]} values in {len(trials)} trials the effect of the {PART_TITLES[part]} cannot be estimated."
         for part in scattered
     ]
     if len(compared) < 2:
-        return {}, [*remarks, f"Comparing modules needs two or more that vary; left: {_titles(compared) or 'none'}."]
+        varying = _titles(compared) or "none"
+        return {}, [*remarks, f"A comparison needs two or more modules that vary; found: {varying}."]
     evaluator = MeanDecreaseImpurityImportanceEvaluator(seed=0)
     return get_param_importances(_study_of(trials, compared, objective), evaluator=evaluator), remarks
 
 
 def _study_of(trials: pd.DataFrame, parts: Sequence[str], objective: str) -> optuna.Study:
-    """Return a study in memory whose parameters are parts of the architecture and whose value is one objective."""
+    """Return an in-memory study whose parameters are parts of the architecture and whose value is one objective."""
     distributions: dict[str, BaseDistribution] = {
         part: CategoricalDistribution(sorted(trials[part].unique())) for part in parts
     }

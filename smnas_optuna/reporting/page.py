@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs nothing beside it."""
+"""The report of a study: a self-contained HTML file."""
 
 import base64
 import json
@@ -42,15 +42,15 @@ from smnas_optuna.study.study import relatives_of
 
 _PRECISIONS: Final = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 _LEFT_OUT: Final = (
-    "This page does not show how often trained detectors contradict the order, nor the hypervolume relative to that of "
-    "the starting detectors"
+    "This page does not show how often trained detectors contradict the partial order, nor the hypervolume relative to "
+    "that of the starting detectors"
 )
 _PACKAGES: Final = ("smnas_optuna", "optuna", "plotly")
 
 
 @dataclass(frozen=True)
 class _Headline:
-    """A number that a reader wants first, and what it is."""
+    """A number at the top of the page."""
 
     label: str
     number: str
@@ -59,7 +59,7 @@ class _Headline:
 
 @dataclass(frozen=True)
 class _Section:
-    """A figure with what stands above it."""
+    """A figure with its heading and text."""
 
     id: str
     title: str
@@ -70,21 +70,21 @@ class _Section:
 
 
 def _section(id_: str, title: str, text: str, label: str, figure: go.Figure) -> _Section:
-    # JSON that is safe within a script element; the height is kept free, so that nothing moves when it is drawn.
+    # The JSON is safe inside a script element. The page reserves the height, so nothing moves when the figure is drawn.
     return _Section(id_, title, text, label, Markup(figure.to_json().replace("<", "\\u003c")), figure.layout.height)
 
 
 def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "comparable") -> Path:
-    """Write the report of ``study`` as ``<study name>.html``, with ``/`` replaced by ``-``, and return its path.
+    """Write the report of a study as ``<study name>.html``, with ``/`` replaced by ``-``, and return its path.
 
     Args:
-        study: Any study; one without finished trials gives a page that says so.
-        output_directory: Folder of the file; made when missing.
-        known: Which published detectors to draw beside the study's, see
+        study: Any Optuna study. If no trial has finished, the page says so.
+        output_directory: Folder to write to; created if absent.
+        known: Published detectors to show in the figures, see
             :func:`~smnas_optuna.reporting.published.known_detectors`.
 
     Raises:
-        UserError: When the folder or the file cannot be written.
+        UserError: The folder or the file cannot be written.
     """
     path = output_directory / f"{study.study_name.replace('/', '-')}.html"
     results = results_of(study)
@@ -107,7 +107,7 @@ def _render(results: StudyResults, relatives: Sequence[StudyResults], known: Sho
     if results.problem and "recipe" in results.attributes:
         left_out = f"{_LEFT_OUT}: {results.problem}."
     if sections and several and hypervolume is None:
-        left_out += " The hypervolume is not shown, for times of several devices cannot be compared."
+        left_out += " The hypervolume is not shown, because times of several devices cannot be compared."
     folder = Path(__file__).parent
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.get_template("page.html").render(
@@ -145,7 +145,7 @@ def _sections(
     ]
     stages = stages_figure(relatives)
     if stages is not None:
-        text = "Every detector of the search over its measured time; stars are those that stage two took on."
+        text = "All detectors of both stages over their measured time; stars are the candidates that stage two refines."
         sections.append(_section("stages", "Stage one and stage two", text, text, stages))
     sections.append(_effects(results))
     if hypervolume:
@@ -157,7 +157,7 @@ def _sections(
 
 
 def _effects(results: StudyResults) -> _Section:
-    """Show what matters: the traits of searched backbones, or else the modules of detectors."""
+    """Return the correlations of factors of searched backbones, or for other studies the importance of modules."""
     if results.finished["backbone_family"].isin(BackboneCode.BLOCKS).any():
         text = "Depth in blocks, width in channels; DC_k: where channels double; len_k: share of the blocks in a stage."
         return _section("correlation", "What goes with accuracy", text, text, correlations_figure(results))
@@ -168,7 +168,7 @@ def _effects(results: StudyResults) -> _Section:
 
 
 def _candidate(results: StudyResults) -> str:
-    """Return the candidate of a study of stage two by the study's name: ``C0``."""
+    """Return the candidate's name, such as ``C0``, from the name of its study."""
     return results.name.rpartition("/")[2]
 
 
@@ -182,7 +182,7 @@ def _headlines(results: StudyResults, hypervolume: Hypervolume | None) -> list[_
     for objective in (accuracy, *costs):
         best = front.sort_values(objective.name, ascending=not objective.maximize).iloc[0]
         adjective = "best" if objective.name == "map" else "highest" if objective.maximize else "lowest"
-        # What it takes: the first cost of the most accurate detector, the accuracy of the cheapest ones.
+        # Beside the best value: the cost of the most accurate detector, and the accuracy of the cheapest ones.
         others = costs[:1] if objective is accuracy else [accuracy]
         with_others = [f"{other.quantity.title} {other.quantity.text_with_unit(best[other.name])}" for other in others]
         headlines.append(
@@ -199,7 +199,7 @@ def _headlines(results: StudyResults, hypervolume: Hypervolume | None) -> list[_
 
 
 def _violations(results: StudyResults) -> list[str]:
-    """Say how often the trained detectors contradict the partial order that the search took for granted."""
+    """Return, for each objective, how often the trained detectors contradict the partial order of the search."""
     search = results.search
     if search is None:
         return []
@@ -217,14 +217,14 @@ def _violations(results: StudyResults) -> list[str]:
 
 
 def _csv(trials: pd.DataFrame) -> Markup:
-    """Return all trials as a CSV file in a data URL."""
+    """Return a data URL of a CSV file with all trials."""
     text = trials.drop(columns=["worker"], errors="ignore").to_csv(index=False)
     return Markup(f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
 
 
 def _front_table(results: StudyResults) -> dict[str, Any]:
     front, refined = results.front, results.refined_trial
-    # Stage two leaves the rest of the candidate as it is.
+    # Stage two does not change the candidate's other parts.
     parts = [Column(part) for part in (PARTS if refined is None else ("backbone", "neck"))]
     metrics = metric_columns(_PRECISIONS, results.objectives)
     rows = [

@@ -1,4 +1,4 @@
-"""What a search tells while it runs: a live view of its workers in a terminal, plain lines elsewhere."""
+"""Output of a running search: a live view of its workers in a terminal, plain lines elsewhere."""
 
 import logging
 import sys
@@ -31,9 +31,9 @@ _SPARKLINE_WIDTH = 12
 
 
 def console() -> Console:
-    """Return the console that commands print on: as wide as the terminal, or wide enough for a table elsewhere."""
+    """Return the console that commands print on: as wide as the terminal, or without one wide enough for tables."""
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    # Reasons and names are told as they are, whatever brackets they have.
+    # Without markup, brackets in names and reasons are printed unchanged.
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
@@ -90,8 +90,8 @@ class StudyReader:
 
 
 @dataclass
-class _Lane:
-    """What one worker is at."""
+class _WorkerState:
+    """The trial that a worker evaluates; empty while it waits."""
 
     trial: str = ""
     architecture: str = ""
@@ -101,14 +101,17 @@ class _Lane:
 
 
 class SearchProgress:
-    """Shows what each worker trains, with its epochs and loss, and the trials done, the best mAP and the time left.
+    """Shows the progress of a search; use it as a context manager, and pass it the workers' messages.
+
+    It shows each worker's architecture, epochs and loss, and for the whole search the number of trials done, the best
+    mAP, the hypervolume and the time left.
 
     Args:
-        out: Where to show it.
-        done: Trials that counted before this run, by the path of the study's search.
-        totals: Trials that each of these studies shall reach.
-        read: Called with such a path; returns how far the study is.
-        quiet: Tell only what goes wrong.
+        out: Console to print on.
+        done: Number of trials done before this run, by the ``path`` of the study's Search.
+        totals: Total number of trials of each study, by the same keys.
+        read: Returns how far a study is, by the same keys.
+        quiet: Print problems only.
     """
 
     def __init__(
@@ -128,9 +131,9 @@ class SearchProgress:
         self._read = read
         self._best: dict[str, float] = {}
         self._started = time.monotonic()
-        self._lanes: dict[int, _Lane] = {}
-        self._standing = ""
-        # Rich takes a pipe for a terminal where FORCE_COLOR is set, as notebooks do.
+        self._workers: dict[int, _WorkerState] = {}
+        self._summary = ""
+        # Rich takes a pipe for a terminal if FORCE_COLOR is set, which notebooks do.
         self._is_live = out.is_terminal and out.file.isatty() and not quiet
         self._live = Live(get_renderable=self.view, console=out, transient=True)
 
@@ -144,76 +147,76 @@ class SearchProgress:
     ) -> None:
         self._live.stop()
 
-    def say(self, line: str) -> None:
-        """Show a line about something that went wrong."""
+    def warn(self, line: str) -> None:
+        """Print a line about a problem, even if quiet."""
         self._out.print(line, soft_wrap=True)
 
-    def hear(self, message: Message) -> None:
-        """Take in what a worker tells."""
+    def handle(self, message: Message) -> None:
+        """Show a worker's message."""
         if isinstance(message, Ready):
             target = message.target
             device = f"{target.count} x {target.name}" if target.count > 1 else target.name
-            self._lanes[message.worker] = _Lane()
-            self._tell(f"worker {message.worker} is ready on {device}")
+            self._workers[message.worker] = _WorkerState()
+            self._print(f"worker {message.worker} is ready on {device}")
             if target.warning:
-                self.say(f"worker {message.worker}: {target.warning}")
+                self.warn(f"worker {message.worker}: {target.warning}")
         elif isinstance(message, Heard):
-            self._hear(message)
+            self._handle_event(message)
         elif isinstance(message, Finished):
             self._finish(message)
         elif isinstance(message, Requeued):
-            self.say(f"{_name(message.study, message.trial)} was interrupted and is back in the queue")
+            self.warn(f"{_name(message.study, message.trial)} was interrupted and is back in the queue")
         elif isinstance(message, TakenOver):
-            self._lanes[message.worker] = _Lane()
-            self.say(
+            self._workers[message.worker] = _WorkerState()
+            self.warn(
                 f"{_name(message.study, message.trial)} was taken over by another worker, since worker "
-                f"{message.worker} was not heard in the database for over a minute"
+                f"{message.worker} could not reach the database for over a minute"
             )
 
     def view(self) -> RenderableType:
-        """Return the live view: a lane per worker, and below them how far the search is."""
+        """Return the live view: a row per worker, and below them the progress of the whole search."""
         done, total = sum(self._done.values()), sum(self._totals.values())
-        lanes = Table.grid(padding=(0, 1))
-        for worker, lane in sorted(self._lanes.items()):
-            lanes.add_row(
-                f"worker {worker}",
-                lane.trial or "waits",
-                ProgressBar(max(lane.epochs, 1), lane.epoch, width=_BAR_WIDTH),
-                f"{lane.epoch}/{lane.epochs}" if lane.epochs else "",
-                f"{sparkline(lane.losses, _SPARKLINE_WIDTH)} {lane.losses[-1]:.3f}" if lane.losses else "",
-                Text(lane.architecture, no_wrap=True, overflow="ellipsis"),
+        workers = Table.grid(padding=(0, 1))
+        for number, state in sorted(self._workers.items()):
+            workers.add_row(
+                f"worker {number}",
+                state.trial or "waits",
+                ProgressBar(max(state.epochs, 1), state.epoch, width=_BAR_WIDTH),
+                f"{state.epoch}/{state.epochs}" if state.epochs else "",
+                f"{sparkline(state.losses, _SPARKLINE_WIDTH)} {state.losses[-1]:.3f}" if state.losses else "",
+                Text(state.architecture, no_wrap=True, overflow="ellipsis"),
             )
         overall = Table.grid(padding=(0, 1))
-        overall.add_row("trials", ProgressBar(total, done, width=_BAR_WIDTH), f"{done}/{total}", self._standing)
-        return Group(lanes, overall)
+        overall.add_row("trials", ProgressBar(total, done, width=_BAR_WIDTH), f"{done}/{total}", self._summary)
+        return Group(workers, overall)
 
-    def _tell(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if not self._quiet:
             self._out.print(line)
 
-    def _hear(self, message: Heard) -> None:
+    def _handle_event(self, message: Heard) -> None:
         name, event = _name(message.study, message.trial), message.event
-        lane = self._lanes.setdefault(message.worker, _Lane())
+        state = self._workers.setdefault(message.worker, _WorkerState())
         if isinstance(event, Costs):
-            self._lanes[message.worker] = _Lane(name, message.architecture)
+            self._workers[message.worker] = _WorkerState(name, message.architecture)
             costs = f"{event.flops / 1e9:.3g} GFLOPs, {event.params / 1e6:.3g} M parameters"
-            self._tell(f"{name}: {message.architecture} ({costs})")
+            self._print(f"{name}: {message.architecture} ({costs})")
         elif isinstance(event, Memory) and event.parts > 1:
-            self._tell(f"{name}: each batch in {event.parts} parts, to fit into memory")
+            self._print(f"{name}: each batch is split into {event.parts} parts to fit into memory")
         elif isinstance(event, Resumed):
-            lane.epoch = event.epochs
-            self._tell(f"{name}: goes on after epoch {event.epochs}, where it was interrupted")
+            state.epoch = event.epochs
+            self._print(f"{name}: resumes after epoch {event.epochs}, where it was interrupted")
         elif isinstance(event, Progress):
-            lane.epoch, lane.epochs = event.epoch, event.epochs
-            lane.losses.append(event.loss)
+            state.epoch, state.epochs = event.epoch, event.epochs
+            state.losses.append(event.loss)
             if not self._is_live:
-                self._tell(f"{name}: epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}")
+                self._print(f"{name}: epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}")
 
     def _finish(self, message: Finished) -> None:
         trial, study = message.trial, message.study
         state = self._read(study)
         self._done[study] = state.done
-        self._lanes[message.worker] = _Lane()
+        self._workers[message.worker] = _WorkerState()
         scores = trial.user_attrs
         if trial.state == TrialState.COMPLETE:
             self._best[study] = max(scores["map"], self._best.get(study, -1.0))
@@ -224,30 +227,30 @@ class SearchProgress:
         else:
             outcome = f"{trial.state.name.lower()}: {scores.get('reason', 'no reason recorded')}"
         done, total = sum(self._done.values()), sum(self._totals.values())
-        self._standing = self._tell_standing(study, state, done, total)
+        self._summary = self._summary_text(study, state, done, total)
         line = f"{_name(study, trial.number)}: {outcome}"
         if trial.state == TrialState.FAIL:
-            self.say(line)
+            self.warn(line)
         else:
-            self._tell(line)
+            self._print(line)
         if not self._is_live:
-            self._tell(f"{done}/{total} trials; {self._standing}")
+            self._print(f"{done}/{total} trials; {self._summary}")
 
-    def _tell_standing(self, study: str, state: StudyState, done: int, total: int) -> str:
-        words = []
+    def _summary_text(self, study: str, state: StudyState, done: int, total: int) -> str:
+        parts = []
         if study in self._best:
-            of = f" of {_candidate(study)}" if _candidate(study) else ""
-            words.append(f"best mAP{of} {self._best[study]:.3f}")
+            candidate = f" of {_candidate(study)}" if _candidate(study) else ""
+            parts.append(f"best mAP{candidate} {self._best[study]:.3f}")
             if state.hypervolume:
-                words.append(f"hypervolume {state.hypervolume}")
+                parts.append(f"hypervolume {state.hypervolume}")
         if self._before < done < total:
             seconds = (time.monotonic() - self._started) / (done - self._before) * (total - done)
-            words.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
-        return ", ".join(words)
+            parts.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
+        return ", ".join(parts)
 
 
 def _candidate(study: str) -> str:
-    """Return the candidate in a study's path: ``C0`` of ``modular/C0``."""
+    """Return the candidate in a study's path, such as ``C0`` for ``modular/C0``; empty if it has none."""
     return study.partition("/")[2]
 
 

@@ -1,6 +1,7 @@
-"""Known detectors to see a study's beside: what the SM-NAS paper and the installed MMDetection publish of theirs.
+"""Published detectors of the SM-NAS paper and the installed MMDetection, to compare with those of a study.
 
-Their times were measured elsewhere, with other software, so they stand beside a study's points, never among them.
+Their times were measured elsewhere, with other software. Therefore figures show them in grey behind the study's
+detectors, and they are never part of its front.
 """
 
 import html
@@ -30,9 +31,10 @@ from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
 Show = Literal["comparable", "all", "none"]
 
 _TIME_KEY: Final = "inference time (ms/im)"
-# Words that make another product of a name that has them: an RTX 2080 Ti is no RTX 2080, a share of a GPU no GPU.
+# Words that distinguish products whose other words are the same: an RTX 2080 Ti is not an RTX 2080, and a part of a GPU
+# (MIG, GRID) is not the whole GPU.
 _VARIANTS: Final = frozenset({"ti", "super", "laptop", "mobile", "max", "mig", "grid"})
-# The 5,000 images that APs "on COCO" are of, under the names of their annotations of 2017 and of 2014.
+# Annotations of COCO's 5,000 validation images, by their names of 2017 and of 2014.
 _COCO_VAL: Final = re.compile(r"instances_(val2017|minival2014)\.json")
 _COCO_FOLDER: Final = re.compile(r"(ms[-_]?)?coco([-_]?20\d\d)?", re.IGNORECASE)
 _FAINT_GREY: Final = "rgba(138, 143, 152, 0.45)"
@@ -42,19 +44,19 @@ _BELOW_TRIALS: Final = -1
 
 @dataclass(frozen=True)
 class KnownDetector:
-    """A detector whose accuracy and inference time somebody has published.
+    """A detector with published accuracy and inference time.
 
     Args:
-        name: What its source calls it.
-        ap: Average precision of boxes by COCO's metric, 0 to 1.
-        milliseconds: Inference time of one image, on ``hardware``.
-        hardware: What it was timed on, in the source's words.
-        input_size: ``WIDTHxHEIGHT``, in the order in which this package writes it; None where not told.
-        dataset: What the precision was measured on.
-        source: Who published it.
-        split: Of the data set; None where not told.
-        precision: Of the arithmetic, ``FP32`` or ``FP16``; None where not told.
-        batch_size: Images at a time; None where not told.
+        name: Name that the source gives the detector.
+        ap: COCO's average precision of boxes, 0 to 1.
+        milliseconds: Inference time for one image on ``hardware``, in milliseconds.
+        hardware: Device that the detector was timed on, as the source calls it.
+        input_size: Input size ``WIDTHxHEIGHT``; None if not published.
+        dataset: Data set that the average precision was measured on.
+        source: Who published the numbers.
+        split: Split of the data set; None if not published.
+        precision: Numeric precision during timing, ``FP32`` or ``FP16``; None if not published.
+        batch_size: Batch size during timing; None if not published.
     """
 
     name: str
@@ -87,18 +89,18 @@ def zoo_detectors() -> list[KnownDetector]:
 
 
 def mmdet_detectors(dataset: str = "COCO", hardware: str = "V100") -> list[KnownDetector]:
-    """Return the detectors of the installed mmdet whose metafiles tell both a box AP and an inference time.
+    """Return the detectors of the installed mmdet whose metafiles have both a box AP and an inference time.
 
-    mmdet 3.3.0 tells a time of 202 of its 589 models and a box AP on COCO of 193 of these, all of them timed on a
-    V100, one image at a time, 4 in FP16. It gives one size to nearly all of them, 1333x800, even to those that its own
-    configs test at 640x640. Neither mmdet nor torch is imported; the files are read once per process.
+    In mmdet 3.3.0, 202 of 589 models have a time, and 193 of these a box AP on COCO. All were timed on a V100 with a
+    batch size of 1, 4 of them in FP16. Nearly all have the size 1333x800, even those whose configs test at 640x640.
+    Neither mmdet nor torch is imported. The files are read once per process.
 
     Args:
-        dataset: As the metafiles call it, whatever the case.
-        hardware: Likewise.
+        dataset: Data set as the metafiles call it; case is ignored.
+        hardware: Device as the metafiles call it; case is ignored.
 
     Returns:
-        Them, in the order of the metafiles; none where mmdet is not installed or has come without its metafiles.
+        The detectors, in the order of the metafiles. Empty if mmdet is not installed, or installed without metafiles.
 
     Raises:
         UserError: A metafile is not YAML.
@@ -114,41 +116,40 @@ def mmdet_detectors(dataset: str = "COCO", hardware: str = "V100") -> list[Known
 
 
 def is_comparable(device_name: str, hardware: str) -> bool:
-    """Tell whether a device is the product that times were published for.
+    """Return whether a device is the product that times were published for.
 
-    It is when its name has every word of the product's and none that makes it another product: a
-    ``Tesla V100-PCIE-32GB`` is a ``V100``, whatever its connector and memory; a ``V100S`` and a virtual
-    ``GRID V100-8Q`` are not.
+    The device's name must have all words of the product's name, and no word that distinguishes another product: a
+    ``Tesla V100-PCIE-32GB`` is a ``V100``, but a ``V100S`` and a virtual ``GRID V100-8Q`` are not.
 
     Args:
-        device_name: As trials record it.
-        hardware: As :class:`KnownDetector` has it.
+        device_name: Name of the device as trials record it.
+        hardware: Name of the product, see :class:`KnownDetector`.
     """
     device, product = _words(device_name), _words(hardware)
     return bool(product) and product <= device and device & _VARIANTS <= product
 
 
 def known_detectors(results: StudyResults, show: Show = "comparable") -> list[KnownDetector]:
-    """Return the known detectors that belong beside a study's points.
+    """Return the published detectors to show in the figures of a study.
 
-    There is a place for them only where ``map`` and ``latency_ms`` are objectives.
+    The list is empty unless both ``map`` and ``latency_ms`` are objectives of the study.
 
     Args:
-        results: Of any study.
-        show: ``comparable`` for those timed on the product that the study's device is, or one of its devices, and
-            only if the study's data are COCO: its recipe validates on COCO's own ``instances_val2017.json`` (or
-            ``instances_minival2014.json``, the same images) within a folder called coco, coco2017 or the like. Both
-            are asked for because data of one's own is often put under one of these names, hardly ever under both. A
-            study does not record its classes. ``all`` for all of them, whatever the data and the device; ``none`` for
-            none.
+        results: Results of any study.
+        show: ``comparable`` for the detectors that were timed on one of the study's devices, if the study's data set is
+            COCO; ``all`` for all published detectors; ``none`` for none. A data set counts as COCO if its validation
+            annotations are called ``instances_val2017.json`` (or ``instances_minival2014.json``, the same images) and
+            are in a folder with a name such as ``coco`` or ``coco2017``. Both are required, since other data sets often
+            use one of these names, but hardly ever both.
 
     Raises:
         UserError: A metafile of mmdet is not YAML.
+        ValueError: ``show`` has another value.
     """
     if show not in get_args(Show):
         raise ValueError(f"show {show!r}: expected one of {', '.join(get_args(Show))}")
-    has_place = {"map", "latency_ms"} <= set(results.metrics)
-    if show == "none" or not has_place:
+    has_both_objectives = {"map", "latency_ms"} <= set(results.metrics)
+    if show == "none" or not has_both_objectives:
         return []
     devices = _devices(results) if show == "comparable" and _is_on_coco(results) else []
     if show == "comparable" and not devices:
@@ -161,11 +162,11 @@ def known_detectors(results: StudyResults, show: Show = "comparable") -> list[Kn
 
 
 def known_traces(detectors: Sequence[KnownDetector]) -> list[go.Scatter]:
-    """Draw detectors as hollow grey markers, a trace for each source and hardware, with a faint line for its front.
+    """Return a trace for each source and hardware: detectors as hollow grey markers, with a faint line for their front.
 
-    For a panel with milliseconds along x and mAP, 0 to 1, along y. The traces lie below others in whatever order
-    they are added. Markers and line are one trace, so that the legend hides both: the front comes first, the others
-    follow with a gap before each.
+    The traces are for a plot with milliseconds along x and mAP, 0 to 1, along y. They are drawn behind all other
+    traces. Markers and line are one trace, so that a click on the legend hides both: first the points on the front,
+    then the others, each after a gap.
     """
     groups: dict[tuple[str, str], list[KnownDetector]] = {}
     for detector in detectors:
@@ -219,16 +220,16 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _share(percent: float) -> float:
-    """Return a percentage as a share of 1, without the digits that a division would bring in."""
+    """Return a percentage as a number from 0 to 1, without rounding errors of the division."""
     return round(percent / 100, 6)
 
 
 def _devices(results: StudyResults) -> list[str]:
-    """Return the devices that a study's finished trials name, and the one that it agreed on."""
-    named = [trial.user_attrs.get("device") for trial in results.trials if trial.state == TrialState.COMPLETE]
-    agreed = results.attributes.get("device")
-    named.append(agreed.get("name") if isinstance(agreed, dict) else agreed)
-    return list(dict.fromkeys(name for name in named if isinstance(name, str)))
+    """Return the names of the devices of a study's finished trials and of its first worker."""
+    names = [trial.user_attrs.get("device") for trial in results.trials if trial.state == TrialState.COMPLETE]
+    recorded = results.attributes.get("device")
+    names.append(recorded.get("name") if isinstance(recorded, dict) else recorded)
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _is_on_coco(results: StudyResults) -> bool:
@@ -243,22 +244,22 @@ def _is_on_coco(results: StudyResults) -> bool:
 
 @cache
 def _read_package(folder: Path) -> tuple[KnownDetector, ...]:
-    """Read the metafiles that an mmdet carries; none where it has none, as in a checkout."""
+    """Return the detectors in the metafiles of an installed mmdet; empty if it has none, as a checkout of it."""
     try:
         source = f"MMDetection {version('mmdet')}"
     except PackageNotFoundError:
         source = "MMDetection"
     metafiles = sorted(folder.glob(".mim/configs/*/metafile.yml"))
-    found = itertools.chain.from_iterable(_read_metafile(path, source) for path in metafiles)
-    return tuple(dict.fromkeys(found))
+    detectors = itertools.chain.from_iterable(_read_metafile(path, source) for path in metafiles)
+    return tuple(dict.fromkeys(detectors))
 
 
 def _read_metafile(path: Path, source: str) -> Iterator[KnownDetector]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML, as a metafile of mmdet is expected to be: {_one_line(error)}") from None
-    # Some are the list of models itself, without the collections before it.
+        raise UserError(f"{path}: expected a metafile of mmdet in YAML: {_one_line(error)}") from None
+    # Some files have the list of models at the top level, without the key Models.
     models = content.get("Models") if isinstance(content, dict) else content
     for model in models or ():
         times = (model.get("Metadata") or {}).get(_TIME_KEY) or ()
@@ -278,7 +279,7 @@ def _read_metafile(path: Path, source: str) -> Iterator[KnownDetector]:
 
 
 def _input_size(resolution: Any) -> str | None:
-    """Return ``1333x800`` for the ``(800, 1333)`` of a metafile, which has the height first."""
+    """Return a metafile's resolution, such as ``(800, 1333)`` with the height first, as ``1333x800``."""
     match = re.fullmatch(r"\((\d+), *(\d+)\)", str(resolution))
     return f"{match[2]}x{match[1]}" if match else None
 

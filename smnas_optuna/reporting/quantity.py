@@ -1,4 +1,4 @@
-"""Quantity: how a measured number is called, in which unit it is shown and with how many digits."""
+"""Quantity: the name, unit and number of digits with which a metric is shown."""
 
 import math
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ MISSING: Final = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Quantity:
-    """How the values of one metric or user attribute are shown.
+    """How the values of a metric or user attribute are shown.
 
     Args:
-        title: Name in running text and on axes.
-        unit: Unit of the shown number; empty for pure numbers.
-        note: What else an axis must say, such as the metric's definition.
-        scale: Stored value of one shown unit, 1e9 for FLOPs shown in GFLOPs.
-        is_precision: An average precision: shown with the digits of COCO's own tables, and missing where negative,
-            since COCO's evaluation writes -1 where no object of that kind exists.
-        is_count: A whole number, shown as it is.
-        short: Name above a table's column, with the unit; the title where empty.
+        title: Name in texts and on axes.
+        unit: Unit in which values are shown; empty for numbers without a unit.
+        note: Addition to the title on axes, such as the definition of the metric.
+        scale: Stored value that is shown as 1, such as 1e9 for FLOPs in G.
+        is_precision: Whether it is an average precision. These are shown with the same number of digits as in COCO's
+            tables, and as missing if negative, since COCO's evaluation returns -1 if no such objects exist.
+        is_count: Whether it is an integer, shown with all digits.
+        short: Heading of a table's column, including the unit; empty to use the title.
     """
 
     title: str
@@ -32,25 +32,25 @@ class Quantity:
     short: str = ""
 
     def text(self, value: float | None) -> str:
-        """Return ``value``, as stored, to three significant digits in the shown unit; an en dash where missing."""
+        """Return a stored value with three significant digits in the shown unit; an en dash if missing."""
         if self.is_missing(value):
             return MISSING
         assert value is not None
         return f"{value / self.scale:.{self._decimals(value)}f}"
 
     def text_with_unit(self, value: float | None) -> str:
-        """Return :meth:`text` and the unit."""
+        """Return :meth:`text` followed by the unit."""
         return self.text(value) if self.is_missing(value) else f"{self.text(value)} {self.unit}".rstrip()
 
     def text_with_spread(self, value: float | None, spread: float | None) -> str:
-        """Return ``value ± spread`` to the decimals of ``value``; without the spread where that is missing."""
+        """Return ``value ± spread``, both with the decimals of the value; only the value if the spread is missing."""
         text = self.text(value)
         if value is None or spread is None or text == MISSING or math.isnan(spread):
             return text
         return f"{text} \N{PLUS-MINUS SIGN} {spread / self.scale:.{self._decimals(value)}f}"
 
     def is_missing(self, value: float | None) -> bool:
-        """Tell whether there is nothing to show."""
+        """Return whether a value is missing: None, NaN, or a negative average precision."""
         return value is None or math.isnan(value) or (self.is_precision and value < 0)
 
     @property
@@ -61,7 +61,7 @@ class Quantity:
 
     @property
     def heading(self) -> str:
-        """What stands above a table's column."""
+        """Heading of a table's column."""
         return self.short or self.title
 
     def _decimals(self, value: float) -> int:
@@ -93,16 +93,16 @@ QUANTITIES: Final = {
 
 
 def quantity_of(metric: str) -> Quantity:
-    """Return the quantity of a metric or user attribute; unknown ones are shown by their name, as they are."""
+    """Return the quantity of a metric or user attribute; an unknown one has its name as title and no unit."""
     return QUANTITIES.get(metric, Quantity(metric))
 
 
 def measured_text(metric: str, trial: Mapping[Any, Any]) -> str:
-    """Return the text of a trial's metric, with the spread of a measured time.
+    """Return a trial's value of a metric as text; inference time has its spread.
 
     Args:
-        metric: Its name.
-        trial: Values by name, such as user attributes; an en dash where the metric is missing.
+        metric: Name of the metric.
+        trial: Values by name, such as user attributes. If the metric is missing, the text is an en dash.
     """
     spread = trial.get("latency_spread_ms") if metric == "latency_ms" else None
     return quantity_of(metric).text_with_spread(trial.get(metric), spread)

@@ -1,4 +1,4 @@
-"""A course of numbers as one line of text."""
+"""Sparkline: a sequence of numbers as bars in one line of text."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """Return a bar of eight heights for each value, from the smallest to the largest.
+    """Return a bar for each value, with eight heights from the smallest to the largest value.
 
     Args:
-        values: Finite.
-        width: Bars at most; of more values each bar has the mean of as many.
+        values: Finite numbers.
+        width: Largest number of bars. If there are more values, each bar shows the mean of several.
     """
     count = min(width, len(values))
     bounds = [round(index * len(values) / count) for index in range(count + 1)] if count else [0]

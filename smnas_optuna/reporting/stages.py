@@ -1,4 +1,4 @@
-"""Both stages of a search in one figure: how far stage two lifts the front of stage one (SM-NAS, Fig. 4)."""
+"""A figure of both stages of a search: how stage two improves the front of stage one (SM-NAS, Fig. 4)."""
 
 import html
 import itertools
@@ -15,10 +15,10 @@ from smnas_optuna.reporting.style import (
     GROUND,
     INK,
     OTHER_COLOUR,
+    apply_style,
     axis_title,
-    dress,
     hover_texts,
-    shown,
+    in_shown_unit,
     spread_bars,
 )
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
@@ -30,15 +30,14 @@ _COST = Objective("latency_ms", maximize=False)
 def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
     """Draw mAP against measured inference time for the studies of both stages of one search.
 
-    Stage two searches over the backbone's FLOPs; its trials are timed all the same, so both stages have the same axes.
-    Each candidate of stage one is a star in the colour of its own study of stage two, whose front of these two is a
-    line.
+    Stage two minimises the backbone's FLOPs, but its trials are also timed, so both stages can share the axes. Each
+    candidate is a star in the colour of its stage-two study, and that study's front of mAP and time is a line.
 
     Args:
-        studies: Stage one's first, then those of stage two, in the order of ``study.relatives_of``.
+        studies: The study of stage one, followed by those of stage two, as ``study.relatives_of`` returns them.
 
     Returns:
-        The figure; None unless trials of both stages have a mAP and a time.
+        The figure; None if one of the stages has no trial with mAP and inference time.
     """
     frames = {study.name: _measured(study) for study in studies}
     present = [study.name for study in studies if not frames[study.name].empty]
@@ -59,7 +58,7 @@ def stages_figure(studies: Sequence[StudyResults]) -> go.Figure | None:
         if not parent.empty:
             figure.add_trace(_star(name, parent, colour))
     everything = pd.concat(frames.values())
-    dress(figure, 480)
+    apply_style(figure, 480)
     figure.update_layout(margin_t=24)
     figure.update_xaxes(title_text=axis_title("latency_ms", everything))
     figure.update_yaxes(title_text=axis_title("map", everything))
@@ -75,13 +74,13 @@ def _measured(results: StudyResults) -> pd.DataFrame:
 def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> Iterator[go.Scatter]:
     fronts = []
     is_ink = line_colour == INK
-    # Times of different devices make a front each.
+    # Each device has its own front, since times of different devices cannot be compared.
     for comparable in by_device(trials, ["latency_ms"]):
         losses = losses_of(comparable, [_COST, _ACCURACY])
         fronts.append(comparable[non_dominated(losses)].sort_values(["latency_ms", "map"]))
         yield go.Scatter(
-            x=shown(fronts[-1], "latency_ms"),
-            y=shown(fronts[-1], "map"),
+            x=in_shown_unit(fronts[-1], "latency_ms"),
+            y=in_shown_unit(fronts[-1], "map"),
             mode="lines",
             line={"shape": line_shape(_COST), "width": 1.5, "color": line_colour, "dash": "dot" if is_ink else "solid"},
             name=f"front of {html.escape(name)}",
@@ -93,8 +92,8 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
     front = pd.concat(fronts)
     for trials_of, size, opacity in ((trials.drop(front.index), 6, 0.4), (front, 10, 1.0)):
         yield go.Scatter(
-            x=shown(trials_of, "latency_ms"),
-            y=shown(trials_of, "map"),
+            x=in_shown_unit(trials_of, "latency_ms"),
+            y=in_shown_unit(trials_of, "map"),
             mode="markers",
             marker={"color": colour, "size": size, "opacity": opacity, "line": {"width": 1, "color": GROUND}},
             error_x=spread_bars(trials_of, "latency_ms"),
@@ -108,8 +107,8 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
 
 def _star(name: str, parent: pd.DataFrame, colour: str) -> go.Scatter:
     return go.Scatter(
-        x=shown(parent, "latency_ms"),
-        y=shown(parent, "map"),
+        x=in_shown_unit(parent, "latency_ms"),
+        y=in_shown_unit(parent, "map"),
         mode="markers",
         marker={"symbol": "star", "size": 17, "color": colour, "line": {"width": 1.2, "color": GROUND}},
         name=f"{html.escape(name)} as stage one found it",

@@ -1,4 +1,4 @@
-"""How a search stands, from its database alone."""
+"""Status of a search, read from its database."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -21,22 +21,24 @@ from smnas_optuna.study.trial_outcome import counts_toward_total
 
 
 def show_status(url: str, recipe: Recipe, n_trials: int | None, out: Console) -> None:
-    """Print for each of a recipe's studies its workers, trials, rate, expected end and front; writes nothing.
+    """Print the workers, trials, rate, expected end and front of each of a recipe's studies.
+
+    Writes nothing to the database.
 
     Args:
-        url: Of the database.
-        recipe: Of the studies.
-        n_trials: Trials that each shall reach, instead of the recipe's.
-        out: Where to print.
+        url: URL of the database.
+        recipe: Recipe of the studies.
+        n_trials: Total number of trials of each study; None for the recipe's.
+        out: Console to print on.
 
     Raises:
-        UserError: There is no such database, or none of the recipe's studies in it.
+        UserError: The database does not exist, or has none of the recipe's studies.
     """
     storage = open_storage(url, create=False)
     searches = present_searches(storage, recipe)
     if not searches:
         name = StructuralSearch(recipe).study_name
-        raise UserError(f"study {name!r}: not in the database, so there is no status to tell")
+        raise UserError(f"study {name!r}: not in the database, so it has no status to show")
     for search in searches:
         results = results_of(optuna.load_study(study_name=search.study_name, storage=storage))
         for line in _lines(results, storage, n_trials or search.trials):
@@ -55,10 +57,10 @@ def _lines(results: StudyResults, storage: PatientStorage, total: int) -> list[s
     running = [trial for trial in results.trials if trial.state == TrialState.RUNNING]
     for trial in running:
         host, pid = (*str(trial.user_attrs.get("worker", "?")).split(":"), "?")[:2]
-        sign = storage.sign_of_life(id_of(trial))
-        heard = f"heard {sign.age:.0f} s ago" if sign else "not heard yet"
-        what = trial.user_attrs.get("architecture", "being proposed")
-        lines.append(f"  worker {pid} on {host}, {heard}: trial {trial.number}, {what}")
+        renewal = storage.last_renewal(id_of(trial))
+        seen = f"last seen {renewal.age:.0f} s ago" if renewal else "not seen yet"
+        architecture = trial.user_attrs.get("architecture", "being proposed")
+        lines.append(f"  worker {pid} on {host}, {seen}: trial {trial.number}, {architecture}")
     if not running:
         lines.append("  no worker")
     lines += _rate(done, total)
@@ -68,7 +70,7 @@ def _lines(results: StudyResults, storage: PatientStorage, total: int) -> list[s
 
 
 def _rate(done: list[FrozenTrial], total: int) -> list[str]:
-    """Tell trials per hour over the last ones, and when the rest would be done."""
+    """Return lines with the number of trials per hour, over the last 20 trials, and the expected end."""
     ends = sorted(trial.datetime_complete for trial in done if trial.datetime_complete)[-20:]
     if len(ends) < 2 or ends[-1] == ends[0]:
         return []

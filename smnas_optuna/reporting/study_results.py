@@ -1,4 +1,4 @@
-"""What a study has found so far, read from its database once: its trials as a table, and the Pareto front."""
+"""StudyResults: the trials of a study as a table, and its Pareto front, read from the database once."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -29,35 +29,41 @@ _TEXTS = ("architecture", "device", "reason")
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective of a study: the metric's name and whether more is better."""
+    """An objective of a study.
+
+    Args:
+        name: Name of the metric.
+        maximize: Whether higher values are better.
+    """
 
     name: str
     maximize: bool
 
     @property
     def sign(self) -> float:
-        """Factor that turns a value into a loss, which is better when lower."""
+        """Factor that turns values into losses, for which lower is better: -1 or 1."""
         return -1.0 if self.maximize else 1.0
 
     @property
     def quantity(self) -> Quantity:
-        """How its values are shown."""
+        """How values of the objective are shown."""
         return quantity_of(self.name)
 
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
-    """What a study holds at one moment; see :func:`results_of`.
+    """The content of a study at one moment; see :func:`results_of`.
 
     Args:
-        name: The study's.
-        objectives: In order; unnamed ones are called ``objective 0``, ``objective 1`` and so on.
-        attributes: The study's user attributes.
+        name: Name of the study.
+        objectives: Objectives, in the study's order. Without metric names they are called ``objective 0``,
+            ``objective 1`` and so on.
+        attributes: User attributes of the study.
         trials: All trials, in the order of their numbers.
-        search: What the study searches; None if that cannot be told.
-        problem: Why it cannot, in one line.
-        lineage: Where the architectures come from, if not from a whole space; one line.
-        refined_trial: Number of stage one's trial that a study of stage two refines; None for another study.
+        search: Search of the study; None if the study was not made by ``run_study`` or its recipe cannot be used.
+        problem: One line that says why ``search`` is None; empty otherwise.
+        lineage: One line that says where the architectures come from; empty if they come from a whole search space.
+        refined_trial: Number of stage one's trial that a study of stage two refines; None for other studies.
     """
 
     name: str
@@ -71,20 +77,24 @@ class StudyResults:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the objectives."""
+        """Names of the objectives."""
         return [objective.name for objective in self.objectives]
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row per trial, in the order of their numbers.
+        """A table with a row per trial, in the order of their numbers.
 
-        Columns: ``number``, ``state`` (Optuna's name in lower case), ``is_finished`` (complete with finite values),
-        ``on_front`` (see :func:`by_device` for the trials that it compares), ``enqueued`` (its parameters were given,
-        not sampled: a seed of the search), a column per objective under its metric name, the parts of the architecture
-        (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``, missing where the text is not an architecture) with
-        ``backbone_family``, and every user attribute; those that ``run_study`` writes are there even when no trial has
-        them. Where a metric and an attribute share a name, a finished trial shows its objective value, every other the
-        attribute.
+        Its columns are:
+
+        - ``number`` and ``state`` (Optuna's name in lower case).
+        - ``is_finished``: complete, with finite values.
+        - ``on_front``: not dominated by another finished trial, among those that :func:`by_device` compares.
+        - ``enqueued``: created by ``study.enqueue_trial()``, such as a seed of the search.
+        - A column for each objective, by the name of the metric.
+        - The parts of the architecture (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``) and
+          ``backbone_family``; missing if the architecture cannot be parsed.
+        - A column for each user attribute. Those that ``run_study`` writes exist even if no trial has them. If an
+          attribute has the name of a metric, finished trials have the metric's value, and others the attribute's.
         """
         names = self.metrics
         rows = [_row(trial, names) for trial in self.trials]
@@ -109,9 +119,9 @@ class StudyResults:
 
     @property
     def front(self) -> pd.DataFrame:
-        """The rows of :attr:`frame` on the Pareto front, from the cheapest up.
+        """The rows of :attr:`frame` on the Pareto front, the cheapest first.
 
-        With one objective these are the trials that share the best value.
+        With a single objective these are all trials with the best value.
         """
         _, costs = accuracy_and_costs(self.objectives)
         order = [cost.name for cost in costs[:1]]
@@ -120,7 +130,7 @@ class StudyResults:
 
 
 def results_of(study: optuna.Study) -> StudyResults:
-    """Read what a study has found so far, and what it searches; importing what its recipe imports."""
+    """Read the trials and the search of a study. This imports the modules that its recipe imports."""
     names = study.metric_names or [f"objective {index}" for index in range(len(study.directions))]
     objectives = [
         Objective(name, direction is StudyDirection.MAXIMIZE)
@@ -130,7 +140,7 @@ def results_of(study: optuna.Study) -> StudyResults:
     try:
         search = search_of(study)
     except UserError as error:
-        # Any study of Optuna has results.
+        # Studies that are no searches of this package have results, too.
         problem = str(error)
     trials = study.get_trials(deepcopy=False)
     return StudyResults(
@@ -146,9 +156,9 @@ def results_of(study: optuna.Study) -> StudyResults:
 
 
 def accuracy_and_costs(objectives: Sequence[Objective]) -> tuple[Objective, list[Objective]]:
-    """Part the objectives into the accuracy, for the y axis, and the rest.
+    """Split objectives into the accuracy, which figures show along y, and the others.
 
-    The accuracy is ``map``, else the first objective that is maximised, else the first one.
+    The accuracy is ``map`` if it is an objective, otherwise the first objective that is maximised, otherwise the first.
     """
     preferred = [objective for objective in objectives if objective.name == "map"]
     accuracy = (preferred or [objective for objective in objectives if objective.maximize] or list(objectives))[0]
@@ -156,9 +166,9 @@ def accuracy_and_costs(objectives: Sequence[Objective]) -> tuple[Objective, list
 
 
 def study_in_memory(directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial]) -> optuna.Study:
-    """Return a study that holds trials, for what takes a study only."""
+    """Return a new in-memory study with the given trials, for functions that take a study only."""
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces itself
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise the creation of the study is logged
     try:
         study = optuna.create_study(directions=directions)
     finally:
@@ -168,20 +178,20 @@ def study_in_memory(directions: Sequence[StudyDirection], trials: Sequence[Froze
 
 
 def losses_of(trials: pd.DataFrame, objectives: Sequence[Objective]) -> NDArray[np.float64]:
-    """Return the values of objectives as losses, shape ``trials x objectives``."""
+    """Return the values of objectives as losses (lower is better), shape ``trials x objectives``."""
     values = trials[[objective.name for objective in objectives]].to_numpy(dtype=float)
     return values * [objective.sign for objective in objectives]
 
 
 def by_device(frame: pd.DataFrame, objectives: Collection[str]) -> list[pd.DataFrame]:
-    """Part trials into those whose objectives can be compared: times of different devices cannot.
+    """Split trials into groups with comparable objectives: inference times of different devices are not comparable.
 
     Args:
         frame: Rows of :attr:`StudyResults.frame`.
-        objectives: Their names.
+        objectives: Names of the objectives.
 
     Returns:
-        The parts, at least one; all together where inference time is no objective.
+        A group for each device if ``latency_ms`` is an objective, otherwise a single group; at least one group.
     """
     if "latency_ms" not in objectives or frame.empty:
         return [frame]
@@ -189,7 +199,7 @@ def by_device(frame: pd.DataFrame, objectives: Collection[str]) -> list[pd.DataF
 
 
 def natural_order(label: str) -> list[tuple[int, str]]:
-    """Return a key that sorts labels by the numbers in them: ``96x72`` before ``128x96``."""
+    """Return a sort key that orders labels by the numbers in them, so that ``96x72`` comes before ``128x96``."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", label.casefold())]
 
 

@@ -1,7 +1,7 @@
-"""How figures look: colours, fonts, and the text that stands on axes and beside points.
+"""The style of figures: colours, fonts, axis titles and hover texts.
 
-A trace's ``meta`` says which theme colour it takes, so that a page can redraw a figure in dark: ``ink`` for lines and
-markers in the colour of the text, ``ring`` for markers parted from each other by a ring in the colour of the ground.
+A trace's ``meta`` says which colours depend on the theme, so that a page can show the figure in dark mode: ``ink`` for
+lines and markers with the colour of text, ``ring`` for markers with a ring of the background colour around them.
 """
 
 import html
@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from smnas_optuna.reporting.quantity import Quantity, measured_text, quantity_of
 
-# Okabe and Ito's colours, told apart with every kind of colour vision, from cool to warm, and a brown.
+# Okabe and Ito's colours, distinguishable with colour blindness, from cool to warm, and a brown.
 COLOURS: Final = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8B6B4A")
 OTHER_COLOUR: Final = "#8A8F98"
 INK: Final = "#3A3F47"
@@ -27,8 +27,8 @@ _LEGEND_WIDTH: Final = 24
 _HOVER_METRICS: Final = ("map", "map_50", "latency_ms", "flops", "params")
 
 
-def dress(figure: go.Figure, height: int) -> None:
-    """Give a figure the look of all figures."""
+def apply_style(figure: go.Figure, height: int) -> None:
+    """Apply the common style to a figure of a height in pixels."""
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -43,13 +43,13 @@ def dress(figure: go.Figure, height: int) -> None:
 
 
 def menu(name: str, buttons: Sequence[dict[str, Any]], active: int, place: int) -> dict[str, Any]:
-    """Return choices for above a figure.
+    """Return a dropdown menu to put above a figure.
 
     Args:
-        name: What is chosen.
-        buttons: Plotly's, each with label, method and args.
-        active: The one that holds at first.
-        place: 0 for the leftmost menu, 1 for the next.
+        name: Name of what is chosen.
+        buttons: Plotly's buttons, each with label, method and args.
+        active: Index of the button that is selected at the start.
+        place: Position of the menu, 0 for the leftmost, 1 for the next.
     """
     return {
         "name": name,
@@ -63,18 +63,18 @@ def menu(name: str, buttons: Sequence[dict[str, Any]], active: int, place: int) 
     }
 
 
-def shown(trials: pd.DataFrame, column: str) -> list[float]:
+def in_shown_unit(trials: pd.DataFrame, column: str) -> list[float]:
     """Return a column's values in the unit in which they are shown."""
     return list(trials[column] / axis_quantity(column).scale)
 
 
 def axis_quantity(column: str) -> Quantity:
-    """Return how a column is shown along an axis."""
+    """Return the quantity with which a column is shown along an axis."""
     return Quantity("trial number") if column == "number" else quantity_of(column)
 
 
 def axis_title(column: str, trials: pd.DataFrame) -> str:
-    """Return an axis title; a time's says on which devices it was measured."""
+    """Return the title of an axis; for inference time it names the devices of the trials."""
     lines = [axis_quantity(column).axis_title]
     devices = ", ".join(map(str, trials["device"].dropna().unique()))
     if column == "latency_ms" and devices:
@@ -83,17 +83,17 @@ def axis_title(column: str, trials: pd.DataFrame) -> str:
 
 
 def legend_name(text: str) -> str:
-    """Return a text for the legend, broken into lines that fit."""
+    """Return a text for the legend, wrapped and HTML-escaped."""
     return "<br>".join(map(html.escape, textwrap.wrap(text, _LEGEND_WIDTH)))
 
 
-def key(name: str, marker: dict[str, object]) -> go.Scatter:
-    """Return an entry of the legend that stands for no trace of its own."""
+def legend_entry(name: str, marker: dict[str, object]) -> go.Scatter:
+    """Return a trace without points, which adds an entry to the legend."""
     return go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, hoverinfo="skip")
 
 
 def spread_bars(trials: pd.DataFrame, column: str) -> dict[str, Any] | None:
-    """Return error bars for measured times; None for what is not measured."""
+    """Return error bars for a column of measured times; None for other columns, or if no spread is known."""
     if column != "latency_ms" or not trials["latency_spread_ms"].notna().any():
         return None
     spread = list(trials["latency_spread_ms"].fillna(0))
@@ -101,12 +101,14 @@ def spread_bars(trials: pd.DataFrame, column: str) -> dict[str, Any] | None:
 
 
 def hover_texts(trials: pd.DataFrame, study_name: str, objectives: Sequence[str]) -> list[str]:
-    """Tell each trial in a few short lines of the small HTML that Plotly understands, and how to export it.
+    """Return a hover text for each trial: its architecture, its metrics and how to export it.
+
+    Texts are in Plotly's subset of HTML.
 
     Args:
         trials: Rows of ``StudyResults.frame``.
-        study_name: The study's.
-        objectives: Names of its metrics, which are told besides the usual ones.
+        study_name: Name of the study.
+        objectives: Names of the objectives, which are shown in addition to the usual metrics.
     """
     metrics = list(dict.fromkeys([*_HOVER_METRICS, *objectives]))
     several_devices = trials["device"].nunique() > 1
@@ -125,6 +127,6 @@ def _hover(trial: Mapping[Hashable, Any], study_name: str, metrics: Sequence[str
         lines.append(trial["reason"])
     if trial["is_finished"] and isinstance(trial["architecture"], str):
         lines.append(f"export with --study {study_name} --trial {trial['number']}")
-    broken = [part for line in lines for part in textwrap.wrap(line, LINE_WIDTH, break_on_hyphens=False)]
+    wrapped = [part for line in lines for part in textwrap.wrap(line, LINE_WIDTH, break_on_hyphens=False)]
     title = f"<b>trial {trial['number']}</b>{', enqueued' if trial['enqueued'] else ''}"
-    return "<br>".join([title, *map(html.escape, broken)])
+    return "<br>".join([title, *map(html.escape, wrapped)])

@@ -1,4 +1,4 @@
-"""What a search prints at its end: the front as a table, what stage two has gained, how transferred detectors do."""
+"""Output at the end of a search: the Pareto front, the gain of stage two, and transferred detectors."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,10 +15,10 @@ from smnas_optuna.search.search import Search
 
 
 def summary_of(search: Search, study: optuna.Study) -> list[Table | str]:
-    """Return what a search has come to, for the terminal: tables and lines of text.
+    """Return the results of a search for the terminal: tables and lines of text.
 
-    That is all detectors of a search in which nothing is proposed; of any other the front, and how many dominate the
-    search's baseline.
+    Of a search that proposes nothing these are all its detectors, of any other the Pareto front, and how many detectors
+    dominate the search's baseline.
     """
     results = results_of(study)
     if search.origins:
@@ -28,10 +28,9 @@ def summary_of(search: Search, study: optuna.Study) -> list[Table | str]:
 
 
 def _baseline_text(search: Search, results: StudyResults) -> str | None:
-    """Say how many detectors of a study are better than the search's baseline, trained likewise.
+    """Return a line that says how many detectors dominate the search's baseline, which is trained in the same way.
 
-    Better is dominating: no worse in any objective and better in one. None without a baseline, and where it is not
-    trained (yet).
+    None if the search has no baseline, or its trial has not finished.
     """
     if search.baseline is None:
         return None
@@ -69,9 +68,10 @@ def front_table(results: StudyResults) -> Table:
 
 
 def _listed_table(search: Search, results: StudyResults) -> Table:
-    """Return detectors with their origins as a table for the terminal, beside the baseline (SM-NAS, Table 5).
+    """Return all detectors of a search with their origins as a table for the terminal (SM-NAS, Table 5).
 
-    Accuracy has its distance from the baseline's, time its ratio to it; the most accurate comes first.
+    The most accurate detector comes first. Accuracy has the difference to the baseline in parentheses, inference time
+    the ratio to it.
     """
     finished = results.finished
     accuracy = accuracy_and_costs(results.objectives)[0].name

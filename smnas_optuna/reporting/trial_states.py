@@ -1,4 +1,4 @@
-"""What became of trials, in a word each: Optuna's states, less what was no failure."""
+"""States of trials for people: Optuna's states, with interrupted and unneeded trials distinguished from failures."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ _STATES: Final = {
 
 
 def state_words(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return a word on each of a study's trials; one that another trial repeats says so instead of ``failed``."""
+    """Return the state of each trial of a study, such as ``finished``, ``failed`` or ``interrupted and repeated``."""
     repeated = {number for trial in trials for number in interrupted_before(trial)}
     return [_word(trial, is_repeated=trial.number in repeated) for trial in trials]
 
 
 def count_states(trials: Sequence[FrozenTrial]) -> str:
-    """Return how many trials there are of each word; the finished ones come first."""
+    """Return the number of trials in each state, such as ``12 finished, 1 failed``; ``none`` without trials."""
     counts = Counter(state_words(trials))
     order = list(_STATES.values())
     words = sorted(counts, key=lambda word: (order.index(word if word in order else "failed"), word))
@@ -36,8 +36,8 @@ def count_states(trials: Sequence[FrozenTrial]) -> str:
 
 def _word(trial: FrozenTrial, *, is_repeated: bool) -> str:
     outcome = outcome_of(trial)
-    # Another program's trial that says nothing has failed, unless it was repeated.
-    is_told = is_repeated or not trial.user_attrs.keys().isdisjoint(("outcome", "reason"))
-    if trial.state == TrialState.FAIL and outcome in _NO_FAILURES and is_told:
+    # A failed trial of another program has neither attribute; it counts as interrupted only if it was retried.
+    has_outcome = is_repeated or not trial.user_attrs.keys().isdisjoint(("outcome", "reason"))
+    if trial.state == TrialState.FAIL and outcome in _NO_FAILURES and has_outcome:
         return _NO_FAILURES[outcome] + (" and repeated" if is_repeated else "")
     return _STATES[trial.state]

@@ -1,4 +1,4 @@
-"""Tables of trials: what stands above each column and in its cells, in the terminal, the report and the dashboard."""
+"""Columns of tables of trials, the same in the terminal, the report and the dashboard."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ class Column:
     """A column of a table of trials.
 
     Args:
-        name: Of the values in ``StudyResults.frame``.
+        name: Name of the column in ``StudyResults.frame``.
     """
 
     name: str
 
     @property
     def heading(self) -> str:
-        """What stands above it, with the unit."""
+        """Heading of the column, with the unit."""
         return _TEXTS.get(self.name) or quantity_of(self.name).heading
 
     @property
     def is_number(self) -> bool:
-        """Whether its cells are numbers, to be set to the right."""
+        """Whether the cells are numbers, which are right-aligned."""
         return self.name == "number" or self.name not in _TEXTS
 
     def text(self, trial: Mapping[Any, Any]) -> str:
-        """Return the cell of a trial; an en dash where nothing is known."""
+        """Return the text of a trial's cell; an en dash if the value is missing."""
         if self.name not in _TEXTS:
             return measured_text(self.name, trial)
         value = str(trial["number"]) if self.name == "number" else trial[self.name]
@@ -43,12 +43,17 @@ class Column:
 
 
 def metric_columns(precisions: Sequence[str], objectives: Sequence[Objective]) -> list[Column]:
-    """Return the columns of a front's metrics: average precisions, what each detector costs, further objectives."""
+    """Return the columns of a front's metrics: average precisions, costs and other objectives.
+
+    Args:
+        precisions: Names of the average precisions to show, such as ``map``.
+        objectives: Objectives of the study.
+    """
     names = [*precisions, *_COSTS, *(objective.name for objective in objectives)]
     return [Column(name) for name in dict.fromkeys(names)]
 
 
 def detector_columns(trials: pd.DataFrame) -> list[Column]:
-    """Return the columns that tell what was measured: the architecture, after the device where there are several."""
+    """Return the columns that identify a detector: the architecture, and the device if there are several."""
     names = ["device", "architecture"] if trials["device"].nunique() > 1 else ["architecture"]
     return [Column(name) for name in names]

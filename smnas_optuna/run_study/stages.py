@@ -174,13 +174,13 @@ def _run_stage(
         with SearchProgress(out, before, totals, studies.read, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
-                progress.hear(message)
+                progress.handle(message)
                 if isinstance(message, Finished):
                     dashboard.refresh(message.study)
 
             interruption = Interruption()
             with interruption.listen(signal.SIGINT, signal.SIGTERM):
-                launch(assignments, hear, progress.say, interruption)
+                launch(assignments, hear, progress.warn, interruption)
     except KeyboardInterrupt:
         done, total = sum(studies.done(search.path) for search in searches), sum(totals.values())
         out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")

@@ -1,4 +1,4 @@
-"""Studies in their database: opened, locked, leased, and what became of their trials; knows no torch."""
+"""Studies and trials in their database: opening, locking, leases, outcomes and retries. Does not import torch."""
 
 from smnas_optuna.study.study import load_study, relatives_of
 

@@ -1,8 +1,8 @@
-"""ClaimLock: lets one worker at a time take its next trial.
+"""ClaimLock: lets one worker at a time start its next trial.
 
-Optuna starts a trial whenever it is asked to, so workers that count first and ask then overshoot a total, and two that
-ask at the same time may get the same architecture. Whoever holds this lock from counting until its proposal is in the
-database does neither.
+Optuna starts a trial whenever a worker asks for one. Without a lock, workers that count the trials and then ask would
+together start more than the requested total, and two workers that ask at the same time may get the same architecture.
+A worker therefore holds this lock for one turn: from counting the trials until its proposal is in the database.
 """
 
 import contextlib
@@ -23,23 +23,24 @@ from smnas_optuna.study.patient_storage import PATIENCE, wait_for_database
 
 _logger = logging.getLogger(__name__)
 
-# A turn takes a second or so. The server ends one that lasts longer, in seconds, since its worker is suspended or its
-# machine is gone; whoever waits for longer says so.
+# Seconds after which the database server ends a turn. A turn normally takes about a second; one that lasts this long
+# belongs to a worker that is suspended or unreachable. A worker that has waited this long for its turn logs a warning.
 LONGEST_TURN = 60.0
-# PostgreSQL's code for a lock that was waited for too long.
+# PostgreSQL's error code for a lock timeout.
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
 class ClaimLock:
     """A lock that all workers of a study share through its database.
 
-    On PostgreSQL and MySQL it is the server's own advisory lock, which goes with the connection that holds it; beside
-    an SQLite file it is a lock on ``<file>.lock``, which goes with the process. A worker that is killed leaves none. On
-    a server a turn ends after ``LONGEST_TURN`` at the latest. No connection is kept between turns.
+    On PostgreSQL and MySQL it is an advisory lock of the server, which is released when the connection closes. With
+    SQLite it is a file lock on ``<database file>.lock``, which is released when the process ends. So a killed worker
+    never leaves the lock held. A server ends a turn after ``LONGEST_TURN`` seconds at the latest. No connection is kept
+    open between turns.
 
     Args:
-        storage: The study's.
-        name: The study's; each has a lock of its own.
+        storage: The storage that holds the study.
+        name: Name of the study. On a server each study has its own lock; studies in one SQLite file share one.
     """
 
     def __init__(self, storage: RDBStorage, name: str) -> None:
@@ -58,11 +59,11 @@ class ClaimLock:
                 self._warn_of_wait()
 
     def release(self) -> bool:
-        """Give the lock back.
+        """Release the lock.
 
         Returns:
-            Whether it had been held all the time; a restart of the server or the longest turn's end ends it early. True
-            where it was given back before.
+            False if the lock was lost before this call, because the server restarted or the turn took longer than
+            ``LONGEST_TURN``. True otherwise, also if the lock was already released.
         """
         if self._file is not None:
             os.close(self._file)
@@ -113,7 +114,7 @@ class ClaimLock:
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def _acquire_on_server(self) -> bool:
-        """Wait for the lock, for as long as a turn may last, and return whether it was taken."""
+        """Wait for the lock for at most ``LONGEST_TURN`` seconds, and return whether it was acquired."""
         connection = self._engine.connect()
         try:
             taken = self._lock_postgresql(connection) if self._is_postgresql else self._lock_mysql(connection)
@@ -127,7 +128,7 @@ class ClaimLock:
         return taken
 
     def _lock_postgresql(self, connection: Any) -> bool:
-        # All of it ends with the transaction, so that the pool gets the connection back as it was.
+        # These settings end with the transaction, so the connection returns to the pool unchanged.
         connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_TURN:.0f}s'"))
         connection.execute(text(f"SET LOCAL lock_timeout = '{LONGEST_TURN:.0f}s'"))
         try:
@@ -159,12 +160,14 @@ class ClaimLock:
 
     def _warn_of_wait(self) -> None:
         _logger.warning(
-            "%s: has waited %.0f s for another worker to start its trial; it may be suspended", self._name, LONGEST_TURN
+            "%s: has waited %.0f s for another worker to start its trial; that worker may be suspended",
+            self._name,
+            LONGEST_TURN,
         )
 
 
 def _drop(connection: Any) -> None:
-    """Close a connection that is broken or holds a lock, instead of giving it back to the pool."""
+    """Close a connection that is broken or holds a lock, instead of returning it to the pool."""
     with contextlib.suppress(SQLAlchemyError):
         connection.invalidate()
     connection.close()

@@ -1,8 +1,9 @@
-"""Lease: a worker's exclusive hold on a running trial, renewed in the database until the trial ends.
+"""Lease: a worker's exclusive right to a running trial, renewed in the database until the trial ends.
 
-A trial has one owner at a time: the worker that signed it, while the trial runs. The owner renews its lease; another
-worker that finds it expired takes the trial over in one transaction, which ends the trial for its owner as well (see
-``retry.py``). The owner notices at its next renewal, or at whatever it writes to the trial, and stops.
+A running trial has one owner: the worker that recorded its identity in the user attribute ``worker``. The owner renews
+its lease at regular intervals. Another worker that finds the lease expired takes the trial over: it fails the trial in
+one transaction (see ``retry.py``). The former owner notices at its next renewal or its next write to the trial, and
+stops.
 """
 
 import logging
@@ -21,28 +22,32 @@ from smnas_optuna.study.process_identity import ProcessIdentity
 
 _logger = logging.getLogger(__name__)
 
-# How soon a renewal that the database did not answer is tried again, in seconds.
+# Seconds after which a failed renewal is retried.
 _RETRY_SECONDS = 2.0
 
 
 class LeaseLost(Exception):
-    """Another worker has taken over the trial; this one must not write to it or its folder any more."""
+    """Another worker has taken over the trial; this worker must no longer write to the trial or its folder."""
 
 
 class Lease:
-    """Holds a running trial for this process; use it as a context manager around the trial's evaluation.
+    """A context manager for the evaluation of a trial: records this process as the owner and renews the lease.
 
-    It has a ``fileno()`` that becomes readable when the lease is lost, for :func:`multiprocessing.connection.wait`.
+    To react to a lost lease at once, pass the lease to :func:`multiprocessing.connection.wait`: its ``fileno()``
+    becomes readable when the lease is lost.
 
     Args:
-        storage: The database that the trial is in.
-        trial: The trial, just started.
+        storage: The storage that holds the trial.
+        trial: The trial, just started by this process.
+
+    Raises:
+        LeaseLost: On entering the context, if another worker has already taken over the trial.
     """
 
     def __init__(self, storage: PatientStorage, trial: optuna.Trial) -> None:
         self._storage = storage
         self._trial = trial
-        self._over = threading.Event()
+        self._released = threading.Event()
         self._receiver, self._sender = Pipe(duplex=False)
         self._thread = threading.Thread(target=self._renew, name=f"lease of trial {trial.number}", daemon=True)
 
@@ -51,10 +56,10 @@ class Lease:
             self._trial.set_user_attr("worker", str(ProcessIdentity.current()))
             renew = partial(self._storage.renew_lease, id_of(self._trial))
             if not wait_for_database(renew, self._storage.patience):
-                raise LeaseLost(self._text)
+                raise LeaseLost(self._message)
         except UpdateFinishedTrialError:
             self._close()
-            raise LeaseLost(self._text) from None
+            raise LeaseLost(self._message) from None
         except BaseException:
             self._close()
             raise
@@ -64,7 +69,7 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._released.set()
         self._thread.join()
         self._close()
 
@@ -73,17 +78,17 @@ class Lease:
         return self._receiver.fileno()
 
     def check(self) -> None:
-        """Raise :class:`LeaseLost` where it is known that another worker has taken over the trial."""
+        """Raise :class:`LeaseLost` if a renewal has found that another worker has taken over the trial."""
         if self._receiver.poll():
-            raise LeaseLost(self._text)
+            raise LeaseLost(self._message)
 
     @property
-    def _text(self) -> str:
+    def _message(self) -> str:
         return f"another worker has taken over trial {self._trial.number}"
 
     def _renew(self) -> None:
         wait = self._storage.lease_seconds
-        while not self._over.wait(wait):
+        while not self._released.wait(wait):
             try:
                 is_held = self._storage.renew_lease(id_of(self._trial))
                 wait = self._storage.lease_seconds
@@ -95,7 +100,7 @@ class Lease:
             if not is_held:
                 self._sender.send(None)
                 break
-        # This thread's own; the database would keep its connection open.
+        # Sessions are per thread; otherwise the connection of this thread would stay open.
         self._storage.remove_session()
 
     def _close(self) -> None:

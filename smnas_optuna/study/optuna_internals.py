@@ -1,7 +1,7 @@
-"""All that this package uses of Optuna's private API; checked with Optuna 5.0.0.
+"""Everything in this package that uses Optuna's private API; checked with Optuna 5.0.0.
 
-Optuna may change it in any release. ``tests/study/test_optuna_internals.py`` compares the installed Optuna with what
-was checked here, and says what differs.
+Optuna may change its private API in any release. ``tests/study/test_optuna_internals.py`` compares the installed
+release with the one that was checked, and reports the differences.
 """
 
 import abc
@@ -24,49 +24,55 @@ _T = TypeVar("_T")
 
 
 def id_of(trial: optuna.Trial | FrozenTrial) -> int:
-    """Return what a storage knows a trial by; a trial's number counts within its study."""
+    """Return a trial's id, which is unique in its storage; ``trial.number`` is unique in its study only."""
     return trial._trial_id
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:
-    """Return the storage of a study, within Optuna's cache of it."""
+    """Return the storage of a study, as Optuna wraps it: an RDBStorage is wrapped in a cache."""
     return study._storage
 
 
 def was_stopped(study: optuna.Study) -> bool:
-    """Tell whether ``study.stop()`` has ended the last ``study.optimize()``."""
+    """Return whether ``study.stop()`` ended the last ``study.optimize()``."""
     return study._stop_flag
 
 
 def is_enqueued(trial: FrozenTrial) -> bool:
-    """Tell whether ``study.enqueue_trial()`` has made a trial."""
+    """Return whether a trial was created by ``study.enqueue_trial()``."""
     return "fixed_params" in trial.system_attrs
 
 
 def retry_history(trial: FrozenTrial) -> list[int]:
-    """Return what ``RetryHeartbeatStaleTrialCallback.retry_history()`` does, which warns at each call."""
+    """Return the numbers of the trials that this one retries, oldest first; empty if it is no retry.
+
+    ``RetryHeartbeatStaleTrialCallback.retry_history()`` returns the same, but warns at each call.
+    """
     return list(trial.system_attrs.get("retry_history", ()))
 
 
 def last_heartbeat(storage: RDBStorage, trial_id: int) -> tuple[datetime, datetime] | None:
-    """Return when a trial's heartbeat was recorded last, and the present time, both by the database's clock."""
+    """Return the time of a trial's last heartbeat and the current time, both by the database's clock.
+
+    Returns None if no heartbeat was recorded.
+    """
     query = sqlalchemy.select(models.TrialHeartbeatModel.heartbeat, sqlalchemy.func.now()).filter_by(trial_id=trial_id)
     with _create_scoped_session(storage.scoped_session) as session:
-        found = session.execute(query).one_or_none()
-    return found and (found[0], found[1].replace(tzinfo=None))
+        row = session.execute(query).one_or_none()
+    return row and (row[0], row[1].replace(tzinfo=None))
 
 
 def fail_trial(storage: RDBStorage, trial_id: int, heartbeat: datetime | None, attributes: Mapping[str, Any]) -> bool:
-    """Fail a trial in one transaction, if it is running and ``heartbeat`` is still its last one.
+    """Set a trial to FAIL in one transaction, if it is running and has had no heartbeat since ``heartbeat``.
 
     Args:
-        storage: The database that the trial is in.
-        trial_id: The trial.
-        heartbeat: The last one that the caller knows.
-        attributes: User attributes for the trial.
+        storage: The storage that holds the trial.
+        trial_id: Id of the trial in the storage.
+        heartbeat: Time of the last heartbeat that the caller knows; None if it knows of none.
+        attributes: User attributes to set on the trial.
 
     Returns:
-        Whether the trial was failed.
+        Whether the trial was set to FAIL; if not, nothing was written.
     """
     with exclusive_session(storage) as session:
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
@@ -82,9 +88,10 @@ def fail_trial(storage: RDBStorage, trial_id: int, heartbeat: datetime | None, a
 
 @contextmanager
 def exclusive_session(storage: RDBStorage) -> Iterator[Session]:
-    """Open the session that methods of ``storage`` use within it; on SQLite no other process can write until it ends.
+    """Open a session that the methods of ``storage`` use within the context, and keep other writers out.
 
-    On other databases the rows that Optuna means to change are locked; SQLite knows no SELECT FOR UPDATE.
+    On SQLite, which has no SELECT FOR UPDATE, no other process can write until the session ends. On other databases
+    Optuna locks the rows that it is about to change.
     """
     with _create_scoped_session(storage.scoped_session) as session:
         if storage.engine.dialect.name == "sqlite":
@@ -93,6 +100,8 @@ def exclusive_session(storage: RDBStorage) -> Iterator[Session]:
 
 
 def _repeated(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], _T]:
+    """Wrap a method of RDBStorage so that ``RepeatingStorage.repeat`` calls it."""
+
     @functools.wraps(method)
     def call(self: "RepeatingStorage", /, *args: _P.args, **others: _P.kwargs) -> _T:
         return self.repeat(functools.partial(method, self, *args, **others))
@@ -101,17 +110,18 @@ def _repeated(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenat
 
 
 class RepeatingStorage(RDBStorage):
-    """Optuna's RDBStorage, whose transactions go through ``repeat``.
+    """Optuna's RDBStorage with each transaction wrapped in :meth:`repeat`, which subclasses implement.
 
-    They are the methods of RDBStorage that open a session: what each does in the database happens as a whole or not at
-    all. The other methods call these, and so does Optuna's cache, through which a study uses its RDBStorage; hence the
-    private ones. Three open a session and are not repeated: ``set_trial_state_values``, which may not be done twice,
-    and ``record_heartbeat`` and ``_get_stale_trial_ids``, which a study does not use without a heartbeat interval.
+    The wrapped methods are those that open a session. Each is one transaction: it changes the database completely or
+    not at all, so it can be repeated. All other methods call these, and so does the cache through which a study uses
+    its RDBStorage, which is why private methods are wrapped, too. Three methods open a session and are not wrapped:
+    ``set_trial_state_values``, which must not run twice, and ``record_heartbeat`` and ``_get_stale_trial_ids``, which
+    Optuna does not call for a storage without a heartbeat interval.
     """
 
     @abc.abstractmethod
     def repeat(self, transaction: Callable[[], _T]) -> _T:
-        """Call ``transaction`` until the database answers, and return what it returns."""
+        """Call ``transaction``, again while the database does not answer, and return its result."""
 
     create_new_study = _repeated(RDBStorage.create_new_study)
     delete_study = _repeated(RDBStorage.delete_study)

@@ -1,4 +1,4 @@
-"""PatientStorage: Optuna's RDBStorage that waits for a database that is away, and keeps the leases of trials."""
+"""PatientStorage: an RDBStorage that waits for an unreachable database, and stores the leases of trials."""
 
 import logging
 import math
@@ -21,14 +21,15 @@ from smnas_optuna.study.optuna_internals import RepeatingStorage, exclusive_sess
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-# How long a database that was there before is waited for, in seconds.
+# Seconds to wait for a database that has answered before and no longer does.
 PATIENCE = 900.0
 
+# Seconds between two attempts.
 _FIRST_WAIT = 0.2
 _LONGEST_WAIT = 5.0
-# A wait that lasts longer is told.
-_SILENT_SECONDS = 10.0
-_OF_THE_MOMENT = (
+# Seconds of waiting after which each further attempt logs a warning.
+_WARN_AFTER_SECONDS = 10.0
+_TRANSIENT_ERRORS = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.TimeoutError,
@@ -38,12 +39,12 @@ _OF_THE_MOMENT = (
 
 
 @dataclass(frozen=True)
-class SignOfLife:
-    """The last renewal of a running trial's lease, as the database has it.
+class LeaseRenewal:
+    """The last renewal of a running trial's lease.
 
     Args:
-        moment: By the database's clock.
-        age: Seconds since then, by the same clock.
+        moment: Time of the renewal by the database's clock.
+        age: Seconds since the renewal by the database's clock.
     """
 
     moment: datetime
@@ -51,18 +52,19 @@ class SignOfLife:
 
 
 class PatientStorage(RepeatingStorage):
-    """Optuna's storage in an SQL database, which repeats what failed because the database was away.
+    """An RDBStorage that repeats transactions that failed because the database was unreachable, and stores leases.
 
-    A dropped connection, a restarting server or a lock held for too long make it wait, longer each time, and try again;
-    what is wrong with a statement itself is raised at once.
+    After a dropped connection, a server restart or a lock timeout it waits, longer each time, and tries again. An error
+    in a statement itself is raised at once.
 
-    Leases take the place of Optuna's heartbeats, after which Optuna would fail a trial whose owner is alive but could
-    not reach the database, or was suspended, for a while. They are recorded in Optuna's own table of heartbeats.
+    Leases replace Optuna's heartbeats: Optuna would fail a trial whose owner is alive but was suspended, or could not
+    reach the database, for a while. Lease renewals are stored in Optuna's heartbeat table.
 
     Args:
-        patience: Seconds after which it gives up.
-        lease_seconds: How often a worker renews the lease of its trial; it has expired after three times as long.
-        others: As :class:`optuna.storages.RDBStorage` has them.
+        args: Positional arguments of :class:`optuna.storages.RDBStorage`.
+        patience: Seconds to wait for the database before the error is raised.
+        lease_seconds: Seconds between two renewals of a trial's lease. A lease expires after three times as long.
+        others: Keyword arguments of :class:`optuna.storages.RDBStorage`.
     """
 
     def __init__(self, *args: Any, patience: float = PATIENCE, lease_seconds: float, **others: Any) -> None:
@@ -72,34 +74,37 @@ class PatientStorage(RepeatingStorage):
         self.last_failure = -math.inf
 
     def note_failure(self) -> None:
-        """Note that the database has not answered just now; ``last_failure`` has the time by ``time.monotonic()``."""
+        """Set ``last_failure``, the time of the last failed attempt by ``time.monotonic()``, to now."""
         self.last_failure = time.monotonic()
 
     def renew_lease(self, trial_id: int) -> bool:
-        """Record that the owner of a trial is alive, and return whether the trial is still its own; does not wait."""
+        """Renew the lease of a trial, and return whether the trial is still running.
+
+        If it is not, another worker has taken it over. Unlike other methods this one does not wait for the database.
+        """
         RDBStorage.record_heartbeat(self, trial_id)
         return RDBStorage.get_trial(self, trial_id).state == TrialState.RUNNING
 
-    def sign_of_life(self, trial_id: int) -> SignOfLife | None:
-        """Return when the lease of a trial was renewed last; None where its owner has not recorded one yet."""
-        heard = self.repeat(partial(last_heartbeat, self, trial_id))
-        return heard and SignOfLife(heard[0], (heard[1] - heard[0]).total_seconds())
+    def last_renewal(self, trial_id: int) -> LeaseRenewal | None:
+        """Return the last renewal of a trial's lease; None if the lease was never renewed."""
+        times = self.repeat(partial(last_heartbeat, self, trial_id))
+        return times and LeaseRenewal(times[0], (times[1] - times[0]).total_seconds())
 
-    def take_over(self, trial_id: int, last: SignOfLife | None, attributes: Mapping[str, Any]) -> bool:
-        """Fail a running trial in the place of its owner, which cannot write to it any more from then on.
+    def take_over(self, trial_id: int, last: LeaseRenewal | None, attributes: Mapping[str, Any]) -> bool:
+        """Set a running trial to FAIL, so that its owner can no longer write to it.
 
         Args:
-            trial_id: The trial.
-            last: The owner's last sign of life that the caller knows; where there is a later one nothing happens.
-            attributes: User attributes for the trial.
+            trial_id: Id of the trial in the storage.
+            last: The last renewal that the caller knows. If the lease was renewed since then, nothing happens.
+            attributes: User attributes to set on the trial.
 
         Returns:
-            Whether the trial was failed; False where it has ended, or its owner is alive.
+            Whether the trial was set to FAIL; False if it has ended, or its lease was renewed since ``last``.
         """
         return self.repeat(partial(fail_trial, self, trial_id, last.moment if last else None, attributes))
 
     def repeat(self, transaction: Callable[[], _T]) -> _T:
-        """Call ``transaction`` until the database answers; see :func:`wait_for_database`."""
+        """Call ``transaction``, again while the database does not answer; see :func:`wait_for_database`."""
         return wait_for_database(transaction, self.patience, self.note_failure)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
@@ -109,8 +114,8 @@ class PatientStorage(RepeatingStorage):
         def attempt() -> bool:
             nonlocal attempts
             attempts += 1
-            # The base class looks at the state and writes it in this session. Another process could take the trial
-            # over in between on SQLite.
+            # The base class reads the state and then writes it. On SQLite another process could take the trial over
+            # in between, so both happen in one exclusive session.
             with exclusive_session(self):
                 return RDBStorage.set_trial_state_values(self, trial_id, state, values)
 
@@ -123,13 +128,17 @@ class PatientStorage(RepeatingStorage):
             raise
 
 
-def wait_for_database(attempt: Callable[[], _T], patience: float, failed: Callable[[], None] = lambda: None) -> _T:
-    """Call ``attempt`` until the database answers it.
+def wait_for_database(attempt: Callable[[], _T], patience: float, on_failure: Callable[[], None] = lambda: None) -> _T:
+    """Call ``attempt`` until it succeeds, and return its result.
 
     Args:
-        attempt: What to do in the database.
-        patience: Seconds after which the last error is raised.
-        failed: Called each time that the database does not answer.
+        attempt: Function that uses the database; it is called again after a transient error, such as a lost connection.
+        patience: Seconds after which a transient error is raised instead.
+        on_failure: Called after each error.
+
+    Raises:
+        SQLAlchemyError: An error that is not transient, or the last one when ``patience`` has run out.
+        StorageInternalError: The same, as Optuna wraps it.
     """
     started = time.monotonic()
     wait = _FIRST_WAIT
@@ -137,24 +146,24 @@ def wait_for_database(attempt: Callable[[], _T], patience: float, failed: Callab
         try:
             return attempt()
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-            failed()
-            if not _is_of_the_moment(error) or time.monotonic() + wait > started + patience:
+            on_failure()
+            if not _is_transient(error) or time.monotonic() + wait > started + patience:
                 raise
-            if time.monotonic() > started + _SILENT_SECONDS:
+            if time.monotonic() > started + _WARN_AFTER_SECONDS:
                 _logger.warning("the database does not answer; trying again in %.0f s", wait)
-        # Spread, so that many workers do not come back at once.
+        # Random, so that not all workers try again at the same time.
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
-def _is_of_the_moment(error: BaseException) -> bool:
-    """Tell whether an error is not the statement's fault, so that it may succeed another time."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether the same statement may succeed later."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if "already exists" in str(cause) or "alembic_version" in str(cause):
-        # Of several processes that make the tables at the same time all but one fail, and then find them made.
+        # If several processes create the tables at the same time, all but one fail once and find them created later.
         return True
     if isinstance(getattr(cause, "orig", None), sqlite3.Error):
         return "locked" in str(cause)
-    return isinstance(cause, _OF_THE_MOMENT) or (
+    return isinstance(cause, _TRANSIENT_ERRORS) or (
         isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated
     )

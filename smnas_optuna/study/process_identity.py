@@ -1,4 +1,4 @@
-"""ProcessIdentity: identifies a worker's process, unique across machines, containers and time."""
+"""ProcessIdentity: identifies a worker's process uniquely across machines, containers and time."""
 
 import functools
 import os
@@ -9,27 +9,27 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _UNKNOWN = "?"
-# Of a process that has ended and whose parent has not noticed yet; see proc(5).
+# States of a process that has ended but was not yet reaped by its parent; see proc(5).
 _ENDED_STATES = ("Z", "X")
-# Fields of /proc/<pid>/stat, counted from the state, which follows the name of the program in parentheses.
+# Indices of fields of /proc/<pid>/stat, counted from the first field after the program's name in parentheses.
 _STATE, _START_TICKS = 0, 19
 
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """Names one process for ever.
+    """Identifies one process uniquely.
 
-    The time of a start is counted by the kernel in clock ticks since boot, so it does not move when the system clock is
-    set. The boot and the namespace of process numbers say where a process number means anything: two containers may
-    have the same host name and process numbers.
+    A process number alone is reused over time, and two containers may have the same host name and process numbers.
+    Therefore the boot, the PID namespace and the start time belong to the identity. The kernel counts the start time in
+    clock ticks since boot, so setting the system clock does not change it.
 
     Args:
-        host: Name of the machine, for people.
+        host: Name of the machine, for people to read.
         pid: Process number.
-        start: Clock ticks from boot to the start of the process.
-        boot: Identifier of this boot of the machine.
-        namespace: Identifier of the namespace of process numbers.
-        token: Random text of this process alone.
+        start: Start time of the process in clock ticks since boot; ``?`` if unknown.
+        boot: Id of this boot of the machine; ``?`` if unknown.
+        namespace: Id of the PID namespace; ``?`` if unknown.
+        token: Random text, different for each process.
     """
 
     host: str
@@ -49,7 +49,7 @@ class ProcessIdentity:
 
     @classmethod
     def parse(cls, text: str) -> "ProcessIdentity | None":
-        """Read what ``str`` has written; None for anything else, such as the shorter form of earlier versions."""
+        """Parse the text that ``str`` returns; None for any other text, such as the shorter form of former versions."""
         parts = text.split(":")
         if len(parts) != 6 or not parts[1].isdecimal():
             return None
@@ -57,7 +57,7 @@ class ProcessIdentity:
         return cls(host, int(pid), *others)
 
     def is_alive(self) -> bool | None:
-        """Ask the operating system; None where it cannot tell, as for a process of another machine or container."""
+        """Return whether the process is running; None if unknown, as for one of another machine or container."""
         here = ProcessIdentity.current()
         is_local = (self.boot, self.namespace) == (here.boot, here.namespace)
         if not is_local or _UNKNOWN in (self.boot, self.namespace, self.start):
@@ -67,22 +67,22 @@ class ProcessIdentity:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # a process of another user
-        found = _stat(self.pid)
-        if found is None:
-            return None  # hidden, or it has ended at this very moment
-        return found[_START_TICKS] == self.start and found[_STATE] not in _ENDED_STATES
+            pass  # it runs, as another user
+        stat = _stat(self.pid)
+        if stat is None:
+            return None  # hidden from this user, or ended since os.kill
+        return stat[_START_TICKS] == self.start and stat[_STATE] not in _ENDED_STATES
 
 
 @functools.lru_cache(maxsize=1)
 def _identity_of_process(pid: int) -> ProcessIdentity:
-    # By number, since a forked process inherits the cache.
-    found = _stat(pid)
+    # Cached by number, since a forked process inherits the cache.
+    stat = _stat(pid)
     return ProcessIdentity(
-        # A colon parts the fields.
+        # The colon separates fields.
         socket.gethostname().replace(":", "-"),
         pid,
-        found[_START_TICKS] if found else _UNKNOWN,
+        stat[_START_TICKS] if stat else _UNKNOWN,
         _read(_PROC / "sys/kernel/random/boot_id"),
         _namespace(),
         secrets.token_hex(4),
@@ -106,7 +106,7 @@ def _read(file: Path) -> str:
 
 def _namespace() -> str:
     try:
-        # Such as pid:[4026531836].
+        # The link's target is a text such as pid:[4026531836].
         return "".join(filter(str.isdecimal, os.readlink(_PROC / "self/ns/pid"))) or _UNKNOWN
     except OSError:
         return _UNKNOWN

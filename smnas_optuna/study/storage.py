@@ -13,9 +13,10 @@ from sqlalchemy.engine import URL, make_url
 from smnas_optuna.errors import UserError
 from smnas_optuna.study.patient_storage import PATIENCE, PatientStorage, wait_for_database
 
-# How often a worker renews the lease of its trial, in seconds.
+# Seconds between two renewals of a trial's lease.
 LEASE_SECONDS = 20.0
 
+# Seconds that SQLite waits for another process's lock.
 _BUSY_SECONDS = 60
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "lustre", "gluster", "ceph", "afs", "gpfs", "beegfs")
 
@@ -26,11 +27,12 @@ def open_storage(
     """Open a database.
 
     Args:
-        url: As SQLAlchemy has it, such as ``sqlite:///smnas.db`` or ``postgresql+psycopg://user:password@host/name``;
-            or ``@FILE`` for a file whose first line it is, so that no password shows in a list of processes.
-        create: Make Optuna's tables (and for SQLite the file) where they are absent; otherwise nothing is written.
-        lease_seconds: How often a worker renews the lease of its running trial, see ``lease.py``.
-        patience: Seconds that a database which does not answer is waited for; once it has answered, it is many more.
+        url: SQLAlchemy URL, such as ``sqlite:///smnas.db`` or ``postgresql+psycopg://user:password@host/name``. Or
+            ``@FILE``: the first line of the file is the URL, so the process list does not show the password.
+        create: Create Optuna's tables, and SQLite's file, if absent. If False, nothing is written.
+        lease_seconds: Seconds between two renewals of a running trial's lease, see ``lease.py``.
+        patience: Seconds to wait for the database to answer for the first time. Later the storage waits for up to
+            ``PATIENCE`` seconds.
 
     Raises:
         UserError: The URL is wrong, its driver is not installed, or the database cannot be reached or used.
@@ -82,12 +84,12 @@ def storage_url(text: str) -> URL:
 
 
 def mask(url: URL) -> str:
-    """Return a URL as it may be shown: without its password."""
+    """Return a URL with its password masked, to be shown in messages."""
     return url.render_as_string(hide_password=True)
 
 
 def network_file_system(url: URL) -> str | None:
-    """Return the kind of network file system that an SQLite database lies on, None where it lies on a local one."""
+    """Return the type of network file system that an SQLite database is on, None for a local one."""
     path = Path(str(url.database)).resolve()
     mounts = [part for part in psutil.disk_partitions(all=True) if path.is_relative_to(part.mountpoint)]
     if not mounts:
@@ -98,7 +100,7 @@ def network_file_system(url: URL) -> str | None:
 
 @contextmanager
 def database_errors(url: URL) -> Iterator[None]:
-    """Tell what a database refuses as the user's error, without the password."""
+    """Raise errors of a database as UserError, without the password."""
     shown = mask(url)
     try:
         yield
@@ -107,5 +109,5 @@ def database_errors(url: URL) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         cause = error.__cause__ or error
         text = str(getattr(cause, "orig", None) or cause)
-        told = text.replace(url.password, "***") if url.password else text
-        raise UserError(f"--storage {shown}: cannot be used: {told}") from None
+        message = text.replace(url.password, "***") if url.password else text
+        raise UserError(f"--storage {shown}: cannot be used: {message}") from None

@@ -1,4 +1,4 @@
-"""Studies: create or resume one, and which descends from which."""
+"""Finding studies by name, and checking that a study's inference times come from one kind of device."""
 
 import re
 
@@ -13,16 +13,29 @@ from smnas_optuna.study.storage import open_storage
 
 
 def load_study(url: str, name: str) -> optuna.Study:
-    """Open an existing study, to look at it only.
+    """Load an existing study for reading; creates neither a database nor a study.
+
+    Args:
+        url: Database URL, see :func:`~smnas_optuna.study.storage.open_storage`.
+        name: Name of the study, such as ``coco/structural``.
 
     Raises:
-        UserError: There is no such database or no such study; the text lists the studies that there are.
+        UserError: The database or the study does not exist; the message lists the studies of the database.
     """
     return find_study(open_storage(url, create=False), name, "--study")
 
 
 def find_study(storage: BaseStorage, name: str, option: str) -> optuna.Study:
-    """Return a study that an option of the command line names; raises UserError, which lists those that there are."""
+    """Return the study that a command-line option names.
+
+    Args:
+        storage: Storage to search.
+        name: Name of the study.
+        option: The option, for the error message, such as ``--study``.
+
+    Raises:
+        UserError: The study does not exist; the message lists the studies of the storage.
+    """
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -31,10 +44,10 @@ def find_study(storage: BaseStorage, name: str, option: str) -> optuna.Study:
 
 
 def relatives_of(study: optuna.Study) -> list[optuna.Study]:
-    """Return the studies of both stages of a study's recipe, itself among them, stage one first.
+    """Return the studies of both stages of a study's recipe, including the study itself, stage one first.
 
-    They are recognised by their names, so the recipe need not be usable. A study of the stage ``transfer``, or one that
-    this package has not made, has no other.
+    They are found by their names alone, so this also works if the recipe can no longer be used. For a study of the
+    stage ``transfer``, or one that this package did not create, only the study itself is returned.
     """
     of_a_stage = re.compile(r"(.+)/(structural|modular/C\d+)")
     own = of_a_stage.fullmatch(study.study_name)
@@ -49,43 +62,46 @@ def relatives_of(study: optuna.Study) -> list[optuna.Study]:
 
 
 def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, str], *, mixed: bool = False) -> str:
-    """Record the first worker's device on a study, and refuse to mix its times with those of another.
+    """Record the device of a study's first worker, and refuse workers with another device.
+
+    Inference times of different devices are not comparable.
 
     Args:
-        study: Whose trials are timed.
-        storage: Where it is.
-        device: What may change a time, by name: product, driver, torch, precision, power limit.
-        mixed: Let devices differ; each trial says on which it was timed.
+        study: The study.
+        storage: The storage that holds the study.
+        device: Everything that may change a time, such as ``driver``, ``torch``, ``precision`` and ``power limit``, and
+            the product's ``name``.
+        mixed: Accept a device that differs. Each trial records the device that it was timed on.
 
     Returns:
-        The name of the device for trials that are timed on it, which is the product's, with what differs from the
-        study's device.
+        Name of the device, to be recorded with each trial: the product's name, followed in parentheses by what differs
+        from the study's device.
 
     Raises:
-        UserError: Inference time is an objective, and the study's device differs.
+        UserError: The device differs from the study's, inference time is an objective, and ``mixed`` is False.
     """
-    # So that of several workers that begin at the same time one records.
+    # If several workers start at the same time, only one records its device.
     with ClaimLock(storage, study.study_name):
         recorded = study.user_attrs.get("device")
         if recorded is None:
-            # Together with the device of a study that was begun before devices were recorded.
+            # A study that was started before devices were recorded may have trials with the name of one.
             trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
             names = [trial.user_attrs["device"] for trial in trials if "device" in trial.user_attrs]
             recorded = {**device, "name": names[0]} if names else device
             study.set_user_attr("device", recorded)
-    # Earlier versions timed standardised weights as they are trained, which takes longer, and recorded the precision of
-    # training for that of timing.
+    # Former versions standardised the weights during timing, which takes longer, and recorded the precision of training
+    # instead of that of timing.
     former = {"standardised weights": "computed", "layers": "eager"} | recorded
     if former.get("precision") == "mixed":
         former["precision"] = "float32"
-    # What could be read on one of them only, such as a driver, is not compared.
+    # A property that is known of one device only, such as a driver, is not compared.
     different = [key for key in former if key in device and former[key] != device[key]]
     if different and not mixed and "latency_ms" in (study.metric_names or ()):
         theirs = ", ".join(f"{key} {former[key]}" for key in different)
         mine = ", ".join(f"{key} {device[key]}" for key in different)
         raise UserError(
-            f"study {study.study_name!r}: its times were measured with {theirs}, and here is {mine}; go on there, "
-            "start another study with --set name=, or take times of both with --mixed-devices"
+            f"study {study.study_name!r}: its times were measured with {theirs}, but this worker has {mine}; continue "
+            "on the former device, start another study with --set name=, or accept both with --mixed-devices"
         )
     differences = [f"{key} {device[key]}" for key in different if key != "name"]
     return f"{device['name']} ({', '.join(differences)})" if differences else device["name"]

@@ -1,1 +1,1 @@
-"""One process trains, scores and times one architecture."""
+"""Training processes: each trains, scores and times one architecture."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training under way, from which another process resumes it."""
+"""Checkpoints of an unfinished training, from which another process resumes it."""
 
 import hashlib
 import os
@@ -20,23 +20,23 @@ from mmengine.runner import Runner
 from smnas_optuna.errors import UserError
 from smnas_optuna.training.job import Job
 
-_NAME = "checkpoint.pth"
+_FILE_NAME = "checkpoint.pth"
 
-# What MMEngine keeps beside tensors, and torch's safe loading refuses without being told.
-_MADE_BY: list[Any] = [HistoryBuffer, getattr, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+# MMEngine's checkpoints contain objects of these types, which torch's safe loading refuses unless they are registered.
+_CONSTRUCTORS: list[Any] = [HistoryBuffer, getattr, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
 _NUMBERS: list[Any] = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType]
-torch.serialization.add_safe_globals([*_MADE_BY, *_NUMBERS])
+torch.serialization.add_safe_globals([*_CONSTRUCTORS, *_NUMBERS])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint without its tensors.
+    """Description of a checkpoint file, without the tensors.
 
     Args:
-        file: Where it is.
-        epochs: Epochs trained so far.
-        seconds: Time that they took.
-        record: What it belongs to, see :func:`training_record`; empty if it does not say.
+        file: Path of the file.
+        epochs: Number of epochs trained so far.
+        seconds: Seconds that these epochs took.
+        record: Settings of the training that saved it, see :func:`training_record`; empty if the file has none.
     """
 
     file: Path
@@ -46,14 +46,14 @@ class Checkpoint:
 
 
 class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
-    """Saves model, optimizer and schedule after each epoch, over those of the epoch before.
+    """Saves model, optimizer and schedule after each epoch except the last, replacing the former checkpoint.
 
-    The file is complete at any time: it is written beside and moved into place.
+    The file is complete at any time: it is written under another name and then renamed.
 
     Args:
-        folder: Where to save.
-        record: What the checkpoint belongs to, see :func:`training_record`.
-        resumed: The checkpoint that training resumes from, if any.
+        folder: Existing folder to save to.
+        record: Settings of the training, see :func:`training_record`; saved with the checkpoint.
+        resumed: Checkpoint that training resumes from; None if it starts from the beginning.
     """
 
     def __init__(
@@ -66,41 +66,44 @@ class KeepCheckpoint(Hook):  # type: ignore[misc]  # mmengine is untyped
         self._started = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clock."""
+        """Record when training starts."""
         self._started = time.perf_counter()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Save, unless training is over."""
+        """Save a checkpoint, unless this was the last epoch."""
         if runner.epoch + 1 >= runner.max_epochs:
             return
-        partial = f"{_NAME}.partial"
+        partial = f"{_FILE_NAME}.partial"
         seconds = self.seconds_before + time.perf_counter() - self._started
         meta = {"record": self.record, "train_seconds": seconds}
-        # MMEngine would make the folder anew where it is gone together with the file system that it was on.
+        # Raises an error if the folder's file system was unmounted; MMEngine would create the folder elsewhere.
         os.stat(self._folder)
         runner.save_checkpoint(str(self._folder), partial, meta=meta)
         if runner.rank == 0:
-            os.replace(self._folder / partial, self._folder / _NAME)
+            os.replace(self._folder / partial, self._folder / _FILE_NAME)
 
 
 def training_record(job: Job, parts: int) -> dict[str, Any]:
-    """Return all that a checkpoint has to share with a training that resumes from it; empty if it belongs to no trial.
+    """Return the settings that a training must have in common with the one whose checkpoint it resumes from.
 
     Args:
         job: The training.
-        parts: In how many each GPU's batch goes through the detector.
+        parts: Number of equal parts that each GPU's batch is split into (gradient accumulation).
+
+    Returns:
+        Values by name, such as ``training.epochs``; empty if the job belongs to no trial, so is never resumed.
     """
     if job.belonging is None:
         return {}
     train = job.dataset.train
     sections = {
         "dataset": {
-            # Not where they are: machines mount the same data at different places.
+            # The content, not the path: machines may mount the same data at different places.
             "annotations": _digest(train.annotations),
             "classes": list(job.dataset.classes),
         },
         "detector": job.detector.model_dump(mode="json"),
-        # The weights below are those of this backbone; the other two do not change what is trained.
+        # The weights of this backbone are recorded below; the other two do not change the result of training.
         "training": job.training.model_dump(mode="json", exclude={"weights", "loader_workers", "time_limit_minutes"}),
         "device": {"kind": job.kind, "gpus_per_trial": job.device.gpus_per_trial, "gradient_accumulation": parts},
     }
@@ -123,41 +126,41 @@ def _digest(file: Path) -> str:
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder; None where there is none that can be loaded."""
-    return _load(folder / _NAME)
+    """Return the checkpoint in a folder; None if there is none, or it cannot be loaded."""
+    return _load(folder / _FILE_NAME)
 
 
 def adopt_checkpoint(job: Job, record: dict[str, Any]) -> Checkpoint | None:
-    """Take the newest checkpoint of a job's former attempts that it can resume from into the job's folder.
+    """Link or copy the newest usable checkpoint of a job's former attempts into the job's folder.
 
-    A process that was thought dead may still write the former ones.
+    The job gets a file of its own, because the process of a former attempt that was taken for dead may still write.
 
     Args:
         job: The training.
-        record: What the checkpoint has to share with it, see :func:`training_record`.
+        record: Settings that the checkpoint must have been trained with, see :func:`training_record`.
 
     Returns:
-        The checkpoint in the job's folder; None where there is none.
+        The checkpoint in the job's folder; None if no former attempt left a usable one.
 
     Raises:
         OSError: The job's folder cannot be written.
     """
     for former in job.former if record else ():
-        candidate = job.folder / f"{_NAME}.candidate"
-        if not _link_or_copy(former / _NAME, candidate):
+        copied = job.folder / f"{_FILE_NAME}.former"
+        if not _link_or_copy(former / _FILE_NAME, copied):
             continue
-        found = _load(candidate)
-        different = ["it cannot be loaded"] if found is None else _differences(found.record, record)
-        if found is not None and not different:
-            file = candidate.rename(job.folder / _NAME)
-            return replace(found, file=file)
-        candidate.unlink()
-        print(f"not resumed from {former / _NAME}: {'; '.join(different)}", flush=True)
+        checkpoint = _load(copied)
+        problems = ["it cannot be loaded"] if checkpoint is None else _differences(checkpoint.record, record)
+        if checkpoint is not None and not problems:
+            file = copied.rename(job.folder / _FILE_NAME)
+            return replace(checkpoint, file=file)
+        copied.unlink()
+        print(f"not resumed from {former / _FILE_NAME}: {'; '.join(problems)}", flush=True)
     return None
 
 
 def resume(config: Config, checkpoint: Checkpoint) -> None:
-    """Let a config's training resume from a checkpoint."""
+    """Change an MMEngine config so that training resumes from a checkpoint."""
     config.load_from = str(checkpoint.file)
     config.resume = True
 
@@ -165,10 +168,10 @@ def resume(config: Config, checkpoint: Checkpoint) -> None:
 def delete_checkpoints(job: Job, record: dict[str, Any]) -> None:
     """Delete a finished job's checkpoint, and those of its former attempts that it could have resumed from."""
     former = filter(None, map(find_checkpoint, job.former if record else ()))
-    for file in (job.folder / _NAME, *(found.file for found in former if found.record == record)):
+    for file in (job.folder / _FILE_NAME, *(checkpoint.file for checkpoint in former if checkpoint.record == record)):
         try:
             file.unlink(missing_ok=True)
-        except OSError as error:  # the job is done all the same
+        except OSError as error:  # must not fail the finished job
             print(f"{file}: cannot be deleted: {error.strerror}", flush=True)
 
 
@@ -176,13 +179,13 @@ def _load(file: Path) -> Checkpoint | None:
     try:
         meta = torch.load(file, map_location="cpu", weights_only=True)["meta"]
         return Checkpoint(file, int(meta["epoch"]), float(meta.get("train_seconds", 0)), dict(meta.get("record", {})))
-    except Exception:  # no file, or whatever an unpickler may raise of one that a file system has spoiled
+    except Exception:  # the file is absent, or damaged, for which unpickling raises errors of any type
         return None
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     if not found:
-        return ["it does not say what it belongs to"]
+        return ["it does not say which training it belongs to"]
     return [
         f"{key}: found {found.get(key)}, expected {expected.get(key)}"
         for key in dict.fromkeys([*expected, *found])
@@ -191,7 +194,7 @@ def _differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def _link_or_copy(file: Path, target: Path) -> bool:
-    """Give a file's content, as it is now, a second name; return whether there is such a file that can be read."""
+    """Link ``target`` to a file, or copy it if links are not supported; return False if it is absent or unreadable."""
     target.unlink(missing_ok=True)
     try:
         os.link(file, target)
@@ -206,25 +209,28 @@ def _link_or_copy(file: Path, target: Path) -> bool:
 
 
 def load_trained(place: str, file: Path) -> dict[str, Any]:
-    """Return a trained detector's ``state_dict`` and ``meta``, which has its ``dataset_meta`` with its classes.
+    """Load the weights of a trained detector.
 
     Args:
-        place: Names the file in messages, such as ``--checkpoint weights.pth``.
-        file: The file.
+        place: How error messages name the file, such as ``--checkpoint weights.pth``.
+        file: Path of the file.
+
+    Returns:
+        A dictionary with ``state_dict`` and ``meta``; ``meta["dataset_meta"]["classes"]`` are the names of the classes.
 
     Raises:
-        UserError: It cannot be loaded, or is not a checkpoint of a detector.
+        UserError: The file cannot be loaded, or is not a checkpoint of a detector.
     """
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file system or an unpickler may raise
+    except Exception as error:  # unpickling a damaged file raises errors of any type
         message = str(error).partition("\n")[0]
         raise UserError(f"{place}: cannot be loaded: {type(error).__name__}: {message}") from None
     try:
         checkpoint["meta"]["dataset_meta"]["classes"], checkpoint["state_dict"]
     except (KeyError, TypeError, IndexError):
         raise UserError(
-            f"{place}: is no trained detector; expected a trial's weights.pth, or a file that "
+            f"{place}: not a trained detector; expected a trial's weights.pth, or a checkpoint that "
             "smnas_optuna.train or MMDetection's tools have saved"
         ) from None
     assert isinstance(checkpoint, dict)

@@ -1,7 +1,7 @@
-"""The processes of one training, one per GPU.
+"""Training with several processes, one per GPU.
 
-A search starts them itself, see :func:`run_processes`; ``torchrun --nproc-per-node 8 -m smnas_optuna.train found.py``
-starts eight. Nothing here loads torch by itself.
+A search starts the processes itself, see :func:`run_processes`; for a final training torch's launcher does, such as
+``torchrun --nproc-per-node 8 -m smnas_optuna.train found.py``. Importing this module does not load torch.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from smnas_optuna.training.process import follow_parent
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
 
-# The launcher looks at its processes ten times a second.
+# Seconds within which torch's launcher certainly ends the other processes of a failed one.
 _UNTIL_ENDED = 30
-# For each other. One may have to wait while a detector is timed on its GPU, see device_lock.py.
+# How long processes wait for each other. One may wait while a detector is timed on its GPU, see device_lock.py.
 _LONGEST_WAIT = timedelta(hours=1)
 
 
 def is_launched() -> bool:
-    """Tell whether this process is one of several that train together."""
+    """Return whether torch's launcher or :func:`run_processes` started this process."""
     return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
@@ -41,18 +41,21 @@ def process_count() -> int:
 
 
 def processes_here() -> int:
-    """Return how many of them are on this machine."""
+    """Return how many processes of this training run on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
 
 
 def is_first() -> bool:
-    """Tell whether this process is the one that prints and writes files."""
+    """Return whether this process is the one of its training that prints and writes files."""
     return not is_launched() or os.environ["RANK"] == "0"
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
-    """Have only the first process report a mistake that all of them see, before the launcher ends them."""
+def report_error_once() -> Iterator[None]:
+    """Let only the first process raise a UserError that all processes of a training run into.
+
+    The others wait until torch's launcher ends them.
+    """
     try:
         yield
     except UserError:
@@ -63,15 +66,15 @@ def told_once() -> Iterator[None]:
 
 
 def backend(kind: str) -> str:
-    """Return what processes on a kind of device, ``cpu`` or ``cuda``, talk through."""
+    """Return the backend of ``torch.distributed`` for a kind of device, ``cpu`` or ``cuda``."""
     return "nccl" if kind == "cuda" else "gloo"
 
 
-def in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
-    """Return what a function returns in a short-lived child process.
+def call_in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
+    """Call a function in a short-lived child process and return its result.
 
-    A backward pass starts autograd's threads where there is a GPU, even on the meta device, and processes that are
-    forked after that cannot train.
+    For functions that run a backward pass in a process that forks later. On a machine with a GPU a backward pass starts
+    autograd's threads, even on the meta device, and processes that are forked afterwards cannot train.
     """
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=fork, initializer=follow_parent) as child:
@@ -79,23 +82,24 @@ def in_child(function: Callable[[_Argument], _Result], argument: _Argument) -> _
 
 
 class ProcessFailed(Exception):
-    """One of several processes has ended with an error."""
+    """One of several processes that train together has ended with an error."""
 
 
 def run_processes(function: Callable[..., None], processes: int, *arguments: Any) -> None:
-    """Call a function in several processes of this machine, forked from this one, which must not have used CUDA.
+    """Call a function in several processes that are forked from this one, which must not have used CUDA.
 
     Args:
-        function: Called with the arguments; it joins the others with :func:`join`.
-        processes: How many.
-        arguments: Of the function. The last one of :func:`join`, the file where they meet, comes after them.
+        function: Function to call in each process. It calls :func:`join` to connect the processes.
+        processes: Number of processes.
+        arguments: Arguments of the function. One more follows them: the path that the function passes to :func:`join`
+            as ``meeting``.
 
     Raises:
-        ProcessFailed: One has ended with an error; the others have been ended, too.
+        ProcessFailed: A process has ended with an error; the others have been killed.
     """
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-    # They share nothing with other machines, so they listen to none.
+    # All processes are on this machine, so they must not listen on other interfaces.
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         os.environ.setdefault(variable, _loopback())
     with tempfile.TemporaryDirectory() as folder:
@@ -108,31 +112,33 @@ def run_processes(function: Callable[..., None], processes: int, *arguments: Any
             ended = error.signal_name or f"exit code {error.exit_code}"
             raise ProcessFailed(f"process {error.error_index} of {processes}: {ended}") from None
         except ProcessRaisedException as error:
-            last = str(error).strip().splitlines()[-1]
-            raise ProcessFailed(f"process {error.error_index} of {processes}: {last}") from None
+            message = str(error).strip().splitlines()[-1]
+            raise ProcessFailed(f"process {error.error_index} of {processes}: {message}") from None
 
 
 def _loopback() -> str:
-    """Return the name of the network interface that reaches this machine only."""
+    """Return the name of the loopback network interface."""
     addresses = psutil.net_if_addrs().items()
     return next(name for name, each in addresses if any(address.address == "127.0.0.1" for address in each))
 
 
 def _start(rank: int, processes: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Set what torch's own launcher would set, and call the function."""
+    """Set the environment variables that torch's launcher would set, and call the function."""
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
     os.environ.update({"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)})
     function(*arguments)
 
 
 def join(config: Any, kind: str, meeting: Path | None = None) -> None:
-    """Meet the other processes, and set an MMEngine config for training with them; only the first prints from now on.
+    """Connect this process with the others of its training, and change an MMEngine config for distributed training.
+
+    From now on only the first process prints.
 
     Args:
-        config: Of a Runner; changed.
-        kind: ``cpu`` or ``cuda``, on which each process gets the GPU of its own number.
-        meeting: File through which processes of one machine find each other; None to do so through the address that
-            torch's launcher has set.
+        config: Config for MMEngine's Runner; changed in place.
+        kind: Kind of device, ``cpu`` or ``cuda``. With CUDA, process ``i`` of a machine uses its GPU ``i``.
+        meeting: File through which processes of one machine find each other; None to use the address that torch's
+            launcher has set.
     """
     import torch
 
@@ -140,7 +146,7 @@ def join(config: Any, kind: str, meeting: Path | None = None) -> None:
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
-        # MMEngine's own choice would tie the model to a GPU.
+        # MMEngine's default would place the model on a GPU.
         config.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel",
             "find_unused_parameters": config.get("find_unused_parameters", False),

@@ -28,29 +28,32 @@ _THRESHOLD_OF_A_TRIAL = 0.5
 
 
 def draw(comparison: Comparison, _: Callable[[object], None]) -> None:
-    """Draw trained detectors side by side.
+    """Draw the detections of trained detectors side by side, and save the picture.
 
-    On the CPU: a search that goes on meanwhile may need all of its GPU's memory.
+    Runs on the CPU, since a search that is running may need all of the GPU's memory.
+
+    Args:
+        comparison: Which detectors to draw, and where to save the picture.
 
     Raises:
-        UserError: There is no such image, the data set is gone, weights are another trial's, or the picture cannot be
+        UserError: An image or the data set is absent, weights belong to another trial, or the picture cannot be
             written.
     """
     from mmdet.apis import init_detector  # needs mmcv's operators, which smnas_optuna.detector.layers provides
 
     lock = DeviceLock.of("cpu", str(comparison.path))
     datasets = [_open_split(column.folder / "config.py") for column in comparison.columns]
-    chosen, first = comparison.images, datasets[0]
-    # Of one data set, so an index means the same image to all.
-    indices = annotated_images(first, chosen) if isinstance(chosen, int) else named_images(first, chosen)
+    requested, first = comparison.images, datasets[0]
+    # All detectors have the same validation split, so an index is the same image for all of them.
+    indices = annotated_images(first, requested) if isinstance(requested, int) else named_images(first, requested)
     images = [_load_present(first, index) for index in indices]
     panels = [_ground_truth_panel(first, indices)]
     for column, dataset in zip(comparison.columns, datasets, strict=True):
         weights = column.folder / "weights.pth"
         check_record(str(weights), load_trained(str(weights), weights)["meta"], column.belonging, column.architecture)
         model = init_detector(str(column.folder / "config.py"), str(weights), device="cpu")
-        found = [detect(model, dataset, index, comparison.threshold, lock) for index in indices]
-        panels.append(_panel_of_detections(column.title, column.architecture, found))
+        detections = [detect(model, dataset, index, comparison.threshold, lock) for index in indices]
+        panels.append(_panel_of_detections(column.title, column.architecture, detections))
     picture = compose(images, panels)
     try:
         _save(picture, comparison.path)
@@ -59,29 +62,29 @@ def draw(comparison: Comparison, _: Callable[[object], None]) -> None:
 
 
 def draw_trained(model: Any, dataset: Any, title: str, text: str, path: Path, lock: DeviceLock) -> None:
-    """Draw what a detector that has just been trained finds in a few images of a split.
+    """Draw the detections of a trained detector in a few images of a split beside the ground truth.
 
     Args:
-        model: An MMDetection detector in evaluation mode.
+        model: MMDetection detector in evaluation mode.
         dataset: The split, with the detector's test pipeline.
-        title: Heads the column.
-        text: Below the title.
-        path: Of the picture, whose suffix tells its format.
-        lock: Of the device that the model is on.
+        title: Heading of the column with the detections, one line.
+        text: Text below the heading.
+        path: File to write; its suffix determines the format.
+        lock: Lock of the device that the model is on.
 
     Raises:
-        OSError: An image cannot be read, or the picture not be written.
+        OSError: An image cannot be read, or the picture cannot be written.
     """
     indices = annotated_images(dataset, _IMAGES_OF_A_TRIAL)
-    found = [detect(model, dataset, index, _THRESHOLD_OF_A_TRIAL, lock) for index in indices]
-    panels = [_ground_truth_panel(dataset, indices), _panel_of_detections(title, text, found)]
+    detections = [detect(model, dataset, index, _THRESHOLD_OF_A_TRIAL, lock) for index in indices]
+    panels = [_ground_truth_panel(dataset, indices), _panel_of_detections(title, text, detections)]
     _save(compose([_load(dataset, index) for index in indices], panels), path)
 
 
 def annotated_images(dataset: Any, count: int) -> list[int]:
-    """Return the indices of so many images with objects, spread over a split; fewer where it has no more.
+    """Return the indices of ``count`` images with objects, spread over a split; fewer if the split has fewer.
 
-    The same split gives the same images, whatever the detector.
+    The result depends on the split alone, so all detectors are drawn on the same images.
     """
     chosen: list[int] = []
     for part in range(count):
@@ -92,10 +95,14 @@ def annotated_images(dataset: Any, count: int) -> list[int]:
 
 
 def named_images(dataset: Any, names: Sequence[str]) -> list[int]:
-    """Return the indices of images by their file names, as the split's annotations have them.
+    """Return the indices of the images with the given file names.
+
+    Args:
+        dataset: A split.
+        names: File names as in the split's annotations.
 
     Raises:
-        UserError: There is no such image.
+        UserError: The split has no image of that name; the message suggests the most similar name.
     """
     known = {_file_name(dataset, index): index for index in range(len(dataset))}
     for name in names:
@@ -106,7 +113,7 @@ def named_images(dataset: Any, names: Sequence[str]) -> list[int]:
 
 
 def ground_truth(dataset: Any, index: int) -> tuple[LabelledBox, ...]:
-    """Return the objects of an image; a box around a crowd says that it is one."""
+    """Return the annotated objects of an image; the names of crowds end with ``(crowd)``."""
     classes = dataset.metainfo["classes"]
     return tuple(
         LabelledBox(
@@ -119,27 +126,28 @@ def ground_truth(dataset: Any, index: int) -> tuple[LabelledBox, ...]:
 
 
 def detect(model: Any, dataset: Any, index: int, threshold: float, lock: DeviceLock) -> tuple[LabelledBox, ...]:
-    """Return what a detector in evaluation mode finds in an image, the surest first.
+    """Return the detections in an image, the highest score first.
 
     Args:
-        model: An MMDetection detector.
-        dataset: With the detector's test pipeline.
-        index: Of the image.
-        threshold: Lowest score, 0 to 1.
-        lock: Of the device that the model is on, which is shared with others but not with one who times.
+        model: MMDetection detector in evaluation mode.
+        dataset: A split with the detector's test pipeline.
+        index: Index of the image in the split.
+        threshold: Lowest score of a detection that is returned, 0 to 1.
+        lock: Lock of the device that the model is on. It is held in shared mode, so that no process times a detector
+            on the device meanwhile.
     """
     batch = pseudo_collate([dataset[index]])
     lock.join()
     try:
         with torch.inference_mode():
-            found = model.test_step(batch)[0].pred_instances.cpu()
+            instances = model.test_step(batch)[0].pred_instances.cpu()
     finally:
         lock.leave()
     classes = dataset.metainfo["classes"]
     boxes = [
         LabelledBox(tuple(corners), label, classes[label], score)
         for corners, label, score in zip(
-            found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+            instances.bboxes.tolist(), instances.labels.tolist(), instances.scores.tolist(), strict=True
         )
         if score >= threshold
     ]
@@ -151,9 +159,9 @@ def _ground_truth_panel(dataset: Any, indices: Sequence[int]) -> Panel:
     return Panel("ground truth", "", boxes, tuple(_file_name(dataset, index) for index in indices))
 
 
-def _panel_of_detections(title: str, text: str, found: Sequence[tuple[LabelledBox, ...]]) -> Panel:
-    captions = (f"{len(boxes) or 'no'} detection{'s' if len(boxes) != 1 else ''}" for boxes in found)
-    return Panel(title, text, tuple(found), tuple(captions))
+def _panel_of_detections(title: str, text: str, detections: Sequence[tuple[LabelledBox, ...]]) -> Panel:
+    captions = (f"{len(boxes) or 'no'} detection{'s' if len(boxes) != 1 else ''}" for boxes in detections)
+    return Panel(title, text, tuple(detections), tuple(captions))
 
 
 def _open_split(config_file: Path) -> Any:
@@ -173,7 +181,7 @@ def _load_present(dataset: Any, index: int) -> NDArray[np.uint8]:
 
 
 def _load(dataset: Any, index: int) -> NDArray[np.uint8]:
-    """Load an image as the detector's pipeline does."""
+    """Load an image in the same way as the detector's pipeline."""
     image: NDArray[np.uint8] = mmcv.imread(dataset.get_data_info(index)["img_path"], channel_order="rgb")
     return image
 
@@ -188,5 +196,5 @@ def _file_name(dataset: Any, index: int) -> str:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    # Colours at full resolution, for the sake of thin lines and small letters; PNG takes no notice of either.
+    # No chroma subsampling, which would blur thin lines and small letters. PNG ignores both options.
     picture.save(path, quality=_QUALITY, subsampling=0)

@@ -1,8 +1,8 @@
-"""A found detector as one whole MMDetection config that trains it fully: the recipe of SM-NAS's final models.
+"""The MMDetection config for the final training of a detector that a search has found.
 
-The paper (section 4.1.2): batch normalisation without weight standardisation, the 2x schedule, SGD with a learning rate
-of 0.04 for 32 images a step. Learning rates are those of that batch size; MMEngine scales them to the batch that a
-training has.
+The settings are those of the paper's final models (SM-NAS, section 4.1.2): batch normalisation without weight
+standardisation, the 2x schedule, and SGD with a learning rate of 0.04 for a batch of 32 images. MMEngine scales the
+learning rate to the actual batch size.
 """
 
 from typing import Any, Final
@@ -19,7 +19,7 @@ from smnas_optuna.training.loaders import loader_config
 from smnas_optuna.training.runners import environment_config, hooks_config
 from smnas_optuna.training.scoring import final_metric
 
-# Epochs, and after which of them the learning rate drops tenfold, as in MMDetection's schedules.
+# Number of epochs, and the epochs after which the learning rate drops to a tenth, as in MMDetection's schedules.
 SCHEDULES: Final = {"1x": (12, (8, 11)), "2x": (24, (16, 22)), "3x": (36, (27, 33))}
 
 _LEARNING_RATE = 0.04
@@ -27,13 +27,13 @@ _BASE_BATCH = 32
 _IMAGES_PER_GPU = 4
 _WORKERS = 2
 _WARMUP_ITERATIONS = 500
-# Sides of training images, as shares of the searched input size.
+# Range of the random scale of training images, relative to the architecture's input size.
 _JITTER = (0.8, 1.25)
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 
 
 def final_detector(detector: Detector) -> Detector:
-    """Return what final models have in common where a search's detectors have this."""
+    """Return the detector settings for final training: those of the search with batch normalisation."""
     return detector.model_copy(update={"norm": "BN", "weight_standardization": False})
 
 
@@ -46,29 +46,29 @@ def final_config(
     flip: float = 0.5,
     weights: str | None = None,
 ) -> Config:
-    """Return the config; MMDetection's ``tools/train.py`` and ``python -m smnas_optuna.train`` run it.
+    """Return a complete config for MMDetection's ``tools/train.py`` or ``python -m smnas_optuna.train``.
 
     Args:
-        architecture: What to train.
-        dataset: On what; its paths go into the config.
-        detector: What the search's detectors had in common; its normalisation is replaced.
-        schedule: One of ``SCHEDULES``.
-        flip: Probability that a training image is mirrored.
-        weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
+        architecture: Architecture to train.
+        dataset: Data set to train and validate on; the config contains its paths.
+        detector: Settings that all detectors of the search share; the normalisation is replaced.
+        schedule: A key of ``SCHEDULES``.
+        flip: Probability that a training image is flipped, 0 to 1.
+        weights: Pre-trained weights of the backbone, a URI or a file; None to train from scratch.
     """
     epochs, drops = SCHEDULES[schedule]
     imports = custom_imports(architecture)
-    # With it torch also loads MMEngine's own checkpoints, from which MMDetection's tools resume.
+    # Importing it lets torch load MMEngine's checkpoints, from which MMDetection's tools resume.
     imports["imports"].append(checkpoint.__name__)
     scale = (architecture.input_size.width, architecture.input_size.height)
-    learn: list[dict[str, Any]] = [
+    train_pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "RandomResize", "scale": scale, "ratio_range": _JITTER, "keep_ratio": True},
         {"type": "RandomFlip", "prob": flip},
         {"type": "PackDetInputs"},
     ]
-    test: list[dict[str, Any]] = [
+    test_pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": scale, "keep_ratio": True},
         {"type": "LoadAnnotations", "with_bbox": True},
@@ -76,9 +76,9 @@ def final_config(
     ]
     evaluator, best = final_metric(dataset)
     train = loader_config(
-        dataset.train, dataset.classes, learn, learn=True, batch_size=_IMAGES_PER_GPU, workers=_WORKERS
+        dataset.train, dataset.classes, train_pipeline, training=True, batch_size=_IMAGES_PER_GPU, workers=_WORKERS
     )
-    val = loader_config(dataset.val, dataset.classes, test, learn=False, batch_size=1, workers=_WORKERS)
+    val = loader_config(dataset.val, dataset.classes, test_pipeline, training=False, batch_size=1, workers=_WORKERS)
     return Config(
         {
             "default_scope": "mmdet",
@@ -120,7 +120,7 @@ def final_config(
             "default_hooks": hooks_config(
                 {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2, "save_best": best, "rule": "greater"}
             ),
-            # Which of a detector's losses there are depends on what it finds in the images.
+            # Some losses are absent when a batch has no positive proposals, so some parameters get no gradient.
             "find_unused_parameters": True,
             "env_cfg": environment_config("nccl", cudnn_benchmark=False),
             "log_level": "INFO",
@@ -132,7 +132,7 @@ def final_config(
 
 
 def coco_classes() -> tuple[str, ...]:
-    """Return the names of COCO's 80 classes, in its order."""
+    """Return the names of COCO's 80 classes, in COCO's order."""
     from mmdet.datasets import CocoDataset
 
     classes: tuple[str, ...] = CocoDataset.METAINFO["classes"]

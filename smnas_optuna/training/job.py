@@ -1,4 +1,4 @@
-"""What is asked of a training process and what it tells while it works; knows neither torch nor Optuna."""
+"""Requests to a training process, and the events that it reports. Imports neither torch nor Optuna."""
 
 import sys
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from smnas_optuna.training.outcome import Outcome
 
 @dataclass(frozen=True)
 class Belonging:
-    """Which trial of which study a folder, a checkpoint or trained weights belong to.
+    """Identifies the trial that a folder, a checkpoint or trained weights belong to.
 
     Args:
-        study: Unique id of the study, its user attribute ``id``; "" for a study that has none.
+        study: Unique id of the study, from its user attribute ``id``; empty for studies of former versions.
         study_name: Name of the study.
         trial: Number of the trial.
-        first_trial: Number of the trial that first attempted the architecture, if this one repeats interrupted ones;
-            else the same.
+        first_trial: If the trial is a retry of interrupted ones, the number of the first of them; otherwise the number
+            of the trial.
     """
 
     study: str
@@ -33,24 +33,24 @@ class Belonging:
 
 @dataclass(frozen=True)
 class Job:
-    """One architecture to be costed, trained, evaluated and timed.
+    """Request to count the costs of an architecture, train it, evaluate it and time it.
 
     Args:
-        architecture: What to build.
-        dataset: What to train and validate on.
-        detector: What all detectors of the search have in common.
-        training: How to train.
-        device: Where, and how to time.
-        folder: For the config, the log and the checkpoint; made if absent.
-        kind: Kind of device to train and time on, ``cpu`` or ``cuda``; see Target. The job fails as interrupted where
-            CUDA is not available any more.
-        gpus: Names of the GPUs to use, see ``timing/gpus.py``; None for those that the calling process sees.
-        weights: Checkpoint that the backbone begins with, a URI or a file; None to train from scratch.
-        loader_workers: Processes that load images, for each GPU.
-        memory: Bytes that training may take on each GPU.
-        belonging: The trial that this evaluates; None to keep no checkpoints and resume from none.
-        former: Folders of the interrupted attempts that this one repeats, newest first. Training resumes from the
-            first checkpoint there that belongs to the same study and architecture and was trained in the same way.
+        architecture: Architecture to evaluate.
+        dataset: Data set to train and validate on.
+        detector: Settings that all detectors of the search share.
+        training: Training settings of the recipe.
+        device: Device and timing settings of the recipe.
+        folder: Folder for the config, the log, the checkpoint and the weights; created if absent.
+        kind: Kind of device to train and time on, ``cpu`` or ``cuda``, from :class:`Target`. If CUDA is no longer
+            available, the job fails with the outcome ``interrupted``.
+        gpus: Names of the GPUs to use, see ``timing/gpus.py``; None for those that are visible to the calling process.
+        weights: Pre-trained weights of the backbone, a URI or a file; None to train from scratch.
+        loader_workers: Number of processes that load images, for each GPU.
+        memory: Bytes that training may use on each GPU.
+        belonging: The trial that this job evaluates; None to save no checkpoints and resume from none.
+        former: Folders of the interrupted trials that this one retries, newest first. Training resumes from the first
+            checkpoint in them that belongs to the same study and architecture and was trained with the same settings.
     """
 
     architecture: Architecture
@@ -70,12 +70,12 @@ class Job:
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Weights that a backbone is trained from.
+    """Pre-trained weights of a backbone.
 
     Args:
-        backbone: Which backbone.
-        checkpoint: A checkpoint's URI or file.
-        key: The recipe's key that asks for them.
+        backbone: The backbone.
+        checkpoint: URI or file of the weights.
+        key: The recipe's key that requires the weights, for error messages, such as ``structural.training.weights``.
     """
 
     backbone: Backbone
@@ -85,15 +85,15 @@ class PretrainedWeights:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs to be there: the recipe's device, and the pre-trained weights of a stage's backbones.
+    """What a run requires of a machine: the recipe's device, and pre-trained weights.
 
     Args:
         recipe: The recipe.
-        stage: The stage of it that is searched.
-        weights: The weights.
-        gpus: As of Job.
-        sharing: Workers that use the device at the same time, each with a training of its own.
-        workers: Workers on this machine.
+        stage: The stage that the run searches.
+        weights: Weights to fetch and check.
+        gpus: Names of the GPUs to use, see ``timing/gpus.py``; None for those that are visible to the calling process.
+        sharing: Number of workers that train on the device at the same time.
+        workers: Number of workers on this machine.
     """
 
     recipe: Recipe
@@ -106,7 +106,13 @@ class Demand:
 
 @dataclass(frozen=True)
 class CostRequest:
-    """Architectures to be costed only, as detectors of ``classes`` object classes."""
+    """Request to count the costs of architectures without training them.
+
+    Args:
+        architectures: The architectures.
+        classes: Number of object classes.
+        detector: Settings that all detectors share.
+    """
 
     architectures: tuple[Architecture, ...]
     classes: int
@@ -115,13 +121,13 @@ class CostRequest:
 
 @dataclass(frozen=True)
 class Column:
-    """A trained detector in a comparison.
+    """A trained detector, drawn as a column of a comparison.
 
     Args:
-        folder: Its trial's, with ``config.py`` and ``weights.pth``.
-        title: Heads its column, in one line.
-        architecture: Written below the title.
-        belonging: The trial; weights that belong to another are refused.
+        folder: Folder of the detector's trial, with ``config.py`` and ``weights.pth``.
+        title: Heading of the column, one line.
+        architecture: Text below the heading.
+        belonging: The detector's trial; weights that belong to another trial are refused.
     """
 
     folder: Path
@@ -132,13 +138,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Detectors of one data set, whose detections are to be drawn side by side beside the ground truth.
+    """Request to draw the detections of several detectors beside the ground truth.
 
     Args:
-        columns: The detectors.
-        images: File names of validation images, or how many with objects to take, spread over the split.
-        threshold: Lowest score, 0 to 1, of a detection that is drawn.
-        path: Of the picture, whose suffix tells its format; absolute.
+        columns: The detectors, all trained on the same data set.
+        images: File names of validation images, or the number of images with objects to choose, spread over the split.
+        threshold: Lowest score of a detection that is drawn, 0 to 1.
+        path: Absolute path of the picture to write; the suffix determines the format.
     """
 
     columns: tuple[Column, ...]
@@ -149,7 +155,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Costs:
-    """What is known before training: multiply-adds at the padded input size, and parameters."""
+    """Costs that are counted before training.
+
+    Args:
+        flops: Multiply-adds for one image of the padded input size.
+        params: Number of parameters.
+    """
 
     flops: int
     params: int
@@ -157,11 +168,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Memory:
-    """What training is estimated to take.
+    """Memory that training is estimated to use.
 
     Args:
-        bytes: On each GPU.
-        parts: In how many equal parts a GPU's batch goes through the detector, see ``training/fitting.py``.
+        bytes: Bytes on each GPU.
+        parts: Number of equal parts that each GPU's batch is split into, see ``training/fitting.py``.
     """
 
     bytes: int
@@ -170,12 +181,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class TooLarge:
-    """The architecture is not trained, since training does not fit into memory.
+    """The architecture is not trained, because training would not fit into memory.
 
     Args:
-        images: That would have to go through it at once.
-        needed: Bytes that this is estimated to take.
-        usable: Bytes that it may take.
+        images: Number of images in the smallest part that the batch can be split into.
+        needed: Bytes that training on such a part is estimated to use.
+        usable: Bytes that training may use.
     """
 
     images: int
@@ -185,9 +196,9 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class UntrainedLatency:
-    """What is measured before training: inference time, in milliseconds, of one image in which nothing is found.
+    """Inference time of the untrained detector for one image without detections, in milliseconds.
 
-    Whatever a trained detector finds has to be post-processed on top, so its time will hardly be less.
+    It is hardly more than the trained detector's time, which adds the post-processing of detections.
     """
 
     milliseconds: float
@@ -195,14 +206,20 @@ class UntrainedLatency:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on where an interrupted process has left a checkpoint: after so many epochs."""
+    """Training resumes from the checkpoint of an interrupted trial, after ``epochs`` epochs."""
 
     epochs: int
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An epoch's end: epochs done, of how many, and the epoch's mean loss."""
+    """An epoch has ended.
+
+    Args:
+        epoch: Number of epochs trained so far.
+        epochs: Number of epochs in total.
+        loss: Mean loss of the epoch.
+    """
 
     epoch: int
     epochs: int
@@ -211,17 +228,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Scores:
-    """What came of a trained architecture.
+    """Results of a trained architecture.
 
     Args:
-        metrics: ``map``, ``map_50``, ``map_75``, ``map_small``, ``map_medium``, ``map_large``: COCO's mean average
-            precisions, 0 to 1, or -1 where no such object is in the validation split.
-        latency_ms: Median inference time of one image in milliseconds.
-        latency_spread_ms: Interquartile range of the rounds' medians.
-        train_seconds: Time spent training, with that of the attempts that training was resumed from.
-        evaluation_seconds: Time spent on the validation split.
-        timing_seconds: Time spent measuring inference time.
-        gpu_busy_ms: Milliseconds for which the GPU computes or copies for one image; None on a CPU, or if unknown.
+        metrics: COCO's mean average precisions ``map``, ``map_50``, ``map_75``, ``map_small``, ``map_medium`` and
+            ``map_large``, 0 to 1; -1 if the validation split has no such objects.
+        latency_ms: Median inference time for one image, in milliseconds.
+        latency_spread_ms: Interquartile range of the medians of the timing rounds, in milliseconds.
+        train_seconds: Time spent on training, including that of the interrupted trials that training resumed from.
+        evaluation_seconds: Time spent on evaluating the validation split.
+        timing_seconds: Time spent on measuring inference time.
+        gpu_busy_ms: Milliseconds for which the GPU is busy with one image; None on a CPU, or if it cannot be measured.
     """
 
     metrics: dict[str, float]
@@ -235,12 +252,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Failure:
-    """The architecture could not be evaluated; the reason is one line.
+    """The architecture could not be evaluated.
 
     Args:
-        reason: Why, for people.
-        outcome: What it means for the trial; ``INTERRUPTED`` where any other architecture would have failed as well,
-            as on a full disk.
+        reason: One line for people to read.
+        outcome: Outcome of the trial; ``INTERRUPTED`` if any other architecture would have failed as well, such as on
+            a full disk.
     """
 
     reason: str
@@ -252,18 +269,19 @@ Event = Costs | Memory | TooLarge | UntrainedLatency | Resumed | Progress | Scor
 
 @dataclass(frozen=True)
 class Target:
-    """The device that a search runs on.
+    """The device that a worker trains and times on: one or several GPUs of a kind, or the CPU.
 
     Args:
-        kind: ``cpu`` or ``cuda``.
-        name: Of the product.
-        count: How many there are.
-        memory: Bytes that the tensors of one training may take on each, with as much for every worker that shares it.
-        conditions: What else may change a time, by name: ``driver``, ``torch``, ``precision``, ``power limit``.
-        loader_workers: Processes that load images, for each GPU, of which the recipe says no number.
-        gpus: Names of the GPUs to use, as Job takes them; None on a CPU.
-        uuids: Unique identifiers of those GPUs.
-        warning: What the user should know of the choice of this device, one line; empty if nothing.
+        kind: Kind of device, ``cpu`` or ``cuda``.
+        name: Product name of the GPU or CPU.
+        count: Number of GPUs; 1 for the CPU.
+        memory: Bytes that the tensors of one training may use on each GPU, if all workers that share it train.
+        conditions: Everything else that may change a time, by name: ``driver``, ``torch``, ``precision``,
+            ``power limit``.
+        loader_workers: Number of processes that load images, for each GPU, if the recipe does not set it.
+        gpus: Names of the GPUs to use, see :class:`Job`; None on a CPU.
+        uuids: Unique ids of these GPUs.
+        warning: A warning for the user about the choice of the device, one line; empty if there is none.
     """
 
     kind: str
@@ -278,5 +296,5 @@ class Target:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Everything that two devices have to share for their times to be comparable."""
+        """Properties that two devices must have in common for their times to be comparable."""
         return {"name": self.name, **self.conditions}

@@ -1,36 +1,36 @@
-"""Outcome: what became of a trial, as data. Everything that is decided about a finished trial is decided by it."""
+"""Outcome: how a trial ended. Code that decides about a finished trial reads its outcome, never its reason."""
 
 from enum import Enum
 
 
 class Outcome(str, Enum):
-    """What became of a trial; its value is the trial's user attribute ``outcome``.
+    """How a trial ended; the value is stored as the trial's user attribute ``outcome``.
 
-    ``reason`` beside it is for people only: no code reads it, so a sentence can be reworded at any time.
+    The user attribute ``reason`` explains the outcome to people. No code reads it, so its wording may change.
     """
 
     COMPLETED = "completed"
     """Trained, scored and timed."""
     DUPLICATE = "duplicate"
-    """Not trained, since another trial has the architecture."""
+    """Not trained, because another trial has the same architecture."""
     DOMINATED = "dominated"
-    """Not trained, since even its best possible values would not reach the front."""
+    """Not trained, because even its best possible values would not reach the Pareto front."""
     STOPPED = "stopped"
-    """Training was stopped early, since it would not reach the front."""
+    """Training was stopped early, because the trial would not reach the Pareto front."""
     TOO_LARGE = "too_large"
-    """Not trained, since training is estimated to take more memory than there is."""
+    """Not trained, because training is estimated to need more memory than is usable."""
     OUT_OF_MEMORY = "out_of_memory"
-    """Training took more memory than there was, against the estimate."""
+    """Training ran out of memory, although the estimate fitted."""
     DIVERGED = "diverged"
     """The loss became infinite or not a number."""
     CRASHED = "crashed"
-    """The training process failed, or the worker died too often with this architecture."""
+    """The training process failed, or too many workers died evaluating this architecture."""
     TIMED_OUT = "timed_out"
     """Evaluation took longer than the recipe allows."""
     INTERRUPTED = "interrupted"
-    """Ended by no fault of the architecture; another trial repeats it."""
+    """Ended for a reason that has nothing to do with the architecture; another trial retries it."""
     NOT_NEEDED = "not_needed"
-    """Started while another worker started the last trial, or with nothing left to propose."""
+    """Not evaluated, because the study had reached its total of trials, or the sampler had nothing left to propose."""
 
     def __str__(self) -> str:
         return self.value

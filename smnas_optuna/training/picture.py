@@ -1,7 +1,7 @@
-"""Pictures of boxes: images side by side, with labelled boxes that neither hide objects nor each other.
+"""Pictures of detections: images side by side, with labelled boxes that hide neither objects nor each other.
 
-MMDetection's DetLocalVisualizer draws one detector beside the ground truth, and each label within its box, over the
-object and over the labels of other boxes; here several detectors stand side by side.
+MMDetection's DetLocalVisualizer draws one detector beside the ground truth, with each label inside its box, where it
+hides the object and other labels. This module draws several detectors side by side, with the labels beside the boxes.
 """
 
 import os
@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont, truetype
 
 Colour = tuple[int, int, int]
-Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels of a cell, the last two just outside
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels of a cell; right and bottom are exclusive
 
-# Okabe & Ito (2008), told apart by the colour-blind too; neighbouring classes far apart.
+# Okabe & Ito (2008), distinguishable with colour blindness; ordered so that neighbouring classes differ strongly.
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -30,8 +30,8 @@ PALETTE: tuple[Colour, ...] = (
 )
 _CASING: Colour = (20, 20, 20)
 _INK, _FAINT, _PAPER = (20, 20, 20), (95, 95, 95), (255, 255, 255)
-_CELL = 480  # longer side of an image as it is drawn, in pixels
-_LINE = 3  # width of a box's line, to which its dark casing adds a pixel on either side
+_CELL = 480  # longer side of a drawn image, in pixels
+_LINE = 3  # width of a box's line in pixels; the dark casing adds a pixel on either side
 _MARGIN, _GAP = 16, 12
 _BOLD, _PLAIN = "DejaVuSans-Bold.ttf", "DejaVuSans.ttf"
 
@@ -43,8 +43,8 @@ class LabelledBox:
     Args:
         corners: Left, top, right and bottom in pixels of the original image.
         label: Index of the class.
-        name: Of the class.
-        score: 0 to 1; None for ground truth.
+        name: Name of the class.
+        score: Score of a detection, 0 to 1; None for ground truth.
     """
 
     corners: tuple[float, float, float, float]
@@ -54,7 +54,7 @@ class LabelledBox:
 
     @property
     def colour(self) -> Colour:
-        """The class's, in every picture."""
+        """Colour of the class, the same in every picture."""
         return PALETTE[self.label % len(PALETTE)]
 
 
@@ -63,10 +63,10 @@ class Panel:
     """A column of a picture.
 
     Args:
-        title: Heads it, in one line.
-        text: Below the title, wrapped.
-        boxes: Of each image.
-        captions: Above each image.
+        title: Heading of the column, one line.
+        text: Text below the heading; it is wrapped.
+        boxes: Boxes of each image.
+        captions: Text above each image.
     """
 
     title: str
@@ -76,7 +76,12 @@ class Panel:
 
 
 def compose(images: Sequence[NDArray[np.uint8]], panels: Sequence[Panel]) -> Image.Image:
-    """Return a picture with a row per image and a column per panel."""
+    """Return a picture with a row per image and a column per panel.
+
+    Args:
+        images: RGB images, ``height x width x 3`` each.
+        panels: Columns, each with boxes and captions for all images.
+    """
     columns = [[draw_boxes(image, boxes) for image, boxes in zip(images, panel.boxes, strict=True)] for panel in panels]
     width = max((cell.width for column in columns for cell in column), default=_CELL)
     headings = [_heading(panel, width) for panel in panels]
@@ -96,11 +101,11 @@ def compose(images: Sequence[NDArray[np.uint8]], panels: Sequence[Panel]) -> Ima
 
 
 def draw_boxes(image: NDArray[np.uint8], boxes: Sequence[LabelledBox]) -> Image.Image:
-    """Return an image scaled to a cell of a picture, with boxes and their labels.
+    """Return an image scaled to the size of a cell, with boxes and their labels.
 
     Args:
-        image: ``height x width x 3``, RGB.
-        boxes: Where two labels cannot but overlap, the earlier box's is on top.
+        image: RGB image, ``height x width x 3``.
+        boxes: Boxes to draw. If two labels have to overlap, that of the earlier box is on top.
     """
     height, width = image.shape[:2]
     scale = _CELL / max(width, height)
@@ -108,7 +113,7 @@ def draw_boxes(image: NDArray[np.uint8], boxes: Sequence[LabelledBox]) -> Image.
     cell = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     rectangles = [_scaled(box.corners, size[0] / width, size[1] / height) for box in boxes]
     draw = ImageDraw.Draw(cell)
-    # Where a line is hardly seen on a light image its casing is, and the other way round. Both corners are drawn.
+    # The dark casing is visible on light images, and the line on dark ones. Pillow's rectangles include both corners.
     for left, top, right, bottom in rectangles:
         draw.rectangle((left - 1, top - 1, right, bottom), outline=_CASING, width=_LINE + 2)
     for box, (left, top, right, bottom) in zip(boxes, rectangles, strict=True):
@@ -119,22 +124,30 @@ def draw_boxes(image: NDArray[np.uint8], boxes: Sequence[LabelledBox]) -> Image.
 
 def place_label(
     size: tuple[int, int],
-    own: Rectangle,
+    box: Rectangle,
     boxes: Sequence[Rectangle],
     taken: Sequence[Rectangle],
     cell: tuple[int, int],
 ) -> Rectangle:
-    """Return where a label goes: at its box and within the cell, where it covers least of objects and other labels."""
+    """Return the place beside a box where the label covers least of the objects and of other labels.
+
+    Args:
+        size: Width and height of the label, in pixels.
+        box: The box that is labelled.
+        boxes: All boxes of the image.
+        taken: Labels that have been placed before.
+        cell: Width and height of the cell, which the label does not leave.
+    """
     width, height = size
 
     def covered(label: Rectangle) -> int:
-        return sum(_overlap(label, box) for box in boxes) + 4 * sum(_overlap(label, other) for other in taken)
+        return sum(_overlap(label, each) for each in boxes) + 4 * sum(_overlap(label, other) for other in taken)
 
     def within(left: int, top: int) -> Rectangle:
         left, top = max(0, min(left, cell[0] - width)), max(0, min(top, cell[1] - height))
         return left, top, left + width, top + height
 
-    return min((within(left, top) for left, top in _beside(own, width, height)), key=covered)
+    return min((within(left, top) for left, top in _beside(box, width, height)), key=covered)
 
 
 def _heading(panel: Panel, width: int) -> Image.Image:
@@ -177,7 +190,7 @@ def _draw_labels(cell: Image.Image, boxes: Sequence[LabelledBox], rectangles: Se
 
 
 def _beside(box: Rectangle, width: int, height: int) -> Iterator[tuple[int, int]]:
-    """Yield the left upper corners that a label at a box may have, the most usual first."""
+    """Yield the possible top left corners of a box's label, the preferred one first."""
     left, top, right, bottom = box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1  # with the casing
     for y in (top - height, bottom):
         yield left, y
@@ -196,14 +209,14 @@ def _overlap(one: Rectangle, other: Rectangle) -> int:
 
 
 def _ink_on(colour: Colour) -> Colour:
-    """Return black or white, whichever is read better on a colour (WCAG 2's relative luminance)."""
+    """Return black or white, whichever has the higher contrast on a colour (WCAG 2's relative luminance)."""
     linear = [value / 3294.6 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
 def _wrap(text: str, font: FreeTypeFont, width: int) -> list[str]:
-    """Break a text at blanks into lines of at most ``width`` pixels, and words that are longer anywhere."""
+    """Break a text into lines of at most ``width`` pixels, at blanks, and within words that are longer than a line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -218,7 +231,7 @@ def _wrap(text: str, font: FreeTypeFont, width: int) -> list[str]:
 
 
 def _shorten(text: str, end: str, font: FreeTypeFont, width: int) -> str:
-    """Return ``text`` and ``end``, the text cut short where both together are wider than ``width`` pixels."""
+    """Return ``text`` followed by ``end``, with the text shortened to fit both into ``width`` pixels."""
     shown = text
     while len(text) > 1 and font.getlength(shown + end) > width:
         text = text[:-1]

@@ -1,17 +1,19 @@
-"""Imported first by the server of training processes: all that a training needs, in half of the time.
+"""Preloaded by the server that training processes are forked from: imports everything that a training needs.
 
-Imports make hundreds of thousands of objects and no garbage, for which Python's collector searches them again and
-again. It is switched off meanwhile, and later leaves alone what is there now, so that forked processes share it.
+Imports create hundreds of thousands of objects but no garbage, so Python's garbage collector is disabled meanwhile,
+which halves the time. Afterwards the objects are frozen: the collector ignores them, so forked processes share their
+memory.
 """
 
 import gc
 import sys
 
-# MMDetection imports these where they are installed: for tracking in videos and PAA, for sharded optimizers, for plots.
-_NEEDLESS = ("sklearn", "torch.distributed.optim", "seaborn", "motmetrics")
+# MMDetection imports these if they are installed, for video tracking, PAA, sharded optimizers and plots; no training
+# here needs them.
+_NOT_NEEDED = ("sklearn", "torch.distributed.optim", "seaborn", "motmetrics")
 
 gc.disable()
-_blocked = [name for name in _NEEDLESS if name not in sys.modules]
+_blocked = [name for name in _NOT_NEEDED if name not in sys.modules]
 try:
     for _name in _blocked:
         sys.modules[_name] = None  # type: ignore[assignment]  # so that an import raises ImportError

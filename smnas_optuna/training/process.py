@@ -1,7 +1,7 @@
 """Training processes: each trial has its own, forked from a server that has loaded torch and MMDetection once.
 
-A crash, an out-of-memory kill or a hang then costs that trial only, and a trial does not wait for imports. This side
-knows no torch.
+So a crash, an out-of-memory kill or a hang affects one trial only, and a trial does not wait for imports. This module
+runs in the calling process and does not import torch.
 """
 
 import errno
@@ -31,13 +31,13 @@ _PRELOADED = "smnas_optuna.training.preloaded"
 _SHOW_GPUS = "smnas_optuna.timing.show_gpus"
 context = multiprocessing.get_context("forkserver")
 
-# How often the time of an evaluation is looked at, in seconds.
+# Seconds between two checks of an evaluation's time limit.
 _CLOCK_SECONDS = 1.0
-# How long a process that has said its last may take to end by itself, in seconds.
+# Seconds that a process may take to end by itself after its last event.
 _ENDING_SECONDS = 0.5
 
-# Errors of files with which any other architecture would have failed as well: a disk is full, a quota or a size limit
-# exceeded, a disk broken, a file system read-only or gone.
+# Errors with which any other architecture would have failed as well: a disk is full or broken, a quota or a size limit
+# is exceeded, or a file system is read-only or was unmounted.
 _ENVIRONMENT_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -50,7 +50,7 @@ _ENVIRONMENT_ERRORS = {
 }
 
 
-# What Python, torch, cuBLAS, cuDNN and NCCL say, in lower case, where memory does not suffice.
+# Texts, in lower case, by which errors of Python, torch, cuBLAS, cuDNN and NCCL are recognised as out of memory.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -61,29 +61,30 @@ _OUT_OF_MEMORY = (
 
 
 class Waitable(Protocol):
-    """A file, socket or connection that can be waited for until it is readable."""
+    """An object such as a file, socket or connection that :func:`multiprocessing.connection.wait` accepts."""
 
     def fileno(self) -> int:
-        """Return its file descriptor."""
+        """Return the file descriptor."""
 
 
 def preload(*, training: bool = True) -> None:
-    """Start the server that processes are forked from, which loads what they need while the caller goes on.
+    """Start the server that processes are forked from; it imports modules while the caller continues.
 
     Args:
-        training: Load torch and MMDetection too, which takes seconds; without it only what is loaded here.
+        training: Import torch and MMDetection in the server, which takes seconds. If False, the server imports only
+            the modules of this package that the caller has imported.
     """
-    # torch's threads otherwise spin while they wait, and those of forward and backward pass take turns at spinning: a
-    # small network trained 15 times slower on 2 cores than without.
+    # Otherwise torch's threads spin while they wait, and threads of the forward and backward pass take the cores from
+    # each other: a small network trained 15 times slower on 2 cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A forked process imports the main module again, which is quick where all that it imports is there already.
+    # A forked process imports the main module again, which is quick if the server has imported its dependencies.
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
     context.set_forkserver_preload([*([_PRELOADED] if training else []), *loaded, _SHOW_GPUS])
-    # Ctrl-C is for the process that the user started, also while the server is still loading.
+    # Only the process that the user started reacts to Ctrl-C; the server must not, even while it is importing.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries look for a GPU when they are imported. No process that is forked from the server could use CUDA if they
-    # asked CUDA itself. They ask NVML, which does not know parts of a GPU (MIG), but need not ask if none is visible.
+    # Libraries check for GPUs when they are imported. If they used CUDA itself for that, no process that is forked from
+    # the server could use CUDA. So they shall use NVML; as NVML does not know parts of a GPU (MIG), GPUs are hidden.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     try:
         with gpus.hidden():
@@ -97,14 +98,14 @@ def preload(*, training: bool = True) -> None:
 
 
 def probe(demand: Demand, output: Path) -> Target:
-    """Return the device that a run asks for, having made sure that it and the pre-trained weights are there.
+    """Choose the device that a run requests, and fetch the pre-trained weights.
 
     Args:
-        demand: Says which device and which weights.
-        output: File for whatever the process writes besides.
+        demand: The requested device and weights.
+        output: File for the process's output.
 
     Raises:
-        UserError: There is no such device, or weights cannot be had.
+        UserError: The device is not available, or weights cannot be fetched or do not fit.
     """
     (target,) = _call("probe", demand, output)
     assert isinstance(target, Target)
@@ -112,9 +113,9 @@ def probe(demand: Demand, output: Path) -> Target:
 
 
 def visible_gpus(output: Path) -> tuple[tuple[str, ...], str]:
-    """Return the names of the CUDA GPUs that this process may use, as Job.gpus takes them.
+    """Return the names of the CUDA GPUs that this process may use, see ``Job.gpus``.
 
-    With them goes what is wrong with other GPUs, one line, or an empty text.
+    The second value says in one line why other GPUs cannot be used; it is empty if all can.
     """
     (answer,) = _call("visible_gpus", None, output)
     assert isinstance(answer, tuple)
@@ -123,16 +124,26 @@ def visible_gpus(output: Path) -> tuple[tuple[str, ...], str]:
 
 
 def count(request: CostRequest, output: Path) -> list[Costs]:
-    """Return the costs of architectures, in their order."""
+    """Return the costs of architectures, in the same order.
+
+    Args:
+        request: The architectures.
+        output: File for the process's output.
+    """
     costs = _call("count", request, output)
     return [cost for cost in costs if isinstance(cost, Costs)]
 
 
 def draw(comparison: Comparison, output: Path) -> None:
-    """Draw what detectors find beside the ground truth.
+    """Draw detections of several detectors beside the ground truth.
+
+    Args:
+        comparison: The detectors and images.
+        output: File for the process's output.
 
     Raises:
-        UserError: There is no such image, the data set is gone, or the picture cannot be written.
+        UserError: An image or the data set is absent, weights belong to another trial, or the picture cannot be
+            written.
     """
     _call("draw", comparison, output)
 
@@ -148,14 +159,14 @@ def _call(function: str, argument: object, output: Path) -> list[object]:
 
 
 def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None, None]:
-    """Train, evaluate and time an architecture, and yield what happens, last a Scores, a TooLarge or a Failure.
+    """Train, evaluate and time an architecture in a process of its own, and yield the events that it reports.
 
-    Closing the iterator ends the process.
+    The last event is a Scores, a TooLarge or a Failure. Closing the generator ends the process.
 
     Args:
-        job: What to train, and where.
-        until: When one of these becomes readable, the training process and those that it started are killed at once,
-            and the iterator ends without a last event.
+        job: The request.
+        until: When one of these becomes readable, the training process and its children are killed at once, and the
+            generator ends without a last event.
     """
     limit = job.training.time_limit_minutes
     try:
@@ -171,16 +182,16 @@ def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None,
             assert isinstance(event, Event)
             yield event
             if isinstance(event, Failure):
-                # Other processes of the same training may fail for want of the one that did.
+                # Other processes of the same training may fail as a consequence; their failures do not matter.
                 return
 
 
 def _run(
     function: str, argument: object, output: Path, time_limit: float | None, until: Sequence[Waitable] = ()
 ) -> Generator[object, None, None]:
-    """Call a function of the training module in a process of its own and yield what it reports."""
+    """Call a function of ``training.py`` in a process of its own, and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(function, argument, output, sender, _visible_devices(argument)))
+    process = context.Process(target=_run_child, args=(function, argument, output, sender, _visible_devices(argument)))
     clock = _RunningTime()
     kills = _memory_kills()
     process.start()
@@ -206,34 +217,36 @@ def _run(
                 return
             yield answer
         process.join()
-        yield _death(process.exitcode, _memory_kills() > kills)
+        yield _failure_of_exit(process.exitcode, _memory_kills() > kills)
     finally:
-        _end(process, patience)
+        _end_process(process, patience)
         receiver.close()
 
 
 class _RunningTime:
-    """Counts the seconds since it was made, without those in which this process was suspended; look often."""
+    """Measures the time since its creation, without that in which this process was suspended.
+
+    Call ``seconds`` at least every ``_CLOCK_SECONDS``: a longer pause is taken for a suspension.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._looked = time.monotonic()
+        self._last_call = time.monotonic()
 
     def seconds(self) -> float:
         now = time.monotonic()
-        # A suspended process looks late; one that waits for a message looks in time.
-        self._seconds += min(now - self._looked, 2 * _CLOCK_SECONDS)
-        self._looked = now
+        self._seconds += min(now - self._last_call, 2 * _CLOCK_SECONDS)
+        self._last_call = now
         return self._seconds
 
 
 def _visible_devices(argument: object) -> str | None:
-    """Return CUDA_VISIBLE_DEVICES for a process: the GPUs that are asked for, or those of this process as of now."""
+    """Return CUDA_VISIBLE_DEVICES for a process: the requested GPUs, or the current value of this process."""
     chosen = getattr(argument, "gpus", None)
     return os.environ.get(gpus.VARIABLE) if chosen is None else ",".join(chosen)
 
 
-def _death(exit_code: int | None, out_of_memory: bool) -> Failure:
+def _failure_of_exit(exit_code: int | None, out_of_memory: bool) -> Failure:
     if exit_code == -signal.SIGKILL and out_of_memory:
         return Failure("out of memory: the system killed the training process", Outcome.OUT_OF_MEMORY)
     if exit_code is not None and exit_code < 0:
@@ -242,7 +255,7 @@ def _death(exit_code: int | None, out_of_memory: bool) -> Failure:
 
 
 def _memory_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory; 0 where it does not say."""
+    """Return how many processes the kernel has killed because memory ran out; 0 if unknown."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -250,12 +263,12 @@ def _memory_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
-    """End a process together with those it started: it leads a process group.
+def _end_process(process: multiprocessing.process.BaseProcess, patience: float) -> None:
+    """End a training process and its children, which are in the process group that it leads.
 
     Args:
-        process: A training process.
-        patience: How long it may take to end by itself, in seconds.
+        process: The training process.
+        patience: Seconds that the process may take to end by itself.
     """
     process.join(patience)
     assert process.pid is not None
@@ -266,9 +279,9 @@ def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
     process.join()
 
 
-def _serve(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
-    """Run in the training process."""
-    # The environment here is that of the server's start.
+def _run_child(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
+    """Call a function of ``training.py`` and send what it reports; runs in the training process."""
+    # This process has inherited the environment that the server was started with.
     gpus.make_visible(visible_devices)
     follow_parent()
     call: Callable[[object, Callable[[object], None]], None] = getattr(importlib.import_module(_TRAINING), function)
@@ -278,7 +291,7 @@ def _serve(function: str, argument: object, output: Path, sender: Connection, vi
     except UserError as error:
         sender.send(error)
     except BaseException as error:
-        # The log may be what cannot be written.
+        # Writing the log may have been what failed.
         with suppress(OSError):
             traceback.print_exc()
         sender.send(failure_of(error, output.parent))
@@ -287,12 +300,12 @@ def _serve(function: str, argument: object, output: Path, sender: Connection, vi
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # Not by way of the interpreter's end, which can hang in libraries' threads and would take a second.
+    # Skips the interpreter's shutdown, which takes a second and may hang in threads of libraries.
     os._exit(0)
 
 
 def _log_to(output: Path) -> None:
-    """Append what this process and its libraries print to a file."""
+    """Append the output of this process and its libraries to a file."""
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -300,11 +313,11 @@ def _log_to(output: Path) -> None:
 
 
 def failure_of(error: BaseException, folder: Path) -> Failure:
-    """Say why an architecture could not be evaluated, and whether any other would have failed as well.
+    """Return the Failure for an error that ended an evaluation.
 
     Args:
-        error: What ended the evaluation.
-        folder: That the evaluation writes to.
+        error: The error.
+        folder: Folder that the evaluation writes to. If it no longer exists, the architecture is not at fault.
     """
     if isinstance(error, FloatingPointError):
         return Failure(_one_line(error), Outcome.DIVERGED)
@@ -319,7 +332,7 @@ def failure_of(error: BaseException, folder: Path) -> Failure:
         return Failure(f"{type(error).__name__}: {_one_line(error)}", Outcome.INTERRUPTED)
     reason = f"{type(error).__name__}: {_one_line(error)}"
     if not os.path.isdir(folder):
-        return Failure(f"{folder} is not there: {reason}", Outcome.INTERRUPTED)
+        return Failure(f"{folder} no longer exists: {reason}", Outcome.INTERRUPTED)
     return Failure(reason)
 
 
@@ -328,7 +341,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _environment_error(error: BaseException | None) -> OSError | None:
-    """Return the error of a file system or device that is behind an error, if there is one."""
+    """Return the error of a file system or device that caused an error; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
             return error
@@ -344,14 +357,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_gpu_fault(error: BaseException) -> bool:
-    """Tell whether a GPU, its driver or the connection between GPUs has failed, rather than a kernel's own check."""
-    # By their names, since this module does not load torch.
+    """Return whether a GPU, its driver or the connection between GPUs has failed, and not an assertion in a kernel."""
+    # Compares names, since this module does not import torch.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"AcceleratorError", "DistBackendError"}) and "device-side assert" not in str(error)
 
 
 def follow_parent() -> None:
-    """Put this process out of reach of the terminal's Ctrl-C, and end it and those it starts when its parent ends."""
+    """Make this process ignore Ctrl-C in the terminal, and end it and its children when its parent ends."""
     os.setsid()
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

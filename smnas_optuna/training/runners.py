@@ -1,13 +1,17 @@
-"""What the configs of all trainings have in common, as MMEngine's Runner takes it."""
+"""Config sections for MMEngine's Runner that all trainings share."""
 
 from typing import Any
 
-# Iterations.
+# Iterations between two entries of the training log.
 LOG_INTERVAL = 50
 
 
 def hooks_config(checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the default hooks, with the one that saves checkpoints, if any."""
+    """Return the config section ``default_hooks``.
+
+    Args:
+        checkpoint: Config of the hook that saves checkpoints; None to save none.
+    """
     return {
         "timer": {"type": "IterTimerHook"},
         "logger": {"type": "LoggerHook", "interval": LOG_INTERVAL},
@@ -18,7 +22,12 @@ def hooks_config(checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def environment_config(backend: str, **more: Any) -> dict[str, Any]:
-    """Return the environment of processes that talk through a backend, with more settings if any."""
+    """Return the config section ``env_cfg``.
+
+    Args:
+        backend: Backend of ``torch.distributed``, ``nccl`` or ``gloo``.
+        more: Further settings of the section.
+    """
     return {
         **more,
         "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},

@@ -1,11 +1,11 @@
-"""Which average precisions a data set is scored with, as MMDetection's metrics; knows no torch."""
+"""Average precisions that a data set is scored with, as configs of MMDetection's metrics. Does not import torch."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from smnas_optuna.data.datasets import CheckedDataset
 
-# What the metrics call the mean average precision that a final training is judged by, and what we print for it.
+# Main metric of a final training: the name that MMDetection gives it, and the name that is printed.
 FINAL_PRECISIONS: Final = {"coco/bbox_mAP": "mAP", "pascal_voc/mAP": "Pascal VOC mAP"}
 
 _COCO: Final = {
@@ -21,24 +21,28 @@ _VOC_MODES = {"voc_11points": "11points", "voc_area": "area"}
 
 
 def search_metrics(dataset: CheckedDataset) -> list[dict[str, Any]]:
-    """Return the configs of the metrics that a search needs: COCO's, and Pascal VOC's for such data."""
+    """Return the configs of the metrics that a search measures: COCO's, and for Pascal VOC data VOC's as well."""
     return [_coco_metric(dataset), *([_voc_metric(dataset)] if dataset.scoring in _VOC_MODES else [])]
 
 
 def final_metric(dataset: CheckedDataset) -> tuple[dict[str, Any], str]:
-    """Return the config of the data set's own metric, and what that calls the precision to be judged by."""
+    """Return the config of the data set's main metric, and the name of its mean average precision."""
     if dataset.scoring in _VOC_MODES:
         return _voc_metric(dataset), _VOC_AT_50
     return _coco_metric(dataset), _COCO["map"]
 
 
 def precisions(measured: Mapping[str, Any], dataset: CheckedDataset) -> dict[str, float]:
-    """Return the mean average precisions, by our names, of what :func:`search_metrics` have measured.
+    """Return mean average precisions by the names of this package, such as ``map`` and ``map_50``.
 
-    On Pascal VOC ``map_50`` is VOC's own, which ignores difficult objects; all others are COCO's.
+    On Pascal VOC data ``map_50`` is VOC's metric, which ignores difficult objects; all others are COCO's.
+
+    Args:
+        measured: Results of the metrics of :func:`search_metrics`, by MMDetection's names.
+        dataset: The data set.
     """
     names = {**_COCO, "map_50": _VOC_AT_50} if dataset.scoring in _VOC_MODES else _COCO
-    # CocoMetric says nothing at all about a detector that found nothing: its precision is 0.
+    # CocoMetric returns no results for a detector without any detections; its precision is 0.
     return {ours: float(measured.get(theirs, 0.0)) for ours, theirs in names.items()}
 
 

@@ -1,8 +1,8 @@
-"""Training that reads numbers from the GPU only when they are logged.
+"""Hook and optimizer wrappers that read losses from the GPU only for the iterations that are logged.
 
-MMEngine reads every loss and the gradient's norm at every iteration. Each reading waits until the GPU has computed all
-that it was given, and a small network then waits for the CPU at the next iteration. A loss in MMEngine's log is here
-the mean of the last ten that were read, not of the last ten iterations.
+MMEngine reads all losses and the norm of the gradient at every iteration. Each read waits for the GPU to finish, which
+slows down small networks, for which the GPU then waits for the CPU. With these classes, a loss in MMEngine's log is the
+mean of the last ten that were read, not of the last ten iterations.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from smnas_optuna.training.runners import LOG_INTERVAL
 
 @HOOKS.register_module()
 class SparseRuntimeInfoHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine is untyped
-    """Reads the losses of the iterations that are logged: every 50th of an epoch, and its last."""
+    """Reads the losses only at the iterations that are logged: every 50th of an epoch, and the last."""
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -37,16 +37,16 @@ class _SparseNorm:
 
     def _clip_grad(self) -> None:
         groups = self.optimizer.param_groups
-        learned = [each for group in groups for each in group["params"] if each.requires_grad and each.grad is not None]
-        if learned:
-            self.clip_func(learned, **self.clip_grad_kwargs)
+        trained = [each for group in groups for each in group["params"] if each.requires_grad and each.grad is not None]
+        if trained:
+            self.clip_func(trained, **self.clip_grad_kwargs)
 
 
 @OPTIM_WRAPPERS.register_module()
 class SparseOptimWrapper(_SparseNorm, OptimWrapper):  # type: ignore[misc]  # as above
-    """OptimWrapper that logs no norm of the gradient."""
+    """OptimWrapper that does not log the norm of the gradient."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class SparseAmpOptimWrapper(_SparseNorm, AmpOptimWrapper):  # type: ignore[misc]  # as above
-    """AmpOptimWrapper that logs no norm of the gradient."""
+    """AmpOptimWrapper that does not log the norm of the gradient."""

@@ -1,4 +1,4 @@
-"""What happens in a training process: build, cost, train, evaluate and time one architecture with MMEngine's Runner."""
+"""What runs in a training process: builds, trains, evaluates and times one architecture with MMEngine's Runner."""
 
 import math
 import os
@@ -41,8 +41,8 @@ from smnas_optuna.training.checkpoint import (
     resume,
     training_record,
 )
-from smnas_optuna.training.distributed import ProcessFailed, backend, in_child, join, run_processes
-from smnas_optuna.training.drawing import draw, draw_trained  # noqa: F401  # processes call draw by its name here
+from smnas_optuna.training.distributed import ProcessFailed, backend, call_in_child, join, run_processes
+from smnas_optuna.training.drawing import draw, draw_trained  # noqa: F401  # process.py calls draw by name
 from smnas_optuna.training.fitting import fit_batch, gpu_memory, machine_memory, usable_memory
 from smnas_optuna.training.job import (
     CostRequest,
@@ -66,21 +66,29 @@ from smnas_optuna.training.scoring import precisions, search_metrics
 from smnas_optuna.training.trial_folder import record_of
 from smnas_optuna.training.weights_file import write_weights
 
-# Done once in the server of training processes, so that a trial does not wait for it.
+# At import, so that it happens once in the server of training processes and not in each trial.
 register_all_modules()
 
+# Fewest and most processes that load images, for each GPU.
 _LEAST_LOADERS, _MOST_LOADERS = 2, 8
+# Characters of an error message of torch.compile that are shown.
 _LONGEST_REASON = 200
+# Iterations between two checks that the loss is finite.
 _LOSS_CHECK_INTERVAL = 20
-# Seconds.
-_UNTIL_CRASHES_ARE_SEEN = 1.0
+# Seconds within which the crash of another process of the same training is noticed.
+_CRASH_DETECTION_SECONDS = 1.0
 
 
 def probe(demand: Demand, report: Callable[[Target], None]) -> None:
-    """Report the device that a run asks for, having fetched the pre-trained weights that it needs.
+    """Choose the device that a run requests, fetch the pre-trained weights, and report the device.
+
+    Args:
+        demand: The requested device and weights.
+        report: Called with the device.
 
     Raises:
-        UserError: There is no such device, it lacks what a stage needs, or weights cannot be had.
+        UserError: The device is not available or does not support a setting of the recipe, or weights cannot be fetched
+            or do not fit.
     """
     recipe, device = demand.recipe, demand.recipe.device
     gpus, problem = _choose_gpus(demand)
@@ -97,12 +105,12 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         place = f"{each.key}: {each.checkpoint} for {each.backbone}"
         check_weights(place, each.checkpoint, config, otherwise="a file per backbone, or none to train from scratch")
     name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()
-    # Each process of a training has a GPU of its own, but all of them share the machine's memory.
+    # On GPUs each process of a training has its own; on the CPU all of them share the machine's memory.
     processes = 1 if gpus else device.gpus_per_trial
     total = min(map(gpu_memory, gpus)) if gpus else machine_memory()
     memory = usable_memory(kind, name, device.memory_gb, total=total, trainings=demand.sharing, processes=processes)
     uuids = tuple(map(gpu_uuid, gpus))
-    found = conditions(
+    timing_conditions = conditions(
         kind, uuids, standardized=settings.detector.weight_standardization, compiled=device.timing.compiled
     )
     if device.timing.compiled:
@@ -110,20 +118,20 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
     chosen = tuple(names[index] for index in gpus) if gpus else None
     loaders = _loader_workers(demand, kind)
-    report(Target(kind, name, max(1, len(gpus)), memory, found, loaders, chosen, uuids, problem))
+    report(Target(kind, name, max(1, len(gpus)), memory, timing_conditions, loaders, chosen, uuids, problem))
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile some layers; raises UserError where that is not possible here."""
+    """Compile some layers; raises UserError if torch.compile does not work on this machine."""
     try:
         check_compiler(device)
-    except Exception as error:  # of many kinds: no compiler, no Triton, an old GPU
+    except Exception as error:  # of many types: no compiler, no Triton, an old GPU
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise UserError(f"device.timing.compiled: found true, but torch.compile fails here: {reason}") from None
 
 
 def _loader_workers(demand: Demand, kind: str) -> int:
-    """Return how many processes load images for each GPU: what the machine's cores allow, beside those that train."""
+    """Return how many processes shall load images for each GPU, given the cores that training leaves free."""
     if kind == "cpu":
         return _LEAST_LOADERS
     processes = demand.workers * demand.recipe.device.gpus_per_trial
@@ -132,64 +140,68 @@ def _loader_workers(demand: Demand, kind: str) -> int:
 
 
 def _choose_gpus(demand: Demand) -> tuple[list[int], str]:
-    """Return the indices of the GPUs to use, none to use the CPU, and what the user should know of the choice.
+    """Return the indices of the GPUs to use, and a warning about the choice.
+
+    The list is empty if the CPU is to be used. The warning is empty if there is none.
 
     Raises:
-        UserError: The recipe asks for GPUs that are not there, or that torch cannot use.
+        UserError: The recipe requires more GPUs than torch can use.
     """
     device = demand.recipe.device
     if device.kind == "cpu":
         return [], ""
-    found = find_gpus()
-    if not found.usable:
+    gpus = find_gpus()
+    if not gpus.usable:
         if device.kind == "cuda":
-            raise UserError(
-                f"device.kind: found cuda, but {found.problem or 'no GPU is visible'}; expected auto or cpu"
-            )
-        return [], f"trains on the CPU, since torch cannot use the GPU: {found.problem}" if found.listed else ""
-    if device.gpus_per_trial > len(found.usable):
-        others = f" that torch can use ({found.problem})" if found.problem else ""
+            raise UserError(f"device.kind: found cuda, but {gpus.problem or 'no GPU is visible'}; expected auto or cpu")
+        return [], f"trains on the CPU, since torch cannot use the GPU: {gpus.problem}" if gpus.listed else ""
+    if device.gpus_per_trial > len(gpus.usable):
+        usable = f" that torch can use ({gpus.problem})" if gpus.problem else ""
         raise UserError(
-            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(found.usable)} GPUs{others} here"
+            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(gpus.usable)} GPUs{usable} here"
         )
-    usage = {index: announced_searches(gpu_uuid(index)) for index in found.usable}
-    # Workers have been given GPUs already; whoever has not takes those that fewest other searches use.
-    order = found.usable if demand.gpus else sorted(found.usable, key=lambda index: len(usage[index]))
+    usage = {index: announced_searches(gpu_uuid(index)) for index in gpus.usable}
+    # A worker uses the GPUs that it was assigned; otherwise those with the fewest other searches are chosen.
+    order = gpus.usable if demand.gpus else sorted(gpus.usable, key=lambda index: len(usage[index]))
     chosen = order[: device.gpus_per_trial]
-    crowd = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
-    if not crowd:
-        return list(chosen), found.problem
+    others = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
+    if not others:
+        return list(chosen), gpus.problem
     return list(chosen), (
-        f"shares a GPU with {', '.join(crowd)}, each of which may take all of its memory; expected other GPUs in "
+        f"shares a GPU with {', '.join(others)}, each of which may take all of its memory; expected other GPUs in "
         f"{VARIABLE}, or device.memory_gb"
     )
 
 
 def visible_gpus(_: None, report: Callable[[tuple[tuple[str, ...], str]], None]) -> None:
-    """Report the names of the CUDA GPUs that torch can use, and what is wrong with others that are listed."""
-    found = find_gpus()
-    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if found.usable else 0)
-    # Of a GPU's parts (MIG) a process sees the first one only.
-    usable = [name for index, name in enumerate(names) if index in found.usable or index >= torch.cuda.device_count()]
-    report((tuple(usable), found.problem if found.listed else ""))
+    """Report the names of the CUDA GPUs that torch can use, and why it cannot use the others, if there are any."""
+    gpus = find_gpus()
+    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if gpus.usable else 0)
+    # A process sees only the first of several parts of a GPU (MIG), so whether others are usable is unknown.
+    usable = [name for index, name in enumerate(names) if index in gpus.usable or index >= torch.cuda.device_count()]
+    report((tuple(usable), gpus.problem if gpus.listed else ""))
 
 
 def count(request: CostRequest, report: Callable[[Costs], None]) -> None:
-    """Report the costs of each of some architectures, in their order, without training anything."""
+    """Report the costs of each architecture, in order, without training."""
     for architecture in request.architectures:
         model = model_config(architecture, classes=request.classes, detector=request.detector)
         report(Costs(*count_costs(model, architecture.input_size)))
 
 
 def evaluate(job: Job, report: Callable[[Event], None]) -> None:
-    """Cost, train, evaluate and time the job's architecture, on several GPUs if it says so, and report each step.
+    """Count the costs of the job's architecture, train it, evaluate it, time it, and report each step.
 
-    One that does not fit into memory is only costed.
+    An architecture that does not fit into memory is not trained.
+
+    Args:
+        job: The request; its device settings say on how many GPUs to train.
+        report: Called with each event.
     """
     _use_device(job.kind)
     if job.device.cpu_threads:
         torch.set_num_threads(job.device.cpu_threads)
-    costs, memory = in_child(_estimate, job)
+    costs, memory = call_in_child(_estimate, job)
     report(costs)
     report(memory)
     if isinstance(memory, TooLarge):
@@ -208,12 +220,12 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
     try:
         run_processes(_train_distributed, processes, job, config, checkpoints, report)
     except ProcessFailed as error:
-        # One that could still say what went wrong has done so before, and what comes second is not heard.
+        # A process that raised an error has reported its own Failure before, and only the first one counts.
         report(Failure(f"crashed: {error}"))
 
 
 def _estimate(job: Job) -> tuple[Costs, Memory | TooLarge]:
-    """Return what an architecture costs, and whether and in how many parts of a batch its training fits into memory."""
+    """Return the costs of an architecture, and the memory that training it needs."""
     return Costs(*count_costs(_model(job), job.architecture.input_size)), _fit(job)
 
 
@@ -223,7 +235,7 @@ def _model(job: Job) -> dict[str, Any]:
 
 
 def _fit(job: Job) -> Memory | TooLarge:
-    """Choose in how many parts each GPU's batch is trained on."""
+    """Choose the number of parts that each GPU's batch is split into."""
     training, processes = job.training, job.device.gpus_per_trial
     batch = training.batch_size // processes
     size = job.architecture.input_size
@@ -232,7 +244,7 @@ def _fit(job: Job) -> Memory | TooLarge:
 
     def needed(parts: int) -> int:
         images = batch // parts
-        # What is left over at an epoch's end goes together whatever its orientation, and is padded to a square.
+        # The last batch of an epoch may mix orientations; its images are then padded to a square.
         padded = InputSize(longest, longest) if job.dataset.has_both_orientations and images > 1 else size
         return training_memory(
             model,
@@ -244,27 +256,27 @@ def _fit(job: Job) -> Memory | TooLarge:
             distributed=processes > 1,
         )
 
-    # Each process has a GPU of its own, but all of them share the machine's memory.
+    # On GPUs each process has its own; on the CPU all of them share the machine's memory.
     usable = job.memory if job.kind == "cuda" else job.memory // processes
-    # Batch normalisation in training learns from the images that go through it together: in parts it would be another
-    # training. With pre-trained weights the backbone's statistics stay as they are.
+    # Batch normalisation computes its statistics from the images that go through it together, so splitting the batch
+    # would change the training. With pre-trained weights the backbone's statistics are frozen.
     return fit_batch(batch, usable, needed, divisible=not learns_statistics(model))
 
 
 def runner_config(job: Job, parts: int = 1) -> Config:
-    """Return the whole MMEngine config that trains and evaluates a job.
+    """Return the complete MMEngine config that trains and evaluates a job.
 
     Args:
-        job: What.
-        parts: In how many each GPU's batch goes through the detector, one after another. MMEngine takes each for an
-            iteration, so that its schedule of the learning rate has as many times more.
+        job: The request.
+        parts: Number of equal parts that each GPU's batch is split into. MMEngine counts each part as an iteration, so
+            the warm-up is that many times longer in iterations.
     """
     training, architecture, dataset = job.training, job.architecture, job.dataset
     is_cuda = job.kind == "cuda"
     model = _model(job)
     imports = custom_imports(architecture)
     imports["imports"].append(sparse_logging.__name__)
-    # Together with pinned memory: the CPU prepares what comes next while an image is copied to the GPU.
+    # Together with pinned memory this lets the CPU continue while a batch is copied to the GPU.
     model["data_preprocessor"]["non_blocking"] = is_cuda
     scale = (architecture.input_size.width, architecture.input_size.height)
     load, annotate = {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}
@@ -295,7 +307,7 @@ def runner_config(job: Job, parts: int = 1) -> Config:
                 dataset.train,
                 dataset.classes,
                 [load, annotate, resize, flip, {"type": "PackDetInputs"}],
-                learn=True,
+                training=True,
                 batch_size=training.batch_size // job.device.gpus_per_trial // parts,
                 workers=job.loader_workers,
                 pinned=is_cuda,
@@ -303,9 +315,9 @@ def runner_config(job: Job, parts: int = 1) -> Config:
             "test_dataloader": loader_config(
                 dataset.val,
                 dataset.classes,
-                # Boxes are compared in the image's own pixels.
+                # Annotations are loaded after resizing, since boxes are compared in pixels of the original image.
                 [load, resize, annotate, {"type": "PackDetInputs", "meta_keys": meta_keys}],
-                learn=False,
+                training=False,
                 batch_size=1,
                 workers=job.loader_workers,
                 pinned=is_cuda,
@@ -320,7 +332,7 @@ def runner_config(job: Job, parts: int = 1) -> Config:
                     "lr": training.scaled_lr,
                     "momentum": training.momentum,
                     "weight_decay": training.weight_decay,
-                    # One kernel for all weights.
+                    # A single kernel updates all weights.
                     "fused": is_cuda,
                 },
                 "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
@@ -340,14 +352,14 @@ def runner_config(job: Job, parts: int = 1) -> Config:
 def _train_distributed(
     job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callable[[Event], None], meeting: Path
 ) -> None:
-    """Train as one of several processes."""
+    """Train in one of several processes."""
     try:
         _initialise(job.kind)
         join(config, job.kind, meeting)
         _train(job, config, checkpoints, report)
     except Exception as error:
-        # Where this is only for want of another that has crashed, this process is ended meanwhile.
-        time.sleep(_UNTIL_CRASHES_ARE_SEEN)
+        # If the error is a consequence of another process's crash, this process is killed before it can report it.
+        time.sleep(_CRASH_DETECTION_SECONDS)
         report(failure_of(error, job.folder))
         raise
     torch.distributed.destroy_process_group()
@@ -355,7 +367,7 @@ def _train_distributed(
 
 def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callable[[Event], None]) -> None:
     lock = DeviceLock.of(job.kind, str(job.folder))
-    # On a CPU all cores are the device.
+    # On a CPU, timing uses all cores, so none is reserved for it.
     turn = TimingTurn(lock, usable_cores() if job.kind == "cuda" else (), str(job.folder))
     turn.leave_core()
     runner = Runner.from_cfg(config)
@@ -380,7 +392,7 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
     if not main:
         return
     model = _prepare_for_timing(runner, samples, job)
-    latency, spread = _calm_latency(model, samples, job, turn)
+    latency, spread = _trained_latency(model, samples, job, turn)
     busy = None
     if job.kind == "cuda":
         with turn.taken():
@@ -400,7 +412,7 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
 
 
 def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock) -> None:
-    """Draw some detections; a trial does not fail for want of a picture, whatever is wrong with it."""
+    """Draw some detections; an error is logged, and does not fail the trial."""
     title = f"mAP {scores.metrics['map']:.3f}, {scores.latency_ms:.1f} ms"
     path = job.folder / "detections.jpg"
     try:
@@ -409,8 +421,11 @@ def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock)
         runner.logger.exception(f"{path} could not be drawn")
 
 
-def _calm_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) -> tuple[float, float]:
-    """Time a trained detector, again where the spread is too large, and return the calmest time with its spread."""
+def _trained_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) -> tuple[float, float]:
+    """Time a trained detector, repeatedly if the spread is too large.
+
+    Returns the latency and the spread, both in milliseconds, of the attempt with the smallest relative spread.
+    """
     timing = job.device.timing
     measured = []
     for _ in range(timing.attempts):
@@ -423,14 +438,14 @@ def _calm_latency(model: Any, samples: list[Any], job: Job, turn: TimingTurn) ->
 
 
 def _detector(runner: Runner) -> Any:
-    """Return the detector itself, without the wrapper for several processes."""
+    """Return the detector without the wrapper for distributed training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _samples(runner: Runner, job: Job) -> list[Any]:
-    """Load the images that are timed, each as a batch of its own.
+    """Load the images for timing, each as a batch of one.
 
-    Compiled layers are compiled for one size, so only images of the commonest size are timed with them.
+    With compiled layers, only images of the most frequent size are returned, since layers are compiled for one size.
     """
     dataset = runner.test_dataloader.dataset
     indices = range(min(len(dataset), job.device.timing.images))
@@ -443,7 +458,10 @@ def _samples(runner: Runner, job: Job) -> list[Any]:
 
 
 def _prepare_for_timing(runner: Runner, samples: list[Any], job: Job) -> Any:
-    """Return a copy of the detector as it is timed; what has to be compiled is, while the device is not locked."""
+    """Return a copy of the detector that is prepared for timing; compiles its layers if the recipe says so.
+
+    Call this before the device is locked for timing, since compiling takes long.
+    """
     compiled = job.device.timing.compiled
     model = prepare_for_deployment(_detector(runner), compiled=compiled)
     if compiled:
@@ -452,7 +470,7 @@ def _prepare_for_timing(runner: Runner, samples: list[Any], job: Job) -> Any:
 
 
 def _untrained_latency(runner: Runner, samples: list[Any], job: Job, turn: TimingTurn) -> float:
-    """Time the detector before training, with a score threshold that no detection passes."""
+    """Return the latency of the untrained detector in milliseconds, with a score threshold that no detection passes."""
     _detector(runner).init_weights()
     model = _prepare_for_timing(runner, samples, job)
     (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg.score_thr = 1.0
@@ -466,9 +484,9 @@ def _untrained_latency(runner: Runner, samples: list[Any], job: Job, turn: Timin
 
 
 def _save_weights(runner: Runner, job: Job) -> None:
-    """Save what ``mmdet.apis.init_detector`` needs beside the config, readable by torch's safe loading.
+    """Save the weights for ``mmdet.apis.init_detector``, readable by torch's safe loading.
 
-    MMEngine's own checkpoints hold objects that torch has refused to load since 2.6.
+    MMEngine's checkpoints contain objects that torch refuses to load by default since release 2.6.
     """
     weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
     belonging = record_of(job.belonging, job.architecture) if job.belonging else {"architecture": str(job.architecture)}
@@ -477,7 +495,7 @@ def _save_weights(runner: Runner, job: Job) -> None:
 
 
 class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
-    """Reports each epoch's mean loss, and ends a training whose loss is no longer a number."""
+    """Reports the mean loss of each epoch, and raises FloatingPointError if the loss becomes infinite or NaN."""
 
     def __init__(self, report: Callable[[Event], None]) -> None:
         self._report = report
@@ -486,7 +504,7 @@ class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Keep the loss; look at it only now and then, since a look waits for the GPU."""
+        """Record the loss; check it only at intervals, since reading it waits for the GPU."""
         assert outputs is not None
         self._losses.append(outputs["loss"].detach())
         if len(self._losses) % _LOSS_CHECK_INTERVAL == 0:
@@ -508,14 +526,14 @@ class _ReportProgress(Hook):  # type: ignore[misc]  # mmengine is untyped
 
 
 def _initialise(kind: str) -> None:
-    """Make sure that CUDA, if it is what the search trains on, can be used in this process."""
+    """Initialise CUDA, if ``kind`` is ``cuda``; raises EvaluationInterrupted if that fails."""
     if kind == "cuda":
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
         except RuntimeError as error:
-            raise EvaluationInterrupted(f"the GPU cannot be used any more: {error}") from None
+            raise EvaluationInterrupted(f"the GPU can no longer be used: {error}") from None
 
 
 def _use_device(kind: str) -> None:
-    """Have MMEngine's Runner use a kind of device; it would take whatever it saw when it was loaded."""
+    """Make MMEngine's Runner use a kind of device; by default it uses the one that it detected when imported."""
     mmengine.device.utils.DEVICE = kind

@@ -1,4 +1,4 @@
-"""Folders of trials: each says which trial of which study it belongs to, and is used for no other."""
+"""Folders of trials. Each records the trial that it belongs to, and is not used for any other trial."""
 
 import itertools
 import json
@@ -15,25 +15,31 @@ _RECORD = "trial.json"
 
 
 def folder_of(base: Path, number: int) -> Path:
-    """Return where a trial's folder is below its study's."""
+    """Return the path of a trial's folder.
+
+    Args:
+        base: Folder of the study's trials, such as ``work_dirs/coco/structural``.
+        number: Number of the trial.
+    """
     return base / f"trial_{number:05d}"
 
 
 def prepare_folder(folder: Path, belonging: Belonging, architecture: Architecture | str) -> Path | None:
-    """Make the folder of a trial that is about to be evaluated, for the first and only time.
+    """Create the folder of a trial that is about to be evaluated, and record the trial in it.
 
-    Whatever is there already is therefore from another study, such as one whose database has been deleted.
+    Call this once per trial. A folder that exists already is then from another study, such as one whose database has
+    been deleted, and is moved aside.
 
     Args:
-        folder: The trial's, see :func:`folder_of`.
+        folder: Folder of the trial, see :func:`folder_of`.
         belonging: The trial.
         architecture: The trial's architecture.
 
     Returns:
-        Where former content of the folder has been moved, such as ``trial_00012.former-1``; None if there was none.
+        Path that an existing folder has been moved to, such as ``trial_00012.former-1``; None if there was none.
 
     Raises:
-        OSError: The folder cannot be made, moved or written.
+        OSError: The folder cannot be created, moved or written.
     """
     former = None if _is_vacant(folder) else _move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,10 +48,10 @@ def prepare_folder(folder: Path, belonging: Belonging, architecture: Architectur
 
 
 def find_folder(base: Path, belonging: Belonging, architecture: str) -> Path:
-    """Return the folder that a trial was evaluated in; where there is none, the folder in which it should be.
+    """Return the folder that a trial was evaluated in; if it does not exist, the path where it should be.
 
-    A folder without a record is from a version that wrote none, in which a trial that repeated interrupted ones used
-    the folder of the first. Check its weights with :func:`check_record`.
+    Former versions did not record the trial in its folder, and a retry of an interrupted trial used the folder of the
+    first attempt. Such a folder is returned unchecked; check the weights in it with :func:`check_record`.
 
     Args:
         base: Folder of the study's trials, such as ``work_dirs/coco/structural``.
@@ -53,16 +59,16 @@ def find_folder(base: Path, belonging: Belonging, architecture: str) -> Path:
         architecture: The trial's architecture.
 
     Raises:
-        UserError: Only another study's, trial's or architecture's folder is there.
+        UserError: The folder belongs to another study, trial or architecture.
     """
-    own = folder_of(base, belonging.trial)
-    if not (own / _RECORD).exists():
+    expected = folder_of(base, belonging.trial)
+    if not (expected / _RECORD).exists():
         first = folder_of(base, belonging.first_trial)
-        return first if first.exists() and not (first / _RECORD).exists() else own
+        return first if first.exists() and not (first / _RECORD).exists() else expected
     # A later run with another database may have moved it aside.
-    former = (folder for folder in sorted(base.glob(f"{own.name}.former-*")) if (folder / _RECORD).exists())
+    former = (folder for folder in sorted(base.glob(f"{expected.name}.former-*")) if (folder / _RECORD).exists())
     mismatches = []
-    for folder in (own, *former):
+    for folder in (expected, *former):
         try:
             check_record(str(folder), _read_record(folder), belonging, architecture)
         except UserError as mismatch:
@@ -73,33 +79,35 @@ def find_folder(base: Path, belonging: Belonging, architecture: str) -> Path:
 
 
 def record_of(belonging: Belonging, architecture: Architecture | str) -> dict[str, Any]:
-    """Return what a trial's folder and its weights record of the trial they belong to."""
+    """Return the record of a trial that is saved in its folder and with its weights."""
     return {**asdict(belonging), "architecture": str(architecture)}
 
 
-def check_record(place: str, found: Mapping[str, Any], belonging: Belonging | None, architecture: str) -> None:
-    """Make sure that a folder or weights belong to a trial.
+def check_record(place: str, record: Mapping[str, Any], belonging: Belonging | None, architecture: str) -> None:
+    """Check that a folder or weights belong to a trial.
 
     Args:
-        place: Names what is checked, in messages.
-        found: Its record, see :func:`record_of`. What it does not say is not checked: earlier versions recorded less.
+        place: How error messages name the folder or file.
+        record: Record in the folder or file, see :func:`record_of`. Absent keys are not checked, since former versions
+            recorded less.
         belonging: The trial; None to check the architecture only.
         architecture: The trial's architecture.
 
     Raises:
-        UserError: They belong to another study, trial or architecture.
+        UserError: The folder or weights belong to another study, trial or architecture.
     """
-    if belonging is not None and "study" in found:
-        # Studies of earlier versions have no id.
+    if belonging is not None and "study" in record:
+        # Studies of former versions have no id.
         key = "study" if belonging.study else "study_name"
-        if found[key] != getattr(belonging, key):
-            theirs = _study_text(found["study_name"], found["study"])
-            ours = _study_text(belonging.study_name, belonging.study)
-            raise UserError(f"{place}: is of another study: found {theirs}, expected {ours}")
-        if found["trial"] != belonging.trial:
-            raise UserError(f"{place}: is of another trial: found {found['trial']}, expected {belonging.trial}")
-    if found.get("architecture", architecture) != architecture:
-        raise UserError(f"{place}: is of another detector: found {found['architecture']}, expected {architecture}")
+        if record[key] != getattr(belonging, key):
+            found = _study_text(record["study_name"], record["study"])
+            expected = _study_text(belonging.study_name, belonging.study)
+            raise UserError(f"{place}: belongs to another study: found {found}, expected {expected}")
+        if record["trial"] != belonging.trial:
+            raise UserError(f"{place}: belongs to another trial: found {record['trial']}, expected {belonging.trial}")
+    if record.get("architecture", architecture) != architecture:
+        message = f"belongs to another detector: found {record['architecture']}, expected {architecture}"
+        raise UserError(f"{place}: {message}")
 
 
 def _study_text(name: str, identifier: str) -> str:
@@ -126,10 +134,10 @@ def _move_aside(folder: Path) -> Path:
 def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / _RECORD
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
     names = [*(field.name for field in fields(Belonging)), "architecture"]
-    if not isinstance(found, dict) or not found.keys() >= set(names):
+    if not isinstance(record, dict) or not record.keys() >= set(names):
         raise UserError(f"{file}: expected a mapping with {', '.join(names)}")
-    return found
+    return record

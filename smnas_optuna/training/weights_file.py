@@ -1,4 +1,4 @@
-"""Files of weights: complete or absent, and an error of the file system stays one."""
+"""Writing files of weights: a file is complete or absent, and a full disk raises an OSError."""
 
 import contextlib
 import io
@@ -10,16 +10,16 @@ import torch
 
 
 def write_weights(content: dict[str, Any], file: Path) -> None:
-    """Write tensors with what describes them, to be read by ``torch.load`` with ``weights_only=True``.
+    """Write weights that ``torch.load`` can read with ``weights_only=True``.
 
-    torch itself would report a full disk as a RuntimeError that looks like any other, and leave half a file.
+    ``torch.save`` reports a full disk as a RuntimeError, and leaves an incomplete file.
 
     Args:
-        content: ``state_dict`` and ``meta``.
-        file: Where to; its folder exists. What is there already is replaced once the new file is complete.
+        content: A dictionary with ``state_dict`` and ``meta``.
+        file: Path of the file, in an existing folder. An existing file is replaced when the new one is complete.
 
     Raises:
-        OSError: It cannot be written, as on a full disk.
+        OSError: The file cannot be written, such as on a full disk.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -28,7 +28,7 @@ def write_weights(content: dict[str, Any], file: Path) -> None:
         with open(partial, "wb") as written:
             written.write(buffer.getbuffer())
             written.flush()
-            # A network file system tells of an exceeded quota only now.
+            # Only now a network file system reports an exceeded quota.
             os.fsync(written.fileno())
         os.replace(partial, file)
     except OSError as error:

@@ -114,7 +114,7 @@ def test_an_error_of_a_sampler_is_raised_though_the_trial_before_was_taken_over(
                 raise RuntimeError("a bug")
 
     def taken_over(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
-        last = run.storage.sign_of_life(trial._trial_id)
+        last = run.storage.last_renewal(trial._trial_id)
         assert run.storage.take_over(trial._trial_id, last, {"outcome": "interrupted", "taken_over_by": "x"})
         return propose(trial, context)
 

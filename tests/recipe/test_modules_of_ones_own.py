@@ -11,7 +11,8 @@ from tests.commands import run, run_alone
 from tests.conftest import TINY
 
 LEFT_OUT = (
-    "how often trained detectors contradict the order, nor the hypervolume relative to that of the starting detectors"
+    "how often trained detectors contradict the partial order, nor the hypervolume relative to that of the starting "
+    "detectors"
 )
 
 # A neck of its own, for the search as for MMDetection: twice an FPN.

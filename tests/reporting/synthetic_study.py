@@ -1,4 +1,4 @@
-"""Studies made of trials that are written down, not searched."""
+"""Studies with trials of given values, for tests."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def finished(*values: float, seed: bool = False, **attributes: Any) -> FrozenTri
 
 
 def detectors() -> list[FrozenTrial]:
-    """Make seven trials: five finished, number 0 to 4, of which 1 and 4 are dominated; one pruned; one failed."""
+    """Make seven trials: 0 to 4 are finished, of which 1 and 4 are dominated, one is pruned, and one has failed."""
     measured = zip(ARCHITECTURES, (0.211, 0.204, 0.365, 0.401, 0.399), (18.25, 21.5, 40.5, 52.0, 108.1), strict=True)
     trials = [
         finished(
@@ -101,7 +101,7 @@ def sampled(space: Callable[[optuna.Trial], Architecture], count: int) -> list[A
 
 
 def modular_study(directory: Path, count: int = 60) -> optuna.Study:
-    """Make a study of random codes, the better the more they compute and the earlier they double."""
+    """Make a study of random codes, whose mAP increases with FLOPs and with early doublings of channels."""
     random = np.random.default_rng(0)
     trials = []
     for architecture in sampled(ModularSpace().for_candidate(Architecture.parse(CANDIDATE)).suggest, count):
@@ -122,7 +122,7 @@ def structural_study(
     precision: Callable[[Architecture], float],
     device: Callable[[int], str] = lambda _: "A",
 ) -> optuna.Study:
-    """Make a study of random detectors with a known mAP; all of them take 20 ms."""
+    """Make a study of random detectors with a given mAP and an inference time of 20 ms."""
     architectures = sampled(StructuralSpace().suggest, count)
     return make_study(
         directory,

@@ -23,7 +23,7 @@ EXACT = 1e-12
 def random_frame(
     rows: int, columns: Sequence[str], seed: int, *, unknown: float = 0.0, levels: int = 0
 ) -> pd.DataFrame:
-    """Draw factors that correlate, a share of them unknown; with few levels there are many ties."""
+    """Return random correlated factors, a share of them unknown; with few levels there are many ties."""
     random = np.random.default_rng(seed)
     values = random.normal(size=(rows, len(columns))) @ random.normal(size=(len(columns), len(columns)))
     if levels:
@@ -42,7 +42,7 @@ def at(table: pd.DataFrame, row: str, column: str) -> float:
 
 
 def quietly(frame: pd.DataFrame, method: Method, control: str | None = None) -> Correlation:
-    """Correlate with every warning an error."""
+    """Correlate, and fail on any warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return correlate(frame, method, control)
@@ -50,7 +50,7 @@ def quietly(frame: pd.DataFrame, method: Method, control: str | None = None) -> 
 
 @pytest.mark.parametrize("unknown", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(5))
-def test_pearson_is_that_of_pandas_and_scipy(seed: int, unknown: float) -> None:
+def test_pearson_equals_pandas_and_scipy(seed: int, unknown: float) -> None:
     frame = random_frame(25, "abcde", seed, unknown=unknown)
     result = quietly(frame, "pearson")
     pd.testing.assert_frame_equal(result.matrix, frame.corr(min_periods=3), rtol=0, atol=EXACT)
@@ -66,7 +66,7 @@ def test_pearson_is_that_of_pandas_and_scipy(seed: int, unknown: float) -> None:
 @pytest.mark.parametrize("levels", [0, 4])
 @pytest.mark.parametrize("unknown", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(5))
-def test_spearman_is_that_of_pandas_and_scipy(seed: int, unknown: float, levels: int) -> None:
+def test_spearman_equals_pandas_and_scipy(seed: int, unknown: float, levels: int) -> None:
     frame = random_frame(25, "abcde", seed, unknown=unknown, levels=levels)
     result = quietly(frame, "spearman")
     pd.testing.assert_frame_equal(result.matrix, frame.corr("spearman", min_periods=3), rtol=0, atol=EXACT)
@@ -85,7 +85,7 @@ def residuals(values: NDArray[np.float64], control: NDArray[np.float64]) -> NDAr
 @pytest.mark.parametrize("method", ["pearson", "spearman"])
 @pytest.mark.parametrize("unknown", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(5))
-def test_partial_correlation_is_that_of_residuals(seed: int, unknown: float, method: Method) -> None:
+def test_partial_correlation_equals_the_correlation_of_residuals(seed: int, unknown: float, method: Method) -> None:
     frame = random_frame(30, "abcz", seed, unknown=unknown)
     result = quietly(frame, method, "z")
     assert list(result.matrix) == ["a", "b", "c"]
@@ -102,7 +102,7 @@ def test_partial_correlation_is_that_of_residuals(seed: int, unknown: float, met
         assert at(result.n, one, other) == len(known)
 
 
-def test_partial_correlation_undoes_what_the_control_explains() -> None:
+def test_partial_correlation_removes_the_effect_of_the_control() -> None:
     random = np.random.default_rng(0)
     flops, a, b = random.normal(size=(3, 2000))
     frame = pd.DataFrame({"depth": flops + 0.3 * a, "mAP": flops + 0.3 * b, "FLOPs": flops})
@@ -130,7 +130,7 @@ cells = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, 1.0, 2.0, 1e-
     control=st.sampled_from([None, "z"]),
 )
 @settings(deadline=None, max_examples=300)
-def test_whatever_the_values_there_is_a_coefficient_or_nothing(
+def test_for_any_values_a_coefficient_is_between_minus_1_and_1_or_nan(
     rows: list[tuple[float, ...]], method: Method, control: str | None
 ) -> None:
     frame = pd.DataFrame(rows, columns=list("abcz"), dtype=float)
@@ -147,7 +147,7 @@ def test_whatever_the_values_there_is_a_coefficient_or_nothing(
 
 
 def holm_by_definition(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Reject the smallest p values one by one, each at alpha over the number of those not rejected yet."""
+    """Return which hypotheses Holm's procedure rejects: the smallest p values, each at alpha / remaining hypotheses."""
     rejected = [False] * len(p_values)
     while not all(rejected):
         index = min((i for i, done in enumerate(rejected) if not done), key=lambda i: p_values[i])
@@ -158,13 +158,13 @@ def holm_by_definition(p_values: Sequence[float], alpha: float) -> list[bool]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_significance_is_holms_at_every_level(seed: int) -> None:
+def test_significance_equals_holms_procedure_at_every_level(seed: int) -> None:
     frame = random_frame(12, "abcdef", seed, unknown=0.1).assign(constant=1.0)
     result = correlate(frame)
     tested = [pair for pair in pairs(result) if "constant" not in pair]
     p_values = [at(result.p_values, *pair) for pair in tested]
     corrected = [at(result.p_holm, *pair) for pair in tested]
-    # A level on either side of each at which the definition may decide anew.
+    # Levels on both sides of each level at which the decision may change.
     limits = {p * count * (1 + step) for p in p_values for count in range(1, 16) for step in (-1e-9, 1e-9)}
     for alpha in [limit for limit in limits if limit < 1]:
         assert [p <= alpha for p in corrected] == holm_by_definition(p_values, alpha)
@@ -172,7 +172,7 @@ def test_significance_is_holms_at_every_level(seed: int) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 0.3])
-def test_the_significant_cells_are_those_of_the_level(alpha: float) -> None:
+def test_significant_cells_depend_on_the_level(alpha: float) -> None:
     result = correlate(random_frame(12, "abcdef", 0).assign(constant=1.0), alpha=alpha)
     pd.testing.assert_frame_equal(result.significant, result.p_holm <= alpha)
     assert result.significant.any(axis=None)
@@ -186,7 +186,7 @@ def test_constant_and_unknown_factors_are_named(method: Method) -> None:
     frame = random_frame(10, ["depth", "mAP"], 0).assign(width=64.0, len_5=0.0, DC_3=np.nan)
     result = quietly(frame, method)
     assert result.remarks == (
-        "Known of no trial: DC_3.",
+        "Not known of any trial: DC_3.",
         "The same in all trials, so without correlations: width, len_5.",
     )
     assert result.matrix[["width", "len_5", "DC_3"]].isna().all(axis=None)
@@ -201,14 +201,14 @@ def test_fewer_than_three_trials_have_no_correlation(rows: int) -> None:
     assert result.remarks == (f"A correlation needs 3 trials or more; found {rows}.",)
 
 
-def test_holding_a_factor_fixed_takes_a_trial_more() -> None:
+def test_holding_a_factor_fixed_requires_one_more_trial() -> None:
     result = quietly(random_frame(3, "abz", 0), "pearson", "z")
     assert result.matrix.isna().all(axis=None)
     assert result.remarks == ("A correlation with z held fixed needs 4 trials or more; found 3.",)
     assert quietly(random_frame(4, "abz", 0), "pearson", "z").matrix.notna().all(axis=None)
 
 
-def test_a_pair_that_too_few_trials_have_is_named() -> None:
+def test_a_pair_with_too_few_trials_is_named() -> None:
     frame = random_frame(6, "abc", 0)
     frame.loc[:3, "a"] = np.nan
     frame.loc[4:, "b"] = 7.0
@@ -219,29 +219,29 @@ def test_a_pair_that_too_few_trials_have_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize(("values", "state"), [(5.0, "the same in all trials"), (np.nan, "known of no trial")])
+@pytest.mark.parametrize(("values", "state"), [(5.0, "the same in all trials"), (np.nan, "not known of any trial")])
 def test_a_control_must_vary(values: float, state: str) -> None:
     result = quietly(random_frame(10, "ab", 0).assign(FLOPs=values), "pearson", "FLOPs")
     assert result.matrix.isna().all(axis=None)
     assert result.remarks == (f"FLOPs is {state}, so it cannot be held fixed.",)
 
 
-def test_nothing_is_left_of_a_factor_that_the_control_tells() -> None:
+def test_a_factor_that_the_control_determines_has_no_correlation() -> None:
     frame = random_frame(10, ["depth", "width", "FLOPs"], 0)
     frame["params"] = 3 * frame["FLOPs"] + 1
     result = quietly(frame, "pearson", "FLOPs")
-    assert result.remarks == ("Without correlations, as FLOPs alone tells their values or ranks: params.",)
+    assert result.remarks == ("Without correlations, since FLOPs determines their values or ranks: params.",)
     assert result.matrix["params"].isna().all()
     assert not math.isnan(at(result.matrix, "depth", "width"))
 
 
-def test_on_the_front_of_map_and_flops_the_rank_of_flops_tells_that_of_map(tmp_path: Path) -> None:
+def test_on_a_front_of_map_and_flops_the_rank_of_flops_determines_that_of_map(tmp_path: Path) -> None:
     frame = factors_frame(results_of(modular_study(tmp_path)))
     result = correlate(frame, "spearman", "FLOPs", trials="front")
-    assert result.remarks == ("Without correlations, as FLOPs alone tells their values or ranks: mAP.",)
+    assert result.remarks == ("Without correlations, since FLOPs determines their values or ranks: mAP.",)
 
 
-def test_the_front_is_correlated_alone(tmp_path: Path) -> None:
+def test_only_trials_on_the_front_are_correlated_if_requested(tmp_path: Path) -> None:
     frame = factors_frame(results_of(modular_study(tmp_path)))
     front, everything = correlate(frame, trials="front"), correlate(frame)
     factors = frame[list(FACTORS)]
@@ -252,7 +252,7 @@ def test_the_front_is_correlated_alone(tmp_path: Path) -> None:
     assert everything.remarks == ()
 
 
-def test_a_search_of_random_codes_shows_what_makes_them_good(tmp_path: Path) -> None:
+def test_correlations_of_random_codes_show_what_their_map_depends_on(tmp_path: Path) -> None:
     result = correlate(factors_frame(results_of(modular_study(tmp_path))))
     assert result.significant.loc["mAP", ["FLOPs", "DC_1"]].all()
     assert at(result.matrix, "mAP", "FLOPs") > 0.7
@@ -269,6 +269,6 @@ def test_a_search_of_random_codes_shows_what_makes_them_good(tmp_path: Path) -> 
         ({"alpha": 0.0}, "alpha 0.0: expected a number between 0 and 1"),
     ],
 )
-def test_wrong_arguments_are_told(arguments: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         correlate(random_frame(5, "ab", 0), **arguments)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
 
 
 def numbers(figure: Figure) -> dict[tuple[int, int], tuple[str, bool, str]]:
-    """Return for each cell that is shown, by column and row, its text, whether it is bold, and what hovering tells."""
+    """Return text, whether it is bold, and hover text of each shown cell, by column and row."""
     shown = [trace for trace in figure.data if trace.type == "scatter" and trace.visible is not False]
     return {
         (column, row): (text, trace.textfont.weight == "bold", hover)
@@ -83,7 +83,7 @@ def test_significant_cells_are_vivid_and_bold_and_others_faded() -> None:
     assert "faded: not significant<br>(Holm, \N{GREEK SMALL LETTER ALPHA} = 0.05)" in note(figure)
 
 
-def test_the_colours_are_centred_at_no_correlation() -> None:
+def test_the_colour_scale_is_centred_at_0() -> None:
     figure = correlation_figure(correlate(random_frame(20, "abc", 0)))
     assert {(trace.zmin, trace.zmid, trace.zmax) for trace in figure.data if trace.type == "heatmap"} == {(-1, 0, 1)}
 
@@ -106,7 +106,7 @@ def test_a_number_fits_its_cell(coefficient: float, text: str) -> None:
     assert numbers(correlation_figure(result))[0, 1][0] == text
 
 
-def test_hovering_tells_coefficient_trials_and_chances() -> None:
+def test_hover_texts_have_coefficient_trials_and_p_values() -> None:
     frame = random_frame(20, ["depth", "mAP", "FLOPs"], 0)
     frame.loc[:3, "depth"] = np.nan
     result = correlate(frame, "spearman", "FLOPs")
@@ -132,20 +132,20 @@ def test_a_pair_without_correlation_is_a_dash_that_says_why() -> None:
     assert "no correlation" in note(figure)
 
 
-def test_numbers_stand_out_from_their_cells() -> None:
+def test_numbers_have_enough_contrast_on_their_cells() -> None:
     for coefficient in np.linspace(-1, 1, 201):
         colour = colour_of(coefficient)
         assert contrast(hex_to_rgb(readable_on(colour)), colour) >= 4.5
 
 
-def test_contrast_is_that_of_wcag() -> None:
+def test_contrast_is_computed_as_wcag_defines_it() -> None:
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
     assert contrast((10, 20, 30), (10, 20, 30)) == 1
-    # The grey that is the lightest to have 4.5 on white.
+    # The lightest grey with a contrast of 4.5 on white.
     assert contrast((0x76, 0x76, 0x76), (255, 255, 255)) == pytest.approx(4.54, abs=0.01)
 
 
-def test_grounds_are_transparent_and_fonts_are_the_layouts() -> None:
+def test_backgrounds_are_transparent_and_fonts_those_of_the_layout() -> None:
     for figure in (
         correlation_figure(correlate(random_frame(20, "abc", 1))),
         importance_figure(ModuleImportances(pd.DataFrame({"map": [0.4, 0.6]}, index=["neck", "head"]), ())),
@@ -185,7 +185,7 @@ def test_one_menu_switches_method_trials_and_control(study: optuna.Study) -> Non
 
 
 @pytest.mark.parametrize("choice", range(8))
-def test_each_choice_shows_what_its_own_figure_shows(study: optuna.Study, choice: int) -> None:
+def test_each_choice_of_the_menu_shows_the_same_as_a_separate_figure(study: optuna.Study, choice: int) -> None:
     figure = correlations_figure(results_of(study))
     method, trials, control = (
         ("pearson", "spearman")[choice // 4],
@@ -198,7 +198,7 @@ def test_each_choice_shows_what_its_own_figure_shows(study: optuna.Study, choice
     visible, changes = figure.layout.updatemenus[0].buttons[choice].args
     for trace, shown in zip(figure.data, visible["visible"], strict=True):
         trace.visible = shown
-    # As Plotly applies it; annotations are replaced as a whole.
+    # Applied as Plotly does, which replaces all annotations.
     figure.layout.annotations = ()
     figure.update_layout({name.replace(".", "_"): value for name, value in changes.items()})
     assert numbers(figure) == numbers(expected)
@@ -207,14 +207,14 @@ def test_each_choice_shows_what_its_own_figure_shows(study: optuna.Study, choice
         assert figure.layout[axis] == expected.layout[axis]
 
 
-def test_a_study_without_codes_gets_a_sentence(tmp_path: Path) -> None:
+def test_the_figure_of_a_study_without_codes_says_why_it_is_empty(tmp_path: Path) -> None:
     figure = correlations_figure(results_of(structural_study(tmp_path, 12, precision_of_head)))
-    assert note(figure).startswith("Left out for want of a backbone code: 12<br>of 12 trials.<br>")
+    assert note(figure).startswith("Left out, since they have no backbone<br>code: 12 of 12 trials.<br>")
     assert not figure.layout.updatemenus
     assert note(correlations_figure(results_of(make_study(tmp_path, name="empty")))).endswith("found 0.")
 
 
-def test_bars_are_the_shares_of_each_objective(tmp_path: Path) -> None:
+def test_bars_show_the_shares_of_each_objective(tmp_path: Path) -> None:
     result = module_importances(results_of(structural_study(tmp_path, 40, precision_of_head)))
     figure = importance_figure(result)
     assert [trace.name for trace in figure.data] == ["mAP", "inference time"]

@@ -1,4 +1,4 @@
-"""What optuna-dashboard shows of a search that was really run, in a real browser."""
+"""What optuna-dashboard shows of a search, tested in a browser."""
 
 import socket
 import subprocess
@@ -28,7 +28,7 @@ def study(searched: Path) -> optuna.Study:
 
 @pytest.fixture(scope="module")
 def dashboard(searched: Path) -> Iterator[str]:
-    """The address of an optuna-dashboard of the search, started as README says."""
+    """The address of an optuna-dashboard for the search, started as the README says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,7 +51,7 @@ def dashboard(searched: Path) -> Iterator[str]:
         process.terminate()
 
 
-def test_the_study_has_a_note_with_its_front_and_the_figure_under_a_fixed_name(study: optuna.Study) -> None:
+def test_a_study_has_a_note_with_its_front_and_a_figure(study: optuna.Study) -> None:
     note = get_note(study)
     assert "2 finished so far" in note
     assert "| trial | mAP | ms | architecture |" in note
@@ -62,7 +62,7 @@ def test_the_study_has_a_note_with_its_front_and_the_figure_under_a_fixed_name(s
     assert any(PARETO_FIGURE in key for key in attributes)
 
 
-def test_describing_a_study_again_leaves_no_more_attributes(study: optuna.Study, searched: Path) -> None:
+def test_describing_a_study_again_adds_no_attributes(study: optuna.Study, searched: Path) -> None:
     before = set(study._storage.get_study_system_attrs(study._study_id))
     search = StructuralSearch(load_recipe(str(searched / "tiny.yaml")))
     describe_study(open_storage(f"sqlite:///{searched}/smnas.db"), search)
@@ -92,7 +92,7 @@ def test_a_trial_has_its_config_its_log_and_a_picture(study: optuna.Study, searc
                 assert reader.read() == own.read_bytes()
 
 
-def test_a_full_disk_costs_a_trial_its_files_only(tmp_path: Path) -> None:
+def test_artifacts_that_cannot_be_copied_are_noted(tmp_path: Path) -> None:
     study = optuna.create_study()
     trial = study.ask()
     (tmp_path / "config.py").touch()
@@ -101,11 +101,11 @@ def test_a_full_disk_costs_a_trial_its_files_only(tmp_path: Path) -> None:
     assert "Its files could not be copied to the artifact store: " in get_note(trial)
 
 
-def test_a_trial_that_was_cut_off_while_it_was_recorded_has_a_note_too() -> None:
+def test_a_trial_with_few_attributes_has_a_note() -> None:
     assert trial_note({"architecture": "A", "map": 0.25}, []) == "**A**\n\nmAP 0.250"
 
 
-def test_a_trials_note_tells_what_is_known_of_it() -> None:
+def test_a_trials_note_has_everything_that_is_known_of_it() -> None:
     assert trial_note({"architecture": "A", "reason": "out of memory"}, []) == "**A**\n\nfailed: out of memory"
     attributes = {
         **{"map": 0.25, "map_50": 0.5, "map_75": 0.2, "map_small": -1.0, "map_medium": 0.2, "map_large": 0.3},
@@ -124,7 +124,7 @@ def test_the_dashboard_shows_a_trial_its_note_and_its_picture(dashboard: str, st
     with open_page() as page:
         page.goto(dashboard)
         page.get_by_text("tiny/structural").first.click()
-        # The axis title of our figure; the dashboard's own plots say "map".
+        # The axis title of this package's figure; the dashboard's plots have "map".
         page.wait_for_selector(".js-plotly-plot >> text=mAP (COCO metric, val)")
         page.goto(f"{dashboard}/studies/{study._study_id}/trials")
         page.get_by_text("Trial 0", exact=True).first.click()

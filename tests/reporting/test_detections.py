@@ -22,13 +22,13 @@ from tests.reporting.synthetic_study import finished, make_study
 
 NAME = "tiny/structural"
 SEED = "64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC"
-# Of the picture, in pixels: a row is a caption, an image of 480x360 and a gap.
+# Sizes in the picture, in pixels: a row consists of a caption, an image of 480x360 and a gap.
 ROW, CAPTION, COLUMN, MARGIN = 18 + 360 + 12, 18, 480 + 12, 16
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A folder with a search of two trained detectors, a pruned trial and one that nobody has begun."""
+    """A folder with a search of two trained detectors, a pruned trial and a waiting trial."""
     folder = tmp_path_factory.mktemp("searched")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
     ended = run("run_study", "tiny.yaml", "--n-trials", 2, "--seed", 1, folder=folder)
@@ -37,7 +37,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     study.add_trial(create_trial(state=TrialState.PRUNED))
     study.enqueue_trial({})
     for config in folder.glob("work_dirs/tiny/structural/*/config.py"):
-        # After one epoch no detection would be sure enough.
+        # After one epoch no detection reaches the default threshold.
         text = config.read_text(encoding="utf-8")
         assert "score_thr=0.05" in text
         config.write_text(text.replace("score_thr=0.05", "score_thr=0.0"), encoding="utf-8")
@@ -46,7 +46,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 @pytest.fixture
 def copy(searched: Path, tmp_path: Path) -> Path:
-    """A copy of the search that may be spoiled."""
+    """A copy of the search that a test may damage."""
     shutil.copytree(searched, tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -64,7 +64,7 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
 
 
 def cell(pixels: NDArray[np.uint8], row: int, column: int, *, rows: int) -> NDArray[np.uint8]:
-    """Cut an image out of a picture."""
+    """Return the pixels of an image in a picture."""
     top, left = len(pixels) - (rows - row) * ROW + CAPTION, MARGIN + column * COLUMN
     return pixels[top : top + 360, left : left + 480]
 
@@ -80,7 +80,7 @@ def test_the_command_draws_a_column_for_each_trial_and_prints_the_pictures_path(
     assert (headings[1] != headings[2]).any()
 
 
-def test_trials_and_images_come_in_the_order_asked_for(searched: Path) -> None:
+def test_trials_and_images_are_drawn_in_the_requested_order(searched: Path) -> None:
     def drawn(trials: Sequence[int], images: Sequence[str], threshold: float = 0.0) -> NDArray[np.uint8]:
         path = searched / "new folder" / "order.png"
         assert draw_detections(load(searched), trials, output_of(searched), images, threshold, path=path) == path
@@ -94,7 +94,7 @@ def test_trials_and_images_come_in_the_order_asked_for(searched: Path) -> None:
         truth, first, second = (cell(one, row, column, rows=2) for column in range(3))
         assert (truth != first).any()
         assert (first != second).any()
-    # A threshold that nothing passes leaves the image itself.
+    # With a threshold that no detection reaches, only the image is drawn.
     bare = cell(drawn([0], ["000001.png"], threshold=1.0), 0, 1, rows=1)
     digits = TINY["dataset"]
     scenes = make_digits(2, digits["train_images"], digits["val_images"], width=64, height=48)
@@ -102,14 +102,14 @@ def test_trials_and_images_come_in_the_order_asked_for(searched: Path) -> None:
     assert (bare == np.asarray(scene.resize((480, 360), Image.Resampling.BICUBIC))).all()
 
 
-def test_jpegs_are_written_too(searched: Path, tmp_path: Path) -> None:
+def test_a_jpeg_can_be_written(searched: Path, tmp_path: Path) -> None:
     path = draw_detections(load(searched), [0], output_of(searched), 1, path=tmp_path / "one.JPG")
     with Image.open(path) as picture:
         assert picture.format == "JPEG"
 
 
-def _as_an_earlier_version_left_it(folder: Path) -> None:
-    """Take out of a trial's folder what says which trial it belongs to."""
+def _remove_records(folder: Path) -> None:
+    """Remove the records of the trial, which former versions did not write, from a trial's folder."""
     (folder / "trial.json").unlink()
     content = torch.load(folder / "weights.pth")
     for name in ("study", "study_name", "trial", "first_trial"):
@@ -117,7 +117,7 @@ def _as_an_earlier_version_left_it(folder: Path) -> None:
     torch.save(content, folder / "weights.pth")
 
 
-def test_a_trial_of_an_earlier_version_that_resumed_is_found_in_the_first_attempts_folder(copy: Path) -> None:
+def test_a_retried_trial_of_a_former_version_is_found_in_the_first_attempts_folder(copy: Path) -> None:
     study = load(copy)
     again = create_trial(
         values=[0.5, 5.0],
@@ -126,12 +126,12 @@ def test_a_trial_of_an_earlier_version_that_resumed_is_found_in_the_first_attemp
     )
     study.add_trial(again)
     folder = output_of(copy) / "structural"
-    _as_an_earlier_version_left_it((folder / "trial_00000").rename(folder / "trial_00002"))
+    _remove_records((folder / "trial_00000").rename(folder / "trial_00002"))
     number = study.trials[-1].number
     assert draw_detections(study, [number], output_of(copy), 1, path=copy / "retried.png").exists()
 
 
-def test_a_folder_that_a_later_search_has_moved_aside_is_found(copy: Path) -> None:
+def test_a_folder_that_a_later_search_moved_aside_is_found(copy: Path) -> None:
     folder = output_of(copy) / "structural"
     (folder / "trial_00000").rename(folder / "trial_00000.former-1")
     shutil.copytree(folder / "trial_00001", folder / "trial_00000")
@@ -144,7 +144,7 @@ def test_studies_of_stage_two_have_folders_of_their_own(copy: Path) -> None:
     (output_of(copy) / "structural").rename(output_of(copy) / "C0")
     (output_of(copy) / "modular").mkdir()
     (output_of(copy) / "C0").rename(output_of(copy) / "modular" / "C0")
-    _as_an_earlier_version_left_it(output_of(copy) / "modular" / "C0" / "trial_00000")
+    _remove_records(output_of(copy) / "modular" / "C0" / "trial_00000")
     assert draw_detections(study, [0], output_of(copy), 1, path=copy / "two.png").exists()
 
 
@@ -172,7 +172,7 @@ def _use_another_trials_weights(folder: Path) -> None:
 
 def _use_an_earlier_versions_other_detector(folder: Path) -> None:
     _use_another_trials_folder(folder)
-    _as_an_earlier_version_left_it(output_of(folder) / "structural" / "trial_00001")
+    _remove_records(output_of(folder) / "structural" / "trial_00001")
 
 
 def _cut_the_weights(folder: Path) -> None:
@@ -220,21 +220,27 @@ def _lose_the_images(folder: Path) -> None:
         ),
         pytest.param({}, _remove_weights, "has no structural/trial_00001/weights.pth; expected", id="no weights"),
         pytest.param(
-            {}, _use_another_trials_folder, "structural/trial_00001: is of another trial: found 0", id="other folder"
+            {},
+            _use_another_trials_folder,
+            "structural/trial_00001: belongs to another trial: found 0",
+            id="other folder",
         ),
         pytest.param(
             {},
             _use_another_studys_folder,
-            "trial_00001: is of another study: found 'tiny/structural' with id b2, expected 'tiny/structural' with id ",
+            "trial_00001: belongs to another study: found 'tiny/structural' with id b2, expected 'tiny/structural'",
             id="another study",
         ),
         pytest.param(
-            {}, _use_another_trials_weights, "weights.pth: is of another trial: found 0, expected 1", id="other weights"
+            {},
+            _use_another_trials_weights,
+            "weights.pth: belongs to another trial: found 0, expected 1",
+            id="other weights",
         ),
         pytest.param(
             {},
             _use_an_earlier_versions_other_detector,
-            "weights.pth: is of another detector: found 64x48 ",
+            "weights.pth: belongs to another detector: found 64x48 ",
             id="other detector",
         ),
         pytest.param({}, _cut_the_weights, "trial_00001/weights.pth: cannot be loaded: ", id="spoiled weights"),
@@ -255,20 +261,20 @@ def _lose_the_images(folder: Path) -> None:
         pytest.param({}, _lose_the_images, "000001.png: cannot be read: No such file or directory; ", id="no images"),
     ],
 )
-def test_what_a_user_gets_wrong_is_told_with_place_and_expectation(
+def test_messages_about_user_errors_say_where_and_what_was_expected(
     copy: Path, arguments: dict[str, Any], prepare: Callable[[Path], None] | None, expected: str
 ) -> None:
     if prepare:
         prepare(copy)
     given = {"trials": [1], "folder": output_of(copy), "path": copy / "a.png", **arguments}
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         draw_detections(load(copy), **given)
-    assert expected in str(told.value)
-    assert "\n" not in str(told.value)
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
     assert not (copy / "a.png").exists()
 
 
-def test_a_study_of_another_making_has_no_detectors_to_draw(tmp_path: Path) -> None:
+def test_a_study_that_run_study_did_not_make_is_refused_for_drawing(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.5, 5.0)], name="mine")
     with pytest.raises(UserError, match="--study 'mine': not made by run_study"):
         draw_detections(study, [0], tmp_path, path=tmp_path / "a.png")

@@ -8,7 +8,7 @@ from smnas_optuna.reporting.study_results import results_of
 from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, make_study
 
 
-def test_factors_are_those_of_the_code(tmp_path: Path) -> None:
+def test_factors_follow_from_the_code(tmp_path: Path) -> None:
     text = "800x600 basicblock_56_12-11111-211-1112 FPN(P1-P5,c=128) RPN Cascade(n=3)"
     trial = finished(0.4, 23e9, architecture=text, flops=60_000_000_000)
     row = factors_frame(results_of(make_study(tmp_path, [trial], metrics=("map", "backbone_flops")))).loc[0]
@@ -32,11 +32,11 @@ def test_only_finished_trials_have_a_row_and_only_codes_have_factors(tmp_path: P
     assert list(frame["on_front"]) == [True, False, True, True, False]
     assert list(frame[list(FACTORS)].notna().any(axis=1)) == ["block" in text for text in ARCHITECTURES]
     [first, second] = correlate(frame).remarks
-    assert first == "Left out for want of a backbone code: 4 of 5 trials."
+    assert first == "Left out, since they have no backbone code: 4 of 5 trials."
     assert second == "A correlation needs 3 trials or more; found 1."
-    assert correlate(frame, trials="front").remarks[0] == "Left out for want of a backbone code: 2 of 3 trials."
+    assert correlate(frame, trials="front").remarks[0] == "Left out, since they have no backbone code: 2 of 3 trials."
 
 
-def test_precision_that_coco_did_not_measure_is_unknown(tmp_path: Path) -> None:
+def test_a_map_that_coco_did_not_measure_is_nan(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(-1.0, 20.0, architecture=ARCHITECTURES[3])])
     assert factors_frame(results_of(study))["mAP"].isna().all()

@@ -46,7 +46,7 @@ def test_times_of_different_devices_have_a_front_each(tmp_path: Path) -> None:
     assert results_of(study).front["number"].tolist() == [3, 2, 0]
 
 
-def test_hovering_tells_the_trial_its_architecture_and_what_was_measured(tmp_path: Path) -> None:
+def test_hover_texts_have_the_trial_its_architecture_and_its_metrics(tmp_path: Path) -> None:
     figure = front_figure(results_of(make_study(tmp_path, detectors())))
     texts = {text.split("<br>")[0]: text for trace in shown_points(figure) for text in trace.hovertext}
     assert set(texts) == {"<b>trial 0</b>, enqueued", *(f"<b>trial {number}</b>" for number in range(1, 5))}
@@ -74,11 +74,11 @@ def test_markup_in_the_database_is_text_in_the_figure(tmp_path: Path) -> None:
 
 
 def legend_of(figure: Figure) -> dict[str, str]:
-    """Return the colour of each label that the legend explains."""
+    """Return the colour of each label in the legend."""
     return {trace.name: trace.marker.color for trace in figure.data if trace.legendgroup and trace.visible}
 
 
-def test_what_was_pruned_before_training_stands_at_the_foot_over_its_cost(tmp_path: Path) -> None:
+def test_trials_pruned_before_training_are_at_the_bottom_at_their_cost(tmp_path: Path) -> None:
     costs = {"architecture": ARCHITECTURES[0], "flops": 3e9, "untrained_latency_ms": 77.0, "reason": "dominated"}
     duplicate = {"architecture": ARCHITECTURES[0], "reason": "duplicate"}
     pruned = [create_trial(state=TrialState.PRUNED, user_attrs=attributes) for attributes in (costs, duplicate)]
@@ -130,7 +130,7 @@ def test_a_number_is_coloured_in_ranges_from_cool_to_warm(tmp_path: Path) -> Non
     assert list(legend_of(figure).values()) == list(COLOURS[:5])
 
 
-def test_more_labels_than_colours_leave_the_rarest_to_other(tmp_path: Path) -> None:
+def test_if_there_are_more_labels_than_colours_the_rarest_are_other(tmp_path: Path) -> None:
     text = "{0}x{0} ResNet50 RPN 2FC"
     trials = [finished(0.3, float(size), architecture=text.format(size)) for size in range(100, 110) for _ in "ab"]
     study = make_study(tmp_path, [*trials, finished(0.3, 7.0, architecture="unreadable")])
@@ -155,7 +155,7 @@ def test_the_cost_axes_can_be_logarithmic(tmp_path: Path) -> None:
     }
 
 
-def test_published_detectors_leave_the_studys_own_their_room(tmp_path: Path) -> None:
+def test_published_detectors_do_not_squeeze_the_studys_detectors(tmp_path: Path) -> None:
     slow = Scatter(x=[300.0], y=[0.4])
     figure = front_figure(results_of(make_study(tmp_path, detectors())), known=[slow])
     assert 300.0 in [x for trace in figure.data for x in trace.x]
@@ -218,10 +218,10 @@ def test_the_hypervolume_is_drawn_with_its_reference_point(tmp_path: Path) -> No
     assert list(line.y) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
     assert figure.layout.yaxis.title.text == "hypervolume (1 = the range of values seen)"
     title = figure.layout.title.text.replace("<br>", " ")
-    assert title == "Reference point, the worst values seen: mAP 0.100, FLOPs 50.0 G"
+    assert title == "Reference point, the worst values so far: mAP 0.100, FLOPs 50.0 G"
 
 
-def test_an_unknown_colouring_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_factor_to_colour_by_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="colour_by 'taste': expected one of input size, backbone"):
         front_figure(results_of(make_study(tmp_path)), "taste")
 

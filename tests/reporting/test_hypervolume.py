@@ -36,7 +36,7 @@ def study(search: StructuralSearch, tmp_path: Path) -> optuna.Study:
 
 @given(study=studies())
 @settings(deadline=None, max_examples=60)
-def test_without_starting_detectors_it_is_the_share_of_the_unit_cells_that_are_dominated(study: optuna.Study) -> None:
+def test_without_starting_detectors_the_hypervolume_is_the_dominated_share_of_the_box(study: optuna.Study) -> None:
     measured = measure_hypervolume(results_of(study))
     if len(study.directions) == 1 or not study.trials:
         assert measured is None
@@ -57,7 +57,7 @@ def test_without_starting_detectors_it_is_the_share_of_the_unit_cells_that_are_d
 
 @given(study=studies())
 @settings(deadline=None, max_examples=60)
-def test_its_course_is_that_of_optunas_figure(study: optuna.Study) -> None:
+def test_the_hypervolume_history_equals_that_of_optuna(study: optuna.Study) -> None:
     measured = measure_hypervolume(results_of(study))
     if measured is None:
         return
@@ -69,7 +69,7 @@ def test_its_course_is_that_of_optunas_figure(study: optuna.Study) -> None:
     np.testing.assert_allclose(measured.values, np.array(course.y) / whole, rtol=1e-12, atol=1e-12)
 
 
-def test_what_violates_a_constraint_does_not_count() -> None:
+def test_trials_that_violate_a_constraint_do_not_count() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"])
     study.add_trials([finished(0.0, 2.0), finished(2.0, 0.0)])
     trial = study.ask()
@@ -80,7 +80,7 @@ def test_what_violates_a_constraint_does_not_count() -> None:
     assert measured.values == (0.0, 0.0, 0.0)
 
 
-def test_it_is_a_share_of_the_range_seen_in_words(tmp_path: Path) -> None:
+def test_the_text_of_a_share_says_of_what(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.2, 10.0), finished(0.4, 30.0), finished(0.1, 50.0)])
     assert measure_hypervolume(results_of(study)).reference == (0.1, 50.0)  # type: ignore[union-attr]
     assert hypervolume_text(study) == "67% of the range of values seen so far"
@@ -94,7 +94,7 @@ def test_values_that_are_not_finite_do_not_count(tmp_path: Path) -> None:
     assert hypervolume_text(study) == "0% of the range of values seen so far"
 
 
-def test_it_is_relative_to_the_starting_detectors_as_soon_as_all_of_them_have_ended(study: optuna.Study) -> None:
+def test_the_hypervolume_is_relative_to_the_starting_detectors_once_all_have_ended(study: optuna.Study) -> None:
     study.add_trial(finished(0.3, 20.0, architecture=SEEDS[0]))
     assert hypervolume_text(study) == "0% of the range of values seen so far"
     study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"architecture": SEEDS[1], "reason": "diverged"}))
@@ -104,34 +104,34 @@ def test_it_is_relative_to_the_starting_detectors_as_soon_as_all_of_them_have_en
     assert hypervolume_text(study) == "1.50 times that of the starting detector"
 
 
-def test_it_never_falls_and_its_reference_point_stays_whatever_is_found(study: optuna.Study) -> None:
+def test_the_hypervolume_never_decreases_and_the_reference_point_does_not_change(study: optuna.Study) -> None:
     study.add_trials([finished(0.3, 20.0, architecture=SEEDS[0]), finished(0.1, 10.0, architecture=SEEDS[1])])
-    told = [hypervolume_text(study)]
+    texts = [hypervolume_text(study)]
     for values in ((0.01, 500.0), (0.2, 8.0), (0.5, 60.0), (0.0, 1.0), (0.4, 15.0)):
         study.add_trial(finished(*values, architecture=OTHER))
-        told.append(hypervolume_text(study))
+        texts.append(hypervolume_text(study))
         measured = measure_hypervolume(results_of(study))
         assert measured is not None
         assert measured.reference == (0.0, 40.0)
         assert list(measured.values) == sorted(measured.values)
     # 0.3 x 20 + 0.1 x 10 = 7; with 0.2 at 8 ms it is 0.3 x 20 + 0.2 x 12; then 0.4 x 25 + 0.2 x 7.
     numbers = ["1.00", "1.00", "1.20", "1.20", "1.20", "1.63"]
-    assert told == [f"{number} times that of the 2 starting detectors" for number in numbers]
+    assert texts == [f"{number} times that of the 2 starting detectors" for number in numbers]
 
 
-def test_starting_detectors_that_found_nothing_are_no_measure(study: optuna.Study) -> None:
+def test_starting_detectors_with_a_map_of_0_cannot_be_the_basis(study: optuna.Study) -> None:
     study.add_trials([finished(0.0, 20.0, architecture=seed) for seed in SEEDS])
     study.add_trial(finished(0.2, 10.0, architecture=OTHER))
     assert hypervolume_text(study) == "100% of the range of values seen so far"
 
 
-def test_a_starting_detector_that_is_evaluated_again_is_waited_for(study: optuna.Study) -> None:
+def test_a_starting_detector_that_is_retried_counts_once_it_has_ended(study: optuna.Study) -> None:
     study.add_trials([finished(0.3, 20.0, architecture=SEEDS[0]), finished(0.1, 10.0, architecture=SEEDS[1])])
     study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"architecture": SEEDS[1]}))
     assert hypervolume_text(study).endswith("of the range of values seen so far")
 
 
-def test_a_candidates_own_backbone_and_a_transfers_baselines_are_what_it_is_relative_to(
+def test_the_basis_is_the_candidates_backbone_or_the_baselines_of_a_transfer(
     search: StructuralSearch, tmp_path: Path
 ) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/tiny.db")
@@ -146,7 +146,7 @@ def test_a_candidates_own_backbone_and_a_transfers_baselines_are_what_it_is_rela
     assert hypervolume_text(transfer) == "1.50 times that of the baseline"
 
 
-def test_times_of_several_devices_and_a_single_objective_have_none(tmp_path: Path) -> None:
+def test_there_is_no_hypervolume_for_times_of_several_devices_or_a_single_objective(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.2, 10.0, device="A"), finished(0.4, 30.0, device="B")])
     assert measure_hypervolume(results_of(study)) is None
     single = make_study(tmp_path, [finished(0.1)], metrics=["map"], directions=["maximize"], name="single")

@@ -29,17 +29,17 @@ def precision_of_size_and_backbone(architecture: Architecture) -> float:
     return architecture.input_size.width / 1e4 + architecture.backbone.depth / 1e4
 
 
-def test_the_module_that_decides_has_all_the_effect(tmp_path: Path) -> None:
+def test_the_only_module_with_an_effect_has_an_importance_of_1(tmp_path: Path) -> None:
     result = module_importances(results_of(structural_study(tmp_path, 80, precision_of_head)))
     assert list(result.shares.index) == list(PARTS)
     assert list(result.shares) == ["map", "latency_ms"]
     assert result.shares["map"].sum() == pytest.approx(1)
-    # No RPN goes with RetinaNet, so the forest may tell that head by either.
+    # RetinaNet has no RPN, so the forest may split off that head by either module.
     assert result.shares.loc[["head", "rpn"], "map"].sum() > 0.98
     assert at(result.shares, "head", "map") > 0.6
 
 
-def test_modules_share_the_effect_by_the_variation_that_they_make(tmp_path: Path) -> None:
+def test_importances_are_in_proportion_to_the_variation_caused(tmp_path: Path) -> None:
     study = structural_study(tmp_path, 300, precision_of_size_and_backbone)
     trials = results_of(study).frame
     by_size = trials.groupby("input_size")["map"].transform("mean").var() / trials["map"].var()
@@ -48,7 +48,7 @@ def test_modules_share_the_effect_by_the_variation_that_they_make(tmp_path: Path
     assert shares["backbone"] == pytest.approx(1 - by_size, abs=0.05)
 
 
-def test_effects_are_the_same_each_time_and_leave_no_trace(
+def test_importances_are_reproducible_and_do_not_change_global_state(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
@@ -65,13 +65,13 @@ def test_effects_are_the_same_each_time_and_leave_no_trace(
     assert len(study.trials) == 30
 
 
-def test_an_objective_that_never_changes_has_no_causes(tmp_path: Path) -> None:
+def test_a_constant_objective_has_no_importances(tmp_path: Path) -> None:
     result = module_importances(results_of(structural_study(tmp_path, 20, precision_of_head)))
     assert result.shares["latency_ms"].isna().all()
     assert "inference time is the same in all trials, so no module has an effect on it." in result.remarks
 
 
-def test_too_few_trials_have_no_effects(tmp_path: Path) -> None:
+def test_too_few_trials_have_no_importances(tmp_path: Path) -> None:
     result = module_importances(results_of(structural_study(tmp_path, 9, precision_of_head)))
     assert result.shares.isna().all(axis=None)
     assert result.remarks == ("The effect of modules needs 10 trials or more; found 9.",)
@@ -82,24 +82,27 @@ def test_modules_that_do_not_vary_or_vary_too_much_are_named(tmp_path: Path) -> 
     assert result.shares.isna().all(axis=None)
     assert result.remarks == (
         "The same in all trials, so without effect: input size, RPN, head.",
-        "With 60 values in 60 trials the effect of the backbone cannot be told.",
-        "Comparing modules needs two or more that vary; left: neck.",
+        "With 60 values in 60 trials the effect of the backbone cannot be estimated.",
+        "A comparison needs two or more modules that vary; found: neck.",
     )
 
 
-def test_a_study_without_detectors_is_told_not_crashed(tmp_path: Path) -> None:
+def test_a_study_without_architectures_has_remarks_only(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.1 * number, 1.0, architecture="none of ours") for number in range(20)])
     assert module_importances(results_of(study)).remarks == ("The effect of modules needs 10 trials or more; found 0.",)
     assert module_effects(results_of(study)).empty
     assert correlate(factors_frame(results_of(study)), control="FLOPs").matrix.isna().all(axis=None)
 
 
-def test_times_of_another_device_are_left_out(tmp_path: Path) -> None:
+def test_only_times_of_the_most_used_device_are_compared(tmp_path: Path) -> None:
     def device(number: int) -> str:
         return "A" if number % 3 else "B"
 
     study = structural_study(tmp_path, 30, precision_of_head, device)
-    assert "For inference time 20 of 30 trials count, those on A." in module_importances(results_of(study)).remarks
+    assert (
+        "For inference time only the 20 of 30 trials on A are compared."
+        in module_importances(results_of(study)).remarks
+    )
     slow = [
         finished(0.5, 900.0, architecture=CLASSIC, device="B"),
         finished(0.5, 30.0, architecture=CLASSIC, device="A"),

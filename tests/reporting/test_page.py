@@ -23,7 +23,7 @@ from tests.reporting.synthetic_study import ARCHITECTURES, detectors, finished, 
 
 
 class Page(HTMLParser):
-    """A page as its elements with their attributes, the text outside scripts and styles, and the table rows."""
+    """A parsed page: its elements with attributes, the text outside of scripts and styles, and the rows of tables."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_the_file_and_the_title_are_named_after_the_study(tmp_path: Path) -> Non
     assert Page(path.read_text(encoding="utf-8")).title == "coco/modular/C3"
 
 
-def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     page = read_report(make_study(tmp_path, detectors()), tmp_path)
     assert not {"link", "img", "iframe", "base"} & {tag for tag, _ in page.elements}
     addresses = [
@@ -94,7 +94,7 @@ def test_the_headline_numbers_come_first(tmp_path: Path) -> None:
     assert "trials 7 5 finished, 1 pruned, 1 failed" in head
 
 
-def test_a_trial_that_was_interrupted_and_repeated_has_not_failed(tmp_path: Path) -> None:
+def test_an_interrupted_trial_that_was_repeated_is_not_called_failed(tmp_path: Path) -> None:
     attributes = {"outcome": "interrupted", "reason": "interrupted: the process that evaluated it ended"}
     interrupted = create_trial(state=TrialState.FAIL, user_attrs=attributes)
     study = make_study(tmp_path, [*detectors(), interrupted])
@@ -117,7 +117,7 @@ def test_the_table_lists_the_front(tmp_path: Path) -> None:
     assert rows[1][6:] == ["0.365", "0.547", "0.402", MISSING, "0.402", "0.474", "40.5 ± 0.8", "21.6", "25.6"]
 
 
-def test_all_trials_can_be_had_as_csv(tmp_path: Path) -> None:
+def test_the_page_has_all_trials_as_csv(tmp_path: Path) -> None:
     page = read_report(make_study(tmp_path, detectors()), tmp_path)
     [link] = [attributes for tag, attributes in page.elements if tag == "a"]
     assert link["download"] == "coco-structural.csv"
@@ -127,7 +127,7 @@ def test_all_trials_can_be_had_as_csv(tmp_path: Path) -> None:
     assert table["map"].tolist()[:5] == [0.211, 0.204, 0.365, 0.401, 0.399]
 
 
-def test_the_hypervolume_beside_the_seeds_the_violations_and_the_versions_are_told(tmp_path: Path) -> None:
+def test_the_page_has_the_hypervolume_the_violations_and_the_versions(tmp_path: Path) -> None:
     seed, larger = (f"{size} ResNet50 FPN(P1-P5,c=256) RPN 2FC" for size in ("800x600", "1333x800"))
     recipe = load_recipe("coco", [f"structural.seeds=['{seed}']"])
     study = open_study(open_storage(f"sqlite:///{tmp_path}/coco.db"), StructuralSearch(recipe))
@@ -147,7 +147,7 @@ def test_the_hypervolume_beside_the_seeds_the_violations_and_the_versions_are_to
     page = " ".join(read_report(study, tmp_path).text.split())
     # From (0, 40): the seed alone 0.3 x 20, the third trial 0.1 x 5 more.
     assert "hypervolume 1.08 times that of the starting detector" in page
-    assert "Reference point: mAP 0, inference time 40.0 ms; what costs more does not count." in page
+    assert "Reference point: mAP 0, inference time 40.0 ms; detectors that cost more do not count." in page
     assert "mAP: 1 of 3 pairs; inference time: 1 of 3 pairs" in page
     assert f"optuna {optuna.__version__}" in page[page.index("searched with") :]
 
@@ -160,7 +160,7 @@ def test_the_hypervolume_beside_the_seeds_the_violations_and_the_versions_are_to
         ("dataset", None, "dataset: found None, expected keys"),
     ],
 )
-def test_a_recipe_that_cannot_be_used_is_told_with_its_cause_and_hides_no_more_than_it_must(
+def test_with_an_unusable_recipe_the_page_says_why_and_shows_everything_else(
     tiny_recipe: Path, tmp_path: Path, key: str, value: object, cause: str
 ) -> None:
     recipe = load_recipe(str(tiny_recipe))
@@ -184,7 +184,7 @@ def test_a_recipe_that_cannot_be_used_is_told_with_its_cause_and_hides_no_more_t
     assert "parent" in page.rows[0]
 
 
-def test_failed_and_pruned_trials_tell_their_reasons(tmp_path: Path) -> None:
+def test_the_reasons_of_failed_and_pruned_trials_are_listed(tmp_path: Path) -> None:
     rows = read_report(make_study(tmp_path, detectors()), tmp_path).rows[-2:]
     assert rows == [
         ["5", "pruned", f"dominated before training by trial 3{ARCHITECTURES[4]}"],
@@ -200,7 +200,7 @@ def test_the_recipe_is_printed_as_indented_json(tmp_path: Path, recipe: object) 
     assert '{\n  "data": {\n    "classes": 80\n  }\n}' in read_report(study, tmp_path).text
 
 
-def test_what_the_database_says_is_text_not_markup(tmp_path: Path) -> None:
+def test_texts_of_the_database_are_escaped(tmp_path: Path) -> None:
     attack = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     trials = [
         finished(0.3, 20.0, architecture=attack, device=attack),
@@ -215,7 +215,7 @@ def test_what_the_database_says_is_text_not_markup(tmp_path: Path) -> None:
     assert "<script>alert" not in page.html
 
 
-def test_a_study_without_finished_trials_gets_a_page_that_says_so(tmp_path: Path) -> None:
+def test_the_page_of_a_study_without_finished_trials_says_so(tmp_path: Path) -> None:
     failed = create_trial(state=TrialState.FAIL, user_attrs={"reason": "CUDA out of memory"})
     page = read_report(make_study(tmp_path, [failed, create_trial(state=TrialState.RUNNING)]), tmp_path)
     assert "No trial of this study has finished yet" in page.text
@@ -255,7 +255,7 @@ def test_a_report_reads_the_trials_of_each_study_once(
     for study, candidate in zip(seconds, candidates, strict=True):
         study.add_trial(finished(0.4, 1e9, architecture=str(ModularSearch(recipe, candidate).baseline), **measured))
     reads = []
-    # Where a study's own cache asks the database.
+    # The method with which a study's cache reads the database.
     read = storage._get_trials
 
     def count(study_id: int, *arguments: Any, **options: Any) -> Any:

@@ -38,11 +38,11 @@ def test_the_report_draws_every_figure_without_a_network_and_nothing_moves(
         assert (background == "rgb(255, 255, 255)") is not dark
 
 
-def test_hovering_over_a_point_tells_the_whole_architecture(tmp_path: Path) -> None:
+def test_hovering_over_a_point_shows_the_whole_architecture(tmp_path: Path) -> None:
     path = write_report(make_study(tmp_path, detectors()), tmp_path)
     with open_page() as page:
         open_report(page, path)
-        told = set()
+        texts = set()
         for point in page.query_selector_all("#front .scatterlayer .points path"):
             page.mouse.move(0, 0)
             page.wait_for_selector("#front .hoverlayer .hovertext", state="detached")
@@ -51,12 +51,12 @@ def test_hovering_over_a_point_tells_the_whole_architecture(tmp_path: Path) -> N
             page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
             label = page.wait_for_selector("#front .hoverlayer .hovertext")
             assert label is not None
-            told.add(" ".join(span.text_content() or "" for span in label.query_selector_all("tspan.line")))
+            texts.add(" ".join(span.text_content() or "" for span in label.query_selector_all("tspan.line")))
         for architecture in ARCHITECTURES:
-            assert any(f" {architecture} " in text for text in told), told
+            assert any(f" {architecture} " in text for text in texts), texts
 
 
-def test_colours_and_axes_are_chosen_by_keyboard(tmp_path: Path) -> None:
+def test_colours_and_axes_can_be_chosen_with_the_keyboard(tmp_path: Path) -> None:
     path = write_report(make_study(tmp_path, detectors()), tmp_path)
     with open_page() as page:
         open_report(page, path)

@@ -18,7 +18,7 @@ TARGET = Target("cpu", "AMD EPYC", 1, 2**30, {})
 SCORES = {"map": 0.25, "map_50": 0.5, "latency_ms": 7.0, "latency_spread_ms": 0.2}
 
 
-def heard(worker: int, trial: int, *events: Costs | Progress | Resumed) -> list[Message]:
+def events_of(worker: int, trial: int, *events: Costs | Progress | Resumed) -> list[Message]:
     return [Heard(worker, "structural", trial, "96x72 ResNet18 RetinaNet", event) for event in events]
 
 
@@ -33,15 +33,15 @@ def finished(worker: int, number: int, **attributes: object) -> Finished:
 MESSAGES: list[Message] = [
     Ready(0, TARGET),
     Ready(1, TARGET),
-    *heard(0, 3, Costs(2_000_000_000, 5_000_000), Progress(1, 4, 2.0), Progress(2, 4, 1.0), Progress(3, 4, 0.5)),
-    *heard(1, 4, Costs(1_000_000_000, 1_000_000), Resumed(2), Progress(3, 4, 0.75)),
+    *events_of(0, 3, Costs(2_000_000_000, 5_000_000), Progress(1, 4, 2.0), Progress(2, 4, 1.0), Progress(3, 4, 0.5)),
+    *events_of(1, 4, Costs(1_000_000_000, 1_000_000), Resumed(2), Progress(3, 4, 0.75)),
     finished(0, 3, **SCORES),
     Requeued(1, "structural", 2),
     finished(1, 4, reason="loss became nan"),
 ]
 
 
-def told(messages: list[Message], *, terminal: bool = False, quiet: bool = False) -> tuple[str, SearchProgress]:
+def show(messages: list[Message], *, terminal: bool = False, quiet: bool = False) -> tuple[str, SearchProgress]:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=120, highlight=False)
     done = itertools.count(4)
@@ -53,12 +53,12 @@ def told(messages: list[Message], *, terminal: bool = False, quiet: bool = False
     progress = SearchProgress(console, {"structural": 3}, {"structural": 8}, read, quiet=quiet)
     with progress:
         for message in messages:
-            progress.hear(message)
+            progress.handle(message)
     return output.getvalue(), progress
 
 
 def test_without_a_terminal_everything_is_a_plain_line() -> None:
-    text, _ = told(MESSAGES)
+    text, _ = show(MESSAGES)
     assert "\x1b" not in text
     assert text.splitlines()[:3] == [
         "worker 0 is ready on AMD EPYC",
@@ -66,34 +66,34 @@ def test_without_a_terminal_everything_is_a_plain_line() -> None:
         "trial 3: 96x72 ResNet18 RetinaNet (2 GFLOPs, 5 M parameters)",
     ]
     assert "trial 3: epoch 2/4, loss 1.000" in text
-    assert "trial 4: goes on after epoch 2, where it was interrupted" in text
+    assert "trial 4: resumes after epoch 2, where it was interrupted" in text
     assert "trial 3: mAP 0.250, AP50 0.500, 7.0 ± 0.2 ms" in text
     assert "4/8 trials; best mAP 0.250, hypervolume 1.31 times that of the 3 starting detectors, about " in text
     assert "trial 4: fail: loss became nan" in text
 
 
-def test_quiet_tells_only_what_goes_wrong() -> None:
-    text, _ = told(MESSAGES, quiet=True)
+def test_quiet_output_has_problems_only() -> None:
+    text, _ = show(MESSAGES, quiet=True)
     assert text.splitlines() == [
         "trial 2 was interrupted and is back in the queue",
         "trial 4: fail: loss became nan",
     ]
 
 
-def test_the_live_view_has_a_lane_per_worker_with_its_epochs_and_loss() -> None:
-    _, progress = told(MESSAGES[:9], terminal=True)
+def test_the_live_view_has_a_row_per_worker_with_its_epochs_and_loss() -> None:
+    _, progress = show(MESSAGES[:9], terminal=True)
     output = io.StringIO()
     Console(file=output, width=120).print(progress.view())
-    lanes = output.getvalue().splitlines()
-    assert [lane.split()[:4] for lane in lanes[:2]] == [["worker", "0", "trial", "3"], ["worker", "1", "trial", "4"]]
-    assert " 3/4 █▃▁ 0.500 96x72 ResNet18 RetinaNet" in " ".join(lanes[0].split())
-    assert " 3/4 ▁ 0.750 96x72 ResNet18 RetinaNet" in " ".join(lanes[1].split())
-    assert lanes[2].split()[0] == "trials"
-    assert "3/8" in lanes[2]
+    rows = output.getvalue().splitlines()
+    assert [row.split()[:4] for row in rows[:2]] == [["worker", "0", "trial", "3"], ["worker", "1", "trial", "4"]]
+    assert " 3/4 █▃▁ 0.500 96x72 ResNet18 RetinaNet" in " ".join(rows[0].split())
+    assert " 3/4 ▁ 0.750 96x72 ResNet18 RetinaNet" in " ".join(rows[1].split())
+    assert rows[2].split()[0] == "trials"
+    assert "3/8" in rows[2]
 
 
-def test_a_worker_that_waits_says_so() -> None:
-    _, progress = told(MESSAGES, terminal=True)
+def test_the_live_view_shows_which_workers_wait() -> None:
+    _, progress = show(MESSAGES, terminal=True)
     output = io.StringIO()
     Console(file=output, width=120).print(progress.view())
     assert output.getvalue().splitlines()[0].split()[:3] == ["worker", "0", "waits"]

@@ -39,7 +39,7 @@ def points(trace: Scatter) -> list[tuple[float, float]]:
 
 
 def run_with_package(folder: Path, code: str) -> str:
-    """Run ``code`` where the package mmdet is that in ``folder``, which must not be imported."""
+    """Run ``code`` with the package mmdet in ``folder``, which must not be imported."""
     (folder / "mmdet").mkdir(exist_ok=True)
     (folder / "mmdet" / "__init__.py").write_text("raise RuntimeError('mmdet was imported')\n")
     paths = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
@@ -60,7 +60,7 @@ def write_metafile(folder: Path, text: str) -> None:
     metafile.write_text(text)
 
 
-def test_the_zoo_is_the_papers_thirteen_detectors() -> None:
+def test_the_zoo_has_the_papers_thirteen_detectors() -> None:
     zoo = {detector.name: detector for detector in zoo_detectors()}
     assert zoo.keys() == DETECTORS.keys()
     assert len(zoo) == 13
@@ -68,7 +68,7 @@ def test_the_zoo_is_the_papers_thirteen_detectors() -> None:
     assert (zoo["NAS-FPN"].ap, zoo["NAS-FPN"].split) == (0.454, "test-dev")
 
 
-def test_the_installed_mmdet_tells_box_ap_and_time_of_its_detectors() -> None:
+def test_the_detectors_of_the_installed_mmdet_have_box_ap_and_time() -> None:
     found = mmdet_detectors()
     assert len(found) == 193
     assert len({detector.name for detector in found}) == len(found)
@@ -89,7 +89,7 @@ def test_the_installed_mmdet_tells_box_ap_and_time_of_its_detectors() -> None:
         ("cornernet_hourglass104_32xb3-210e-mstest_coco", 0.404, 256.41, "1333x800", "FP32"),
     ],
 )
-def test_a_detector_of_mmdet_is_as_its_metafile_has_it(
+def test_a_detector_of_mmdet_has_the_values_of_its_metafile(
     name: str, ap: float, milliseconds: float, input_size: str, precision: str
 ) -> None:
     [found] = [detector for detector in mmdet_detectors() if detector.name == name]
@@ -98,7 +98,7 @@ def test_a_detector_of_mmdet_is_as_its_metafile_has_it(
     )
 
 
-def test_models_without_box_ap_or_without_a_time_are_no_detectors_to_show() -> None:
+def test_models_without_box_ap_or_without_a_time_are_left_out() -> None:
     names = {detector.name for detector in mmdet_detectors()}
     assert "yolact_r50_1x8_coco" not in names
     assert "faster-rcnn_r50-caffe_fpn_1x_coco" not in names
@@ -110,14 +110,14 @@ def test_data_set_and_hardware_are_chosen_by_name() -> None:
     assert mmdet_detectors(hardware="A100") == []
 
 
-def test_what_is_returned_can_be_changed_without_changing_the_next_answer() -> None:
+def test_changing_the_returned_list_does_not_change_the_next_one() -> None:
     mmdet_detectors().clear()
     zoo_detectors().clear()
     assert mmdet_detectors()
     assert zoo_detectors()
 
 
-def test_a_checkout_without_metafiles_has_no_detectors_to_show(tmp_path: Path) -> None:
+def test_a_checkout_without_metafiles_has_no_detectors(tmp_path: Path) -> None:
     assert run_with_package(tmp_path, "print(mmdet_detectors())") == "[]\n"
 
 
@@ -133,7 +133,7 @@ def test_metafiles_are_read_without_importing_mmdet_or_torch(tmp_path: Path) -> 
     - {{Task: Object Detection, Dataset: COCO, Metrics: {{box AP: 29.3}}}}
 """
     bare = "- {Name: bare, Metadata: null, Results: null}\n"
-    # The list of models itself, as objects365 has it; one model is there twice.
+    # The list of models is at the top level, as in objects365's file, and has one model twice.
     write_metafile(tmp_path, model.format(name="one") + model.format(name="two") + model.format(name="one") + bare)
     code = """
 import sys
@@ -151,11 +151,11 @@ print("torch" in sys.modules, "mmdet" in sys.modules)
     ]
 
 
-def test_a_metafile_that_is_not_yaml_is_told_in_one_line(tmp_path: Path) -> None:
+def test_the_error_about_a_metafile_that_is_not_yaml_is_one_line(tmp_path: Path) -> None:
     write_metafile(tmp_path, "Models:\n  - Name: [\n")
     code = "try:\n    mmdet_detectors()\nexcept UserError as error:\n    print(error)"
     [line] = run_with_package(tmp_path, code).splitlines()
-    assert line.startswith(f"{tmp_path / METAFILES / 'some' / 'metafile.yml'}: not YAML")
+    assert line.startswith(f"{tmp_path / METAFILES / 'some' / 'metafile.yml'}: expected a metafile of mmdet in YAML: ")
 
 
 @pytest.mark.parametrize(
@@ -177,18 +177,18 @@ def test_a_metafile_that_is_not_yaml_is_told_in_one_line(tmp_path: Path) -> None
         (V100, "", False),
     ],
 )
-def test_a_device_is_comparable_to_the_product_that_it_is(device: str, hardware: str, comparable: bool) -> None:
+def test_is_comparable_recognises_the_product_of_a_device(device: str, hardware: str, comparable: bool) -> None:
     assert is_comparable(device, hardware) is comparable
 
 
-def test_a_study_on_coco_and_a_v100_is_seen_beside_all_known_detectors(tmp_path: Path) -> None:
+def test_a_study_on_coco_and_a_v100_is_compared_with_all_published_detectors(tmp_path: Path) -> None:
     study = make_study(tmp_path, detectors())
     study.set_user_attr("recipe", coco_recipe())
     assert known_detectors(results_of(study)) == [*zoo_detectors(), *mmdet_detectors()]
     assert known_detectors(results_of(study), "none") == []
 
 
-def test_the_device_that_a_study_agreed_on_counts_before_a_trial_has_finished(tmp_path: Path) -> None:
+def test_the_recorded_device_of_a_study_counts_before_a_trial_has_finished(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     study.set_user_attr("recipe", coco_recipe())
     assert known_detectors(results_of(study)) == []
@@ -196,7 +196,7 @@ def test_the_device_that_a_study_agreed_on_counts_before_a_trial_has_finished(tm
     assert len(known_detectors(results_of(study))) == 206
 
 
-def test_times_of_another_device_are_shown_only_when_asked_for(tmp_path: Path) -> None:
+def test_times_of_another_device_are_shown_only_if_requested(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0, device="NVIDIA A100-SXM4-40GB"), finished(0.2, 30.0)])
     study.set_user_attr("recipe", coco_recipe())
     assert known_detectors(results_of(study)) == []
@@ -223,7 +223,7 @@ def test_one_comparable_device_among_several_is_enough(tmp_path: Path) -> None:
         ("data/coco", "mine/val.json", False),
     ],
 )
-def test_coco_is_known_by_its_folder_and_its_annotations(
+def test_coco_is_recognised_by_its_folder_and_its_annotations(
     tmp_path: Path, root: str, annotations: str, is_coco: bool
 ) -> None:
     study = make_study(tmp_path, detectors())
@@ -240,7 +240,9 @@ def test_digits_and_studies_without_a_recipe_are_not_coco(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("metrics", [("map", "flops"), ("map_50", "latency_ms"), None])
-def test_there_is_no_place_without_map_and_inference_time(tmp_path: Path, metrics: tuple[str, str] | None) -> None:
+def test_without_map_and_inference_time_no_published_detectors_are_shown(
+    tmp_path: Path, metrics: tuple[str, str] | None
+) -> None:
     study = make_study(tmp_path, detectors(), metrics=metrics)
     study.set_user_attr("recipe", coco_recipe())
     assert known_detectors(results_of(study)) == []
@@ -271,13 +273,13 @@ def test_the_line_joins_the_front_and_nothing_else() -> None:
     assert trace.connectgaps is False
 
 
-def test_the_papers_front_is_what_it_found() -> None:
+def test_the_front_of_the_papers_detectors_consists_of_its_own_models() -> None:
     [trace] = known_traces(zoo_detectors())
     front = list(trace.x)[: list(trace.x).index(None)]
     assert front == [DETECTORS[f"E{number}"].milliseconds for number in range(6)]
 
 
-def test_hovering_tells_what_a_detector_is_and_where_it_was_measured() -> None:
+def test_hover_texts_of_published_detectors_have_their_source_and_conditions() -> None:
     zoo, mmdet = known_traces([*zoo_detectors(), *mmdet_detectors()])
     texts = [text for text in (*zoo.hovertext, *mmdet.hovertext) if text]
     assert len(texts) == 206
@@ -299,7 +301,7 @@ def test_hovering_tells_what_a_detector_is_and_where_it_was_measured() -> None:
     ]
 
 
-def test_long_names_are_broken_and_markup_in_them_is_text() -> None:
+def test_long_names_are_wrapped_and_escaped() -> None:
     name = "cascade-mask-rcnn_x101-32x4d-syncbn-r16-gcb-c3-c5_fpn_1x_coco<i>"
     [trace] = known_traces([known(name, 0.4, 30)])
     heads = [line for line in trace.hovertext[0].split("<br>") if line.startswith("<b>")]
@@ -307,7 +309,7 @@ def test_long_names_are_broken_and_markup_in_them_is_text() -> None:
     assert len(heads) == 2
 
 
-def test_known_detectors_lie_below_the_trials_and_stay_when_the_colours_change(tmp_path: Path) -> None:
+def test_published_detectors_are_drawn_behind_trials_and_keep_their_colour(tmp_path: Path) -> None:
     known_ones = known_traces(zoo_detectors())
     figure = front_figure(results_of(make_study(tmp_path, detectors())), known=known_ones)
     [index] = [index for index, trace in enumerate(figure.data) if trace.name == known_ones[0].name]

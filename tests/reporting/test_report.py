@@ -29,7 +29,7 @@ def test_the_report_is_written_and_its_path_printed(tmp_path: Path) -> None:
     assert "coco/structural" in (tmp_path / "coco-structural.html").read_text(encoding="utf-8")
 
 
-def test_the_storage_can_come_from_the_environment(tmp_path: Path) -> None:
+def test_the_storage_can_be_set_in_the_environment(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     make_study(tmp_path / "elsewhere", detectors())
     result = run_report(
@@ -38,14 +38,14 @@ def test_the_storage_can_come_from_the_environment(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "reports/coco-structural.html\n"), result.stderr
 
 
-def test_an_unknown_study_is_answered_with_those_that_exist(tmp_path: Path) -> None:
+def test_the_message_about_an_unknown_study_lists_those_that_exist(tmp_path: Path) -> None:
     make_study(tmp_path, detectors())
     make_study(tmp_path, name="digits/structural")
     result = run_report(tmp_path, "--study", "coco/modular")
     assert_user_error(result, "coco/modular", "coco/structural", "digits/structural")
 
 
-def test_a_missing_database_is_not_made(tmp_path: Path) -> None:
+def test_an_absent_database_is_not_created(tmp_path: Path) -> None:
     assert_user_error(run_report(tmp_path, "--study", "coco/structural"), "smnas.db")
     assert list(tmp_path.iterdir()) == []
 

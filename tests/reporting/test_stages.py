@@ -26,7 +26,7 @@ def test_both_stages_are_drawn_over_measured_time_with_each_candidate_as_a_star(
     second.mkdir()
     trials = [
         finished(0.40, 4e9, map=0.40, latency_ms=30.0, latency_spread_ms=1.0, architecture=ARCHITECTURES[3]),
-        # Cheaper by FLOPs, so on the front of its study; slower and less accurate, so off this one.
+        # Has fewer FLOPs, so it is on the front of its study; slower and less accurate, so it is off the front here.
         finished(0.30, 3e9, map=0.30, latency_ms=35.0, architecture=ARCHITECTURES[3]),
     ]
     figure = stages_figure(

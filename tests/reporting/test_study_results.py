@@ -30,7 +30,7 @@ def test_an_unfinished_trial_shows_what_was_measured_before_it_ended(tmp_path: P
     assert pruned["reason"] == "dominated before training by trial 3"
 
 
-def test_columns_are_there_without_trials_and_without_attributes(tmp_path: Path) -> None:
+def test_all_columns_exist_without_trials_and_without_attributes(tmp_path: Path) -> None:
     study = make_study(tmp_path, metrics=None)
     named = {"number", "state", "objective 0", "objective 1", "architecture", "flops", "latency_spread_ms", "reason"}
     assert named <= set(results_of(study).frame.columns)
@@ -42,7 +42,7 @@ def test_columns_are_there_without_trials_and_without_attributes(tmp_path: Path)
     assert not isinstance(row["backbone"], str)
 
 
-def test_an_attribute_cannot_pose_as_the_number_the_state_or_a_value(tmp_path: Path) -> None:
+def test_an_attribute_does_not_replace_the_number_the_state_or_a_value(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0, number=9, state="fail", map=0.9, on_front="no")])
     row = results_of(study).frame.loc[0]
     assert (row["number"], row["state"], row["map"], row["on_front"]) == (0, "complete", 0.3, True)
@@ -68,5 +68,5 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 
 @given(study=studies())
 @settings(deadline=None, max_examples=60)
-def test_the_front_is_that_of_optuna(study: optuna.Study) -> None:
+def test_the_front_equals_optunas(study: optuna.Study) -> None:
     assert set(results_of(study).front["number"]) == {trial.number for trial in study.best_trials}

@@ -17,11 +17,13 @@ def failed(**attributes: str) -> FrozenTrial:
         ({"outcome": "interrupted"}, "interrupted", "interrupted and repeated"),
         ({"reason": "interrupted: its worker was stopped"}, "interrupted", "interrupted and repeated"),
         ({"outcome": "not_needed"}, "not needed", "not needed and repeated"),
-        # As other programs' failures, and those that Optuna itself retries.
+        # Failures of other programs, and those that Optuna itself retries, have no attributes.
         ({}, "failed", "interrupted and repeated"),
     ],
 )
-def test_a_failure_is_what_is_not_repeated(attributes: dict[str, str], word: str, repeated: str) -> None:
+def test_interrupted_and_repeated_trials_are_not_called_failed(
+    attributes: dict[str, str], word: str, repeated: str
+) -> None:
     trials = [failed(**attributes)]
     for number, trial in enumerate(trials):
         trial.number = number

@@ -46,5 +46,5 @@ def test_a_front_reads_the_same_in_the_terminal_the_report_and_the_dashboard(tmp
     ]
     shared = set.intersection(*(set(head) for head, *_ in tables))
     assert shared == {"trial", "mAP", "ms"}
-    told = [{tuple(row[head.index(name)] for name in sorted(shared)) for row in rows} for head, *rows in tables]
-    assert told[0] == told[1] == told[2]
+    cells = [{tuple(row[head.index(name)] for name in sorted(shared)) for row in rows} for head, *rows in tables]
+    assert cells[0] == cells[1] == cells[2]

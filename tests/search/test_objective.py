@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_skipped_once_and_what_fits_in_parts_is_trained(
     limit = ("--set", "device.memory_gb=0.00244140625")
     ended = run("run_study", tiny_recipe, *_OVERRIDES, *limit, "--sampler", sampler, folder=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "each batch in 4 parts, to fit into memory" in ended.stdout
+    assert "each batch is split into 4 parts to fit into memory" in ended.stdout
     trials = trials_of(tmp_path)
     (trained,) = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert trained.user_attrs["gradient_accumulation"] == 4

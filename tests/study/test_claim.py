@@ -29,7 +29,7 @@ print(lock.release(), flush=True)
 
 
 def hold(url: str, longest_turn: float) -> "subprocess.Popen[str]":
-    """Start a process that holds the lock until a line is written to it, and says whether it had held it till then."""
+    """Start a process that holds the lock until a line is written to it, and then prints what ``release`` returns."""
     process = subprocess.Popen(
         [sys.executable, "-c", _HOLD, url, str(longest_turn)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -38,7 +38,7 @@ def hold(url: str, longest_turn: float) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_lock_goes_with_its_process(url: str) -> None:
+def test_a_killed_process_does_not_keep_the_lock(url: str) -> None:
     storage = open_storage(url)
     process = hold(url, 60)
     process.kill()
@@ -47,7 +47,7 @@ def test_a_lock_goes_with_its_process(url: str) -> None:
         pass
 
 
-def test_studies_have_locks_of_their_own(url: str) -> None:
+def test_on_a_server_each_study_has_its_own_lock(url: str) -> None:
     if url.startswith("sqlite"):
         pytest.skip("an SQLite file has one lock")
     process = hold(url, 60)
@@ -56,7 +56,7 @@ def test_studies_have_locks_of_their_own(url: str) -> None:
     process.communicate("\n")
 
 
-def test_many_studies_of_a_stage_leave_the_pool_of_connections_alone(postgresql: PostgreSQL) -> None:
+def test_locks_of_many_studies_do_not_exhaust_the_connection_pool(postgresql: PostgreSQL) -> None:
     storage = open_storage(postgresql.create_database())
     storage.engine.pool._timeout = 2  # type: ignore[attr-defined]  # seconds that it waits for a connection
     locks = [ClaimLock(storage, f"recipe/modular/C{number}") for number in range(20)]
@@ -80,11 +80,11 @@ def test_a_worker_that_is_suspended_in_its_turn_blocks_the_others_for_a_bounded_
     assert "study: has waited 1 s for another worker to start its trial" in caplog.text
     assert lock.release()
     os.kill(process.pid, signal.SIGCONT)
-    told, _ = process.communicate("\n")
-    assert told == "False\n"
+    released, _ = process.communicate("\n")
+    assert released == "False\n"
 
 
-def test_the_pool_gets_its_connection_back_as_it_was(postgresql: PostgreSQL) -> None:
+def test_a_connection_returns_to_the_pool_with_its_former_settings(postgresql: PostgreSQL) -> None:
     storage = open_storage(postgresql.create_database())
     settings = sqlalchemy.text("SELECT current_setting('lock_timeout'), current_setting('idle_session_timeout')")
     with storage.engine.connect() as connection:
@@ -95,15 +95,15 @@ def test_the_pool_gets_its_connection_back_as_it_was(postgresql: PostgreSQL) -> 
         assert connection.execute(settings).one() == before
 
 
-def test_who_waits_long_beside_a_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_wait_for_the_lock_of_an_sqlite_file_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smnas_optuna.study.claim.LONGEST_TURN", 0.0)
     url = f"sqlite:///{tmp_path}/study.db"
     lock = ClaimLock(open_storage(url), "study")
-    said: queue.Queue[str] = queue.Queue()
+    messages: queue.Queue[str] = queue.Queue()
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.put(record.getMessage())
+            messages.put(record.getMessage())
 
     logger = logging.getLogger("smnas_optuna.study.claim")
     listener = Listener()
@@ -112,7 +112,7 @@ def test_who_waits_long_beside_a_file_says_so(tmp_path: Path, monkeypatch: pytes
         fcntl.flock(file, fcntl.LOCK_EX)
         waiting = threading.Thread(target=lock.acquire)
         waiting.start()
-        assert said.get(timeout=60).startswith("study: has waited 0 s")
+        assert messages.get(timeout=60).startswith("study: has waited 0 s")
     waiting.join()
     logger.removeHandler(listener)
     lock.release()

@@ -19,8 +19,8 @@ def ask(storage: PatientStorage) -> optuna.Trial:
 
 
 def take_over(storage: PatientStorage, trial: optuna.Trial) -> None:
-    """Take a trial over as another worker does, between two renewals."""
-    while not storage.take_over(trial._trial_id, storage.sign_of_life(trial._trial_id), {"outcome": "interrupted"}):
+    """Take a trial over as another worker does; retries if the owner renews its lease at that moment."""
+    while not storage.take_over(trial._trial_id, storage.last_renewal(trial._trial_id), {"outcome": "interrupted"}):
         pass
 
 
@@ -28,19 +28,19 @@ def is_readable(lease: Lease, timeout: float) -> bool:
     return bool(connection.wait([lease], timeout))  # type: ignore[list-item]  # it has a fileno
 
 
-def test_the_owner_signs_and_renews(url: str) -> None:
+def test_the_owner_is_recorded_and_renews_its_lease(url: str) -> None:
     storage = open_storage(url, lease_seconds=LEASE_SECONDS)
     trial = ask(storage)
     with Lease(storage, trial) as lease:
         assert trial.user_attrs["worker"] == str(ProcessIdentity.current())
-        first = storage.sign_of_life(trial._trial_id)
+        first = storage.last_renewal(trial._trial_id)
         assert first is not None
-        while storage.sign_of_life(trial._trial_id).moment == first.moment:  # type: ignore[union-attr]
+        while storage.last_renewal(trial._trial_id).moment == first.moment:  # type: ignore[union-attr]
             lease.check()
         assert not is_readable(lease, timeout=0)
 
 
-def test_an_owner_that_is_replaced_is_told(url: str) -> None:
+def test_an_owner_notices_that_its_trial_was_taken_over(url: str) -> None:
     storage = open_storage(url, lease_seconds=LEASE_SECONDS)
     trial = ask(storage)
     with Lease(storage, trial) as lease:
@@ -50,7 +50,7 @@ def test_an_owner_that_is_replaced_is_told(url: str) -> None:
             lease.check()
 
 
-def test_a_trial_that_is_another_ones_before_it_is_signed_is_not_started(url: str) -> None:
+def test_a_trial_that_was_taken_over_before_its_owner_is_recorded_is_not_evaluated(url: str) -> None:
     storage = open_storage(url, lease_seconds=LEASE_SECONDS)
     trial = ask(storage)
     take_over(storage, trial)
@@ -64,14 +64,14 @@ def test_a_lease_outlasts_an_outage_of_the_database(postgresql: PostgreSQL) -> N
     storage = open_storage(postgresql.create_database(), lease_seconds=LEASE_SECONDS)
     trial = ask(storage)
     with Lease(storage, trial) as lease:
-        before = storage.sign_of_life(trial._trial_id)
+        before = storage.last_renewal(trial._trial_id)
         assert before is not None
         postgresql.restart(2.0)
-        while storage.sign_of_life(trial._trial_id).moment <= before.moment:  # type: ignore[union-attr]
+        while storage.last_renewal(trial._trial_id).moment <= before.moment:  # type: ignore[union-attr]
             lease.check()
 
 
-def test_nothing_is_left_of_a_lease(tmp_path: Path) -> None:
+def test_a_lease_leaves_no_threads_and_no_open_files(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/study.db", lease_seconds=LEASE_SECONDS)
     files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Fails where the installed Optuna differs from what ``smnas_optuna/study/optuna_internals.py`` was checked with."""
+"""Fails if the installed Optuna differs from the one that ``study/optuna_internals.py`` was checked with."""
 
 import inspect
 import re
@@ -79,12 +79,12 @@ OTHERS: list[tuple[Any, str]] = [
     (models.TrialHeartbeatModel, "where_trial_id(trial_id, session, for_update=False)\ntrial_id\nheartbeat"),
     (models.TrialUserAttributeModel, "trial_id\nkey\nvalue_json"),
 ]
-# What opens a session and is not repeated, for the reasons that RepeatingStorage tells, or closes it.
+# Methods that open or close a session and are not repeated; the docstring of RepeatingStorage gives the reasons.
 NOT_REPEATED = {"set_trial_state_values", "record_heartbeat", "_get_stale_trial_ids", "remove_session"}
 
 
 def changes() -> list[str]:
-    """Say what of Optuna has changed."""
+    """Return a sentence for each difference between the installed Optuna and the one that was checked."""
     sentences = differences(RDBStorage, RDB_STORAGE, public_names(RDBStorage))
     for owner, checked in OTHERS:
         sentences += differences(owner, checked)
@@ -101,11 +101,11 @@ def opens_session(name: str) -> bool:
 
 
 def test_optuna_has_not_changed() -> None:
-    found = "\n".join(changes())
-    assert not found, f"optuna_internals.py was not checked with Optuna {optuna.__version__}:\n{found}"
+    differing = "\n".join(changes())
+    assert not differing, f"optuna_internals.py was not checked with Optuna {optuna.__version__}:\n{differing}"
 
 
-def test_no_other_file_uses_what_is_private_to_optuna() -> None:
+def test_no_other_file_uses_optunas_private_api() -> None:
     private = re.compile(
         r"(?<!self)\._(trial_id|storage|study_id|stop_flag)\b|optuna[\w.]*\._|['\"](fixed_params|retry_history)['\"]"
     )
@@ -173,7 +173,7 @@ def replace(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
         ),
     ],
 )
-def test_a_change_of_optuna_is_told(
+def test_a_change_of_optuna_is_reported(
     monkeypatch: pytest.MonkeyPatch, change: Callable[..., None], owner: Any, name: str, sentences: list[str]
 ) -> None:
     change(monkeypatch, owner, name)
@@ -181,7 +181,7 @@ def test_a_change_of_optuna_is_told(
 
 
 class WatchedStorage(PatientStorage):
-    """Notes what is executed in its database, and what of it outside of ``repeat``."""
+    """Records all statements that are executed, and those that are executed outside of ``repeat``."""
 
     def __init__(self, url: str) -> None:
         self.depth = 0
@@ -221,7 +221,7 @@ def objective(trial: optuna.Trial) -> float:
     return trial.suggest_float("x", 0, 1)
 
 
-def test_whatever_a_study_does_in_its_database_is_repeated(storage: WatchedStorage, study: optuna.Study) -> None:
+def test_all_transactions_of_a_study_go_through_repeat(storage: WatchedStorage, study: optuna.Study) -> None:
     study.set_user_attr("text", "any")
     study.enqueue_trial({"x": 0.5})
     study.optimize(objective, n_trials=3)
@@ -243,7 +243,7 @@ def test_a_trials_state_is_read_and_written_in_one_transaction(storage: WatchedS
     assert any(statement.startswith("UPDATE trials") for statement in storage.executed)
 
 
-def test_trials_have_the_ids_that_their_storage_tells(storage: WatchedStorage, study: optuna.Study) -> None:
+def test_id_of_returns_the_id_that_the_storage_uses(storage: WatchedStorage, study: optuna.Study) -> None:
     optuna.create_study(storage=storage, study_name="other").ask()
     trial = study.ask()
     study_id = storage.get_study_id_from_name("any")
@@ -251,7 +251,7 @@ def test_trials_have_the_ids_that_their_storage_tells(storage: WatchedStorage, s
     assert id_of(trial) == id_of(study.trials[0]) == trial_id != trial.number
 
 
-def test_a_study_tells_whether_its_last_run_was_stopped(study: optuna.Study) -> None:
+def test_was_stopped_is_about_the_last_run_of_a_study(study: optuna.Study) -> None:
     def stop(trial: optuna.Trial) -> float:
         trial.study.stop()
         return 0.0
@@ -262,7 +262,7 @@ def test_a_study_tells_whether_its_last_run_was_stopped(study: optuna.Study) -> 
     assert not was_stopped(study)
 
 
-def test_enqueued_and_repeated_trials_are_told_from_others(study: optuna.Study) -> None:
+def test_enqueued_and_retried_trials_are_recognised(study: optuna.Study) -> None:
     study.enqueue_trial({"x": 0.5})
     study.optimize(objective, n_trials=2)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a search does in its database while the server drops connections."""
+"""How PatientStorage behaves when the server drops connections."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from smnas_optuna.study.storage import open_storage
 from tests.servers import PostgreSQL
 
 
-def test_trials_are_read_although_the_connection_is_lost_in_the_middle(postgresql: PostgreSQL) -> None:
+def test_reading_trials_survives_a_lost_connection(postgresql: PostgreSQL) -> None:
     url = postgresql.create_database()
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name="any")

@@ -25,19 +25,19 @@ def start(*prefix: str) -> tuple["subprocess.Popen[str]", ProcessIdentity]:
     return process, identity
 
 
-def test_an_identity_is_read_as_it_was_written() -> None:
+def test_parsing_the_text_of_an_identity_returns_the_identity() -> None:
     identity = ProcessIdentity.current()
     assert ProcessIdentity.parse(str(identity)) == identity
     assert ProcessIdentity.current() == identity
     assert identity.is_alive() is True
 
 
-def test_the_form_of_earlier_versions_says_nothing() -> None:
+def test_the_text_of_former_versions_is_no_identity() -> None:
     assert ProcessIdentity.parse("host:17:1790000000.25") is None
     assert ProcessIdentity.parse("None") is None
 
 
-def test_a_process_is_alive_until_it_has_ended_though_its_parent_has_not_noticed() -> None:
+def test_a_process_that_has_ended_is_not_alive_even_if_its_parent_has_not_reaped_it() -> None:
     process, identity = start()
     assert identity.pid == process.pid
     assert identity.is_alive() is True
@@ -53,23 +53,23 @@ def test_a_process_is_alive_until_it_has_ended_though_its_parent_has_not_noticed
     assert identity.is_alive() is False
 
 
-def test_the_start_is_counted_from_boot_so_that_a_clock_that_is_set_does_not_move_it() -> None:
+def test_the_start_time_is_counted_from_boot_in_clock_ticks() -> None:
     here = ProcessIdentity.current()
     assert here.start == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     assert here.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def test_a_process_number_that_another_process_has_now_is_not_alive() -> None:
+def test_a_process_whose_number_another_process_has_now_is_not_alive() -> None:
     here = ProcessIdentity.current()
     assert replace(here, start=str(int(here.start) - 1)).is_alive() is False
 
 
-def test_nothing_is_known_of_another_boot_or_machine() -> None:
+def test_whether_a_process_of_another_boot_or_machine_is_alive_is_unknown() -> None:
     assert replace(ProcessIdentity.current(), boot="another", pid=2**22 + 1).is_alive() is None
 
 
 @pytest.mark.parametrize("pid", [1, 2**22 + 1], ids=["another process has this number here", "nobody has it here"])
-def test_nothing_is_known_of_a_container_with_the_same_host_name(pid: int) -> None:
+def test_whether_a_process_of_another_container_with_the_same_host_name_is_alive_is_unknown(pid: int) -> None:
     container = ("unshare", "--pid", "--fork", "--mount-proc")
     if subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine allows no namespaces of process numbers")

@@ -47,40 +47,40 @@ def begin(study: optuna.Study, recipe: Recipe, worker: str) -> optuna.Trial:
     return trial
 
 
-def begin_and_fall_silent(
+def begin_and_stop_renewing(
     study: optuna.Study, storage: PatientStorage, recipe: Recipe, worker: str
 ) -> tuple[optuna.Trial, OwnerWatch]:
-    """Start a trial, and wait until its lease has expired and a watch has seen it so for long enough."""
+    """Start a trial, and wait until its lease has expired and a watch has seen it expired for long enough."""
     trial = begin(study, recipe, worker)
     assert storage.renew_lease(trial._trial_id)
     watch = OwnerWatch(storage)
     assert watch.take_over(study.trials) == []
-    while (sign := storage.sign_of_life(trial._trial_id)) is None or sign.age <= 3 * LEASE_SECONDS:
+    while (renewal := storage.last_renewal(trial._trial_id)) is None or renewal.age <= 3 * LEASE_SECONDS:
         time.sleep(0.1)
     assert watch.take_over(study.trials) == []
     time.sleep(3 * LEASE_SECONDS + 0.1)
     return trial, watch
 
 
-def _start_and_die(url: str, recipe: Recipe, sign: bool) -> None:
+def _start_and_die(url: str, recipe: Recipe, record_owner: bool) -> None:
     """Leave a running trial behind, as a killed process does."""
     study = open_study(open_storage(url), StructuralSearch(recipe))
-    if sign:
+    if record_owner:
         begin(study, recipe, str(ProcessIdentity.current()))
     else:
         study.ask()
     os._exit(9)
 
 
-def run_and_kill(url: str, recipe: Recipe, sign: bool) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_start_and_die, args=(url, recipe, sign))
+def run_and_kill(url: str, recipe: Recipe, record_owner: bool) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_start_and_die, args=(url, recipe, record_owner))
     process.start()
     process.join()
     assert process.exitcode == 9
 
 
 def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(url: str, recipe: Recipe) -> None:
-    run_and_kill(url, recipe, sign=True)
+    run_and_kill(url, recipe, record_owner=True)
     storage = open_storage(url)
     study = open_study(storage, StructuralSearch(recipe))
     assert OwnerWatch(storage).take_over(study.trials) == [0]
@@ -96,11 +96,11 @@ def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(ur
     assert evaluated_trials(study) == []
 
 
-def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_trial(
+def test_a_seed_is_not_lost_when_its_process_is_killed_before_the_owner_is_recorded(
     url: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smnas_optuna.study.retry._SIGNING_SECONDS", 0.0)
-    run_and_kill(url, recipe, sign=False)
+    monkeypatch.setattr("smnas_optuna.study.retry._OWNER_RECORD_SECONDS", 0.0)
+    run_and_kill(url, recipe, record_owner=False)
     storage = open_storage(url)
     study = open_study(storage, StructuralSearch(recipe))
     watch = OwnerWatch(storage)
@@ -109,18 +109,18 @@ def test_a_seed_is_not_lost_when_its_process_is_killed_before_it_signed_the_tria
     assert str(recipe.structural.space.suggest(study.ask())) == recipe.structural.seeds[0]
 
 
-def test_an_unsigned_trial_is_given_time_to_be_signed(storage: PatientStorage, study: optuna.Study) -> None:
+def test_a_new_trial_without_an_owner_is_not_taken_over_at_once(storage: PatientStorage, study: optuna.Study) -> None:
     study.ask()
     watch = OwnerWatch(storage)
     assert [watch.take_over(study.trials) for _ in range(3)] == [[], [], []]
 
 
-def test_a_living_process_of_this_machine_keeps_its_trial_however_long_it_is_silent(
+def test_a_process_of_this_machine_that_is_alive_keeps_its_trial_when_its_lease_has_expired(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    _, watch = begin_and_fall_silent(study, storage, recipe, str(HERE))
+    _, watch = begin_and_stop_renewing(study, storage, recipe, str(HERE))
     assert watch.take_over(study.trials) == []
-    # Optuna itself fails what is silent, at the start of each trial, where it knows of heartbeats.
+    # With a heartbeat interval, Optuna itself would fail trials without heartbeats whenever a trial starts.
     study.optimize(lambda trial: (0.0, 1.0), n_trials=1)
     assert study.trials[0].state == TrialState.RUNNING
 
@@ -128,7 +128,7 @@ def test_a_living_process_of_this_machine_keeps_its_trial_however_long_it_is_sil
 def test_a_process_of_another_machine_loses_its_trial_once_its_lease_has_expired(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    trial, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
+    trial, watch = begin_and_stop_renewing(study, storage, recipe, ELSEWHERE)
     assert watch.take_over(study.trials) == [0]
     assert not storage.renew_lease(trial._trial_id)
     assert requeue_interrupted(study, study.trials) == [0]
@@ -137,46 +137,50 @@ def test_a_process_of_another_machine_loses_its_trial_once_its_lease_has_expired
 def test_an_owner_that_renews_its_lease_after_an_outage_keeps_its_trial(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    trial, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
-    # The watch is ready to take it over, as after an outage of the database that was as long.
+    trial, watch = begin_and_stop_renewing(study, storage, recipe, ELSEWHERE)
+    # The watch would take the trial over now, as after an outage of the database of the same length.
     assert storage.renew_lease(trial._trial_id)
     assert watch.take_over(study.trials) == []
     assert storage.renew_lease(trial._trial_id)
 
 
-def test_an_outage_does_not_count_as_watching(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
-    _, watch = begin_and_fall_silent(study, storage, recipe, ELSEWHERE)
+def test_an_outage_of_the_database_does_not_count_as_time_watched(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
+    _, watch = begin_and_stop_renewing(study, storage, recipe, ELSEWHERE)
     storage.note_failure()
     assert watch.take_over(study.trials) == []
     time.sleep(3 * LEASE_SECONDS + 0.1)
     assert watch.take_over(study.trials) == [0]
 
 
-def test_what_earlier_versions_signed_is_taken_over_by_its_silence_alone(
+def test_a_trial_whose_owner_is_recorded_in_a_former_format_is_taken_over_when_its_lease_expires(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
-    _, watch = begin_and_fall_silent(study, storage, recipe, f"{HERE.host}:{HERE.pid}:1790000000.25")
+    _, watch = begin_and_stop_renewing(study, storage, recipe, f"{HERE.host}:{HERE.pid}:1790000000.25")
     assert watch.take_over(study.trials) == [0]
 
 
-def test_nobody_takes_over_what_was_renewed_or_has_ended_meanwhile(
+def test_a_trial_that_was_renewed_or_has_ended_meanwhile_is_not_taken_over(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
     trial = begin(study, recipe, ELSEWHERE)
     storage.renew_lease(trial._trial_id)
-    before = storage.sign_of_life(trial._trial_id)
+    before = storage.last_renewal(trial._trial_id)
     assert before is not None
-    while storage.sign_of_life(trial._trial_id).moment == before.moment:  # type: ignore[union-attr]
+    while storage.last_renewal(trial._trial_id).moment == before.moment:  # type: ignore[union-attr]
         storage.renew_lease(trial._trial_id)  # SQLite counts whole seconds
     assert not storage.take_over(trial._trial_id, before, {"outcome": "interrupted"})
-    last = storage.sign_of_life(trial._trial_id)
+    last = storage.last_renewal(trial._trial_id)
     study.tell(trial, [0.5, 1.0])
     assert not storage.take_over(trial._trial_id, last, {"outcome": "interrupted"})
     assert study.trials[0].state == TrialState.COMPLETE
     assert "outcome" not in study.trials[0].user_attrs
 
 
-def test_an_owner_can_not_end_what_was_taken_over(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
+def test_a_former_owner_cannot_finish_a_trial_that_was_taken_over(
+    storage: PatientStorage, study: optuna.Study, recipe: Recipe
+) -> None:
     trial = begin(study, recipe, ENDED)
     assert OwnerWatch(storage).take_over(study.trials) == [0]
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
@@ -186,20 +190,18 @@ def test_an_owner_can_not_end_what_was_taken_over(storage: PatientStorage, study
     assert study.trials[0].state == TrialState.FAIL
 
 
-def test_what_was_interrupted_is_repeated_once_though_a_worker_ended_before_it_could_enqueue_it(
+def test_an_interrupted_trial_is_retried_once_even_if_the_worker_that_took_it_over_ended(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
     begin(study, recipe, ENDED)
     OwnerWatch(storage).take_over(study.trials)
-    # Here the worker that took the trial over ends; the next one knows from the database alone.
+    # The worker that took the trial over ends here; the next one depends on the database alone.
     assert requeue_interrupted(study, study.trials) == [0]
     assert requeue_interrupted(study, study.trials) == []
     assert interrupted_before(study.trials[1]) == [0]
 
 
-def test_what_has_completed_is_not_enqueued_though_it_was_interrupted_before(
-    storage: PatientStorage, study: optuna.Study, recipe: Recipe
-) -> None:
+def test_a_completed_retry_is_not_enqueued_again(storage: PatientStorage, study: optuna.Study, recipe: Recipe) -> None:
     begin(study, recipe, ENDED)
     OwnerWatch(storage).take_over(study.trials)
     requeue_interrupted(study, study.trials)
@@ -208,7 +210,7 @@ def test_what_has_completed_is_not_enqueued_though_it_was_interrupted_before(
     assert requeue_interrupted(study, study.trials) == []
 
 
-def test_an_architecture_whose_workers_keep_dying_is_given_up(
+def test_an_architecture_whose_workers_keep_dying_is_not_retried_for_ever(
     storage: PatientStorage, study: optuna.Study, recipe: Recipe
 ) -> None:
     for number in range(MOST_DEATHS + 1):
@@ -231,7 +233,9 @@ def test_a_user_who_stops_a_search_often_loses_no_architecture(study: optuna.Stu
         assert requeue_interrupted(study, study.trials) == [number]
 
 
-def test_what_was_not_needed_waits_for_a_run_that_wants_more(study: optuna.Study, recipe: Recipe) -> None:
+def test_a_trial_that_was_not_needed_is_enqueued_for_a_run_with_more_trials(
+    study: optuna.Study, recipe: Recipe
+) -> None:
     trial = begin(study, recipe, str(HERE))
     trial.set_user_attr("outcome", "not_needed")
     study.tell(trial, state=TrialState.FAIL)

@@ -33,25 +33,26 @@ def test_a_study_has_an_identifier_that_no_other_has(url: str, recipe: Recipe, t
     assert identifiers[0] == identifiers[1] != identifiers[2]
 
 
-def test_opening_again_resumes_and_enqueues_no_seed_twice(url: str, recipe: Recipe) -> None:
+def test_opening_a_study_again_does_not_enqueue_its_seeds_again(url: str, recipe: Recipe) -> None:
     for _ in range(3):
         study = open_study(open_storage(url), StructuralSearch(recipe))
     assert len(study.trials) == 1
 
 
-def test_a_study_whose_maker_was_killed_before_its_recipe_was_recorded_is_taken_over(url: str, recipe: Recipe) -> None:
+def test_an_empty_study_without_a_recipe_is_used(url: str, recipe: Recipe) -> None:
+    # The process that created it was killed before it could record the recipe.
     optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
     assert open_study(open_storage(url), StructuralSearch(recipe)).user_attrs["recipe"]["name"] == "tiny"
 
 
-def test_a_study_of_other_origin_is_refused(url: str, recipe: Recipe) -> None:
+def test_a_study_that_run_study_did_not_make_is_refused(url: str, recipe: Recipe) -> None:
     other = optuna.create_study(storage=url, study_name="tiny/structural", directions=["maximize", "minimize"])
     other.add_trial(optuna.trial.create_trial(values=[0, 1]))
     with pytest.raises(UserError, match="not made by run_study"):
         open_study(open_storage(url), StructuralSearch(recipe))
 
 
-def test_another_recipe_under_the_same_name_is_refused_with_the_differing_keys(
+def test_another_recipe_of_the_same_name_is_refused_with_the_keys_that_differ(
     url: str, recipe: Recipe, tiny_recipe: Path
 ) -> None:
     open_study(open_storage(url), StructuralSearch(recipe))
@@ -63,7 +64,7 @@ def test_another_recipe_under_the_same_name_is_refused_with_the_differing_keys(
     assert load_study(url, "tiny/structural").user_attrs["recipe"] == recipe.model_dump(mode="json")
 
 
-def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_trials(
+def test_the_same_seed_proposes_the_same_in_a_new_study_and_something_else_in_a_longer_one(
     tmp_path: Path, recipe: Recipe
 ) -> None:
     recipe = recipe.model_copy(update={"structural": recipe.structural.model_copy(update={"seeds": ()})})
@@ -89,19 +90,19 @@ def test_the_same_seed_proposes_the_same_and_goes_on_differently_after_more_tria
         ("oracle://me:secret@127.0.0.1/db", "driver is not installed"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_one_line_without_the_password(url: str, expected: str) -> None:
+def test_an_unusable_database_is_reported_in_one_line_without_the_password(url: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected) as error:
         open_storage(url)
     assert "secret" not in str(error.value)
 
 
-def test_a_study_with_times_of_another_device_is_not_gone_on_with(url: str, recipe: Recipe) -> None:
+def test_a_study_with_times_of_another_device_is_not_continued(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
     study = open_study(storage, StructuralSearch(recipe))
     here = {"name": "A", "driver": "1"}
     assert agree_on_device(study, storage, here) == "A"
     assert agree_on_device(study, storage, here) == "A"
-    with pytest.raises(UserError, match="times were measured with driver 1, and here is driver 2"):
+    with pytest.raises(UserError, match="times were measured with driver 1, but this worker has driver 2"):
         agree_on_device(study, storage, {"name": "A", "driver": "2"})
     assert agree_on_device(study, storage, {"name": "A", "driver": "2"}, mixed=True) == "A (driver 2)"
     assert agree_on_device(study, storage, {"name": "B", "driver": "1"}, mixed=True) == "B"
@@ -112,25 +113,27 @@ def test_times_of_an_earlier_version_are_not_mixed_with_those_of_folded_weights(
     storage = open_storage(url)
     study = open_study(storage, StructuralSearch(recipe))
     here = {"name": "A", "precision": "float32", "layers": "eager"}
-    # Former versions took the precision of training for that of timing.
+    # Former versions recorded the precision of training as that of timing.
     study.set_user_attr("device", {"name": "A", "precision": "mixed"})
     assert agree_on_device(study, storage, here) == "A"
     folded = {**here, "standardised weights": "folded"}
-    with pytest.raises(UserError, match="with standardised weights computed, and here is standardised weights folded"):
+    with pytest.raises(
+        UserError, match="with standardised weights computed, but this worker has standardised weights folded"
+    ):
         agree_on_device(study, storage, folded)
     assert agree_on_device(study, storage, folded, mixed=True) == "A (standardised weights folded)"
-    with pytest.raises(UserError, match="measured with layers eager, and here is layers compiled"):
+    with pytest.raises(UserError, match="measured with layers eager, but this worker has layers compiled"):
         agree_on_device(study, storage, {**here, "layers": "compiled"})
 
 
-def test_a_device_does_not_matter_where_no_time_is_an_objective(url: str, tiny_recipe: Path) -> None:
+def test_devices_may_differ_if_no_time_is_an_objective(url: str, tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), ["structural.objectives=[map, flops]"])
     storage = open_storage(url)
     study = open_study(storage, StructuralSearch(recipe))
     assert [agree_on_device(study, storage, {"name": name}) for name in ("A", "B")] == ["A", "B"]
 
 
-def test_a_study_that_is_no_search_tells_why(url: str, recipe: Recipe) -> None:
+def test_the_message_about_a_study_that_is_no_search_says_why(url: str, recipe: Recipe) -> None:
     storage = open_storage(url)
     study = open_study(storage, StructuralSearch(recipe))
     assert search_of(study).recipe == recipe
@@ -150,7 +153,7 @@ def test_a_study_that_is_no_search_tells_why(url: str, recipe: Recipe) -> None:
         search_of(optuna.create_study(study_name="plain", storage=storage))
 
 
-def test_a_study_with_a_part_that_is_not_registered_here_tells_which(url: str, recipe: Recipe) -> None:
+def test_the_message_about_a_part_that_is_not_registered_names_it(url: str, recipe: Recipe) -> None:
     study = open_study(open_storage(url), StructuralSearch(recipe))
     study.set_user_attr("transferred", [{"architecture": "64x48 ResNet18 OwnFPN(P2-P4,c=16) RPN 2FC", "source": "x"}])
     with pytest.raises(UserError, match=r"study 'tiny/structural': .*OwnFPN"):
@@ -163,7 +166,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         open_storage(f"sqlite:///{tmp_path}/text.db")
 
 
-def test_looking_at_a_study_makes_no_database_and_names_the_studies_there_are(tmp_path: Path, recipe: Recipe) -> None:
+def test_loading_an_absent_study_makes_no_database_and_lists_the_studies(tmp_path: Path, recipe: Recipe) -> None:
     with pytest.raises(UserError, match="no such database file"):
         load_study(f"sqlite:///{tmp_path}/absent.db", "tiny/structural")
     assert not (tmp_path / "absent.db").exists()

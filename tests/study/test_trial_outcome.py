@@ -16,13 +16,13 @@ def ended(state: TrialState, **attributes: Any) -> optuna.trial.FrozenTrial:
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.COMPLETED])
-def test_the_outcome_decides_whatever_the_reason_says(outcome: Outcome) -> None:
+def test_the_recorded_outcome_decides_whatever_the_reason_is(outcome: Outcome) -> None:
     trial = ended(FAIL, outcome=outcome.value, reason="interrupted: duplicate, would run out of memory")
     assert outcome_of(trial) is outcome
     assert outcome_of(ended(FAIL, outcome=outcome.value, reason="in other words")) is outcome
 
 
-def test_what_counts_is_trained_or_cannot_be_trained() -> None:
+def test_trained_architectures_and_those_that_cannot_be_trained_count() -> None:
     counted = [outcome.value for outcome in Outcome if counts_toward_total(ended(FAIL, outcome=outcome.value))]
     assert counted == ["stopped", "out_of_memory", "diverged", "crashed", "timed_out"]
 
@@ -44,21 +44,21 @@ def test_what_counts_is_trained_or_cannot_be_trained() -> None:
         (PRUNED, None, Outcome.NOT_NEEDED),
     ],
 )
-def test_studies_made_before_outcomes_were_recorded_are_read_by_their_reasons(
+def test_without_a_recorded_outcome_it_is_read_from_the_reason(
     state: TrialState, reason: str | None, expected: Outcome
 ) -> None:
     assert outcome_of(ended(state, **({"reason": reason} if reason else {}))) is expected
 
 
-def test_what_was_taken_over_at_the_moment_of_its_completion_is_repeated() -> None:
+def test_a_trial_that_was_taken_over_while_it_completed_is_interrupted() -> None:
     assert outcome_of(ended(FAIL, outcome="completed")) is Outcome.INTERRUPTED
 
 
-def test_a_trial_that_has_not_ended_has_no_outcome() -> None:
+def test_a_trial_that_has_not_finished_has_no_outcome() -> None:
     assert outcome_of(create_trial(state=TrialState.WAITING, user_attrs={"outcome": "interrupted"})) is None
 
 
-def test_the_trials_of_a_study_that_count() -> None:
+def test_evaluated_trials_are_those_that_count() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     outcomes = ["completed", "out_of_memory", "interrupted", "duplicate"]
     for state, outcome in zip([COMPLETE, FAIL, FAIL, PRUNED], outcomes, strict=True):
@@ -66,7 +66,7 @@ def test_the_trials_of_a_study_that_count() -> None:
     assert [trial.number for trial in evaluated_trials(study)] == [0, 1]
 
 
-def test_what_was_too_large_fits_into_more_memory() -> None:
+def test_whether_a_trial_is_too_large_depends_on_the_memory() -> None:
     trial = ended(PRUNED, outcome="too_large", memory_gb=2.0)
     assert is_too_large(trial)
     assert is_too_large(trial, memory=2**31 - 1)

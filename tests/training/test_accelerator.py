@@ -1,4 +1,4 @@
-"""What happens where there is a GPU, as far as stand-ins can show it on a machine without one."""
+"""Behaviour on machines with a GPU, tested with stand-ins so that no GPU is needed."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from smnas_optuna.training.process import evaluate, failure_of, preload
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 
-# Runs in every process, before MMEngine is imported: an accelerator for which autograd starts threads, as for a CUDA
-# GPU, and a note of every process that asks CUDA's runtime for its devices, after which it cannot be forked.
+# Runs in each process before MMEngine is imported. It registers an accelerator for which autograd starts threads, as it
+# does for a CUDA GPU, and records each process that asks CUDA's runtime for devices, which makes it unfit for forking.
 SITE = """
 import importlib.abc
 import os
@@ -89,8 +89,8 @@ if __name__ == "__main__":
         if isinstance(event, Progress):
             for child in server.children(recursive=True):
                 listening |= {each.laddr.ip for each in child.net_connections() if each.status == psutil.CONN_LISTEN}
-    told = {"last": type(event).__name__, "reason": getattr(event, "reason", None), "listening": sorted(listening)}
-    print(json.dumps(told | {"server": server.pid, "threads": server.num_threads()}))
+    answer = {"last": type(event).__name__, "reason": getattr(event, "reason", None), "listening": sorted(listening)}
+    print(json.dumps(answer | {"server": server.pid, "threads": server.num_threads()}))
 """
 
 
@@ -108,21 +108,21 @@ def _run(program: str, folder: Path, **environment: str) -> dict[str, Any]:
     return answer
 
 
-def test_several_processes_train_where_autograd_has_threads_for_an_accelerator(
+def test_several_processes_can_train_although_autograd_starts_threads_for_an_accelerator(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITE, encoding="utf-8")
     asked = tmp_path / "asked"
     asked.touch()
-    # A part of a GPU; NVML does not count those, so whoever looks for GPUs asks CUDA itself.
-    told = _run(PROGRAM, tmp_path, ASKED=str(asked), CUDA_VISIBLE_DEVICES="MIG-1a")
-    assert (told["last"], told["reason"]) == ("Scores", None)
+    # A part of a GPU (MIG); NVML does not count those, so torch asks CUDA itself.
+    answer = _run(PROGRAM, tmp_path, ASKED=str(asked), CUDA_VISIBLE_DEVICES="MIG-1a")
+    assert (answer["last"], answer["reason"]) == ("Scores", None)
     # Processes that are forked from the server can use CUDA and autograd.
-    assert told["threads"] == 1
-    assert str(told["server"]) not in asked.read_text(encoding="utf-8").split()
-    # No other machine can talk to them.
-    assert told["listening"]
-    assert set(told["listening"]) <= {"127.0.0.1", "::1"}
+    assert answer["threads"] == 1
+    assert str(answer["server"]) not in asked.read_text(encoding="utf-8").split()
+    # They listen on the loopback interface only.
+    assert answer["listening"]
+    assert set(answer["listening"]) <= {"127.0.0.1", "::1"}
 
 
 PROBE = """
@@ -136,15 +136,15 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 
 if __name__ == "__main__":
     preload()
-    told = {"gpus": visible_gpus(Path("log"))}
+    answer = {"gpus": visible_gpus(Path("log"))}
     for kind in ("auto", "cuda"):
         demand = Demand(load_recipe("tiny.yaml", [f"device.kind={kind}"]), "structural")
         try:
             target = probe(demand, Path("log"))
-            told[kind] = [target.kind, target.warning]
+            answer[kind] = [target.kind, target.warning]
         except UserError as error:
-            told[kind] = str(error)
-    print(json.dumps(told))
+            answer[kind] = str(error)
+    print(json.dumps(answer))
 """
 
 NVML = """
@@ -156,27 +156,27 @@ int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 1; return 0; }
 
 @without_gpu
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_gpu_that_is_listed_but_that_torch_cannot_use_is_told_in_one_line(tiny_recipe: Path, tmp_path: Path) -> None:
-    # A library that lists a GPU, without the driver that CUDA needs, as if the driver were too old.
+def test_the_reason_why_torch_cannot_use_a_listed_gpu_is_one_line(tiny_recipe: Path, tmp_path: Path) -> None:
+    # A stand-in for NVML lists a GPU, but there is no driver for CUDA, as if the driver were too old.
     (tmp_path / "nvml.c").write_text(NVML, encoding="ascii")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", "libnvidia-ml.so.1", "nvml.c"], cwd=tmp_path, check=True)
-    told = _run(PROBE, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
-    names, problem = told["gpus"]
+    answer = _run(PROBE, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+    names, problem = answer["gpus"]
     assert names == []
     assert "driver" in problem
-    assert told["auto"] == ["cpu", f"trains on the CPU, since torch cannot use the GPU: {problem}"]
-    assert told["cuda"] == f"device.kind: found cuda, but {problem}; expected auto or cpu"
+    assert answer["auto"] == ["cpu", f"trains on the CPU, since torch cannot use the GPU: {problem}"]
+    assert answer["cuda"] == f"device.kind: found cuda, but {problem}; expected auto or cpu"
 
 
 @without_gpu
-def test_a_machine_without_a_gpu_is_not_warned_of(tiny_recipe: Path, tmp_path: Path) -> None:
-    told = _run(PROBE, tmp_path)
-    assert told["gpus"] == [[], ""]
-    assert told["auto"] == ["cpu", ""]
+def test_there_is_no_warning_on_a_machine_without_a_gpu(tiny_recipe: Path, tmp_path: Path) -> None:
+    answer = _run(PROBE, tmp_path)
+    assert answer["gpus"] == [[], ""]
+    assert answer["auto"] == ["cpu", ""]
 
 
 @without_gpu
-def test_a_kernel_that_does_not_run_is_told_with_what_torch_has_kernels_for() -> None:
+def test_the_message_about_a_missing_kernel_lists_the_architectures_that_torch_supports() -> None:
     problem = _kernel_problem(0)
     assert problem is not None
     assert problem.startswith("GPU 0: ")
@@ -193,7 +193,7 @@ def job(tiny_recipe: Path, tmp_path: Path) -> Job:
 
 @without_gpu
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_search_on_gpus_does_not_go_on_on_the_cpu(job: Job, processes: int) -> None:
+def test_a_search_on_gpus_does_not_continue_on_the_cpu(job: Job, processes: int) -> None:
     preload()
     device = job.device.model_copy(update={"gpus_per_trial": processes})
     failure = list(evaluate(replace(job, device=device, kind="cuda")))[-1]
@@ -219,7 +219,9 @@ def test_a_search_on_gpus_does_not_go_on_on_the_cpu(job: Job, processes: int) ->
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Outcome.CRASHED),
     ],
 )
-def test_a_fault_of_a_gpu_is_not_the_architectures(error: Exception, outcome: Outcome, tmp_path: Path) -> None:
+def test_a_gpu_fault_interrupts_the_trial_and_out_of_memory_fails_it(
+    error: Exception, outcome: Outcome, tmp_path: Path
+) -> None:
     failure = failure_of(error, tmp_path)
     assert failure.outcome is outcome
     assert "\n" not in failure.reason

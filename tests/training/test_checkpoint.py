@@ -1,4 +1,4 @@
-"""Training resumes from an interrupted attempt's checkpoint if that was trained in the same way, and from no other."""
+"""Training resumes from the checkpoint of an interrupted trial only if it was trained with the same settings."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Job:
 
 @pytest.fixture
 def second(first: Job, tmp_path: Path) -> Job:
-    """An attempt that repeats a copy of the first."""
+    """A retry of a copy of the first attempt."""
     former = tmp_path / "trial_00003"
     shutil.copytree(first.folder, former)
     return replace(
@@ -75,7 +75,7 @@ def log_of(job: Job) -> str:
 def test_an_interrupted_training_resumes_after_its_last_epoch(second: Job) -> None:
     former = second.former[1]
     _, _, resumed, *epochs, scores = evaluate(second)
-    # Until the process had ended it may have trained on.
+    # The interrupted process may have trained more than one epoch before it was killed.
     assert isinstance(resumed, Resumed)
     assert 1 <= resumed.epochs < EPOCHS
     assert epochs_of(epochs) == list(range(resumed.epochs + 1, EPOCHS + 1))
@@ -86,7 +86,7 @@ def test_an_interrupted_training_resumes_after_its_last_epoch(second: Job) -> No
     assert not [*second.folder.glob("checkpoint*"), *former.glob("checkpoint*")]
 
 
-def test_an_attempt_that_is_interrupted_again_passes_its_progress_on(second: Job, tmp_path: Path) -> None:
+def test_a_third_attempt_resumes_from_the_second(second: Job, tmp_path: Path) -> None:
     interrupt(second)
     done = find_checkpoint(second.folder)
     assert done is not None
@@ -102,7 +102,7 @@ def test_an_attempt_that_is_interrupted_again_passes_its_progress_on(second: Job
     assert not list(tmp_path.rglob("checkpoint*"))
 
 
-def test_the_time_of_training_includes_that_before_the_interruption(second: Job) -> None:
+def test_training_time_includes_the_time_before_the_interruption(second: Job) -> None:
     file = second.former[1] / "checkpoint.pth"
     content = torch.load(file, weights_only=True)
     assert content["meta"]["train_seconds"] > 0
@@ -113,7 +113,7 @@ def test_the_time_of_training_includes_that_before_the_interruption(second: Job)
     assert scores.train_seconds > 1e6
 
 
-def test_a_checkpoint_of_another_study_is_not_trained_on(second: Job) -> None:
+def test_training_does_not_resume_from_a_checkpoint_of_another_study(second: Job) -> None:
     other = replace(second, belonging=Belonging("b2", "tiny/structural", 5, 3))
     events = list(evaluate(other))
     assert isinstance(events[2], UntrainedLatency)
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_study_is_not_trained_on(second: Job) -> None:
     assert (second.former[1] / "checkpoint.pth").exists()
 
 
-def test_a_spoiled_checkpoint_fails_no_trial(second: Job) -> None:
+def test_a_damaged_checkpoint_does_not_fail_the_trial(second: Job) -> None:
     (second.former[1] / "checkpoint.pth").write_bytes(b"half a file")
     events = list(evaluate(second))
     assert isinstance(events[2], UntrainedLatency)
@@ -130,12 +130,12 @@ def test_a_spoiled_checkpoint_fails_no_trial(second: Job) -> None:
     assert "it cannot be loaded" in log_of(second)
 
 
-def test_several_processes_resume_together(first: Job, tmp_path: Path) -> None:
+def test_a_training_with_several_processes_resumes(first: Job, tmp_path: Path) -> None:
     device = first.device.model_copy(update={"gpus_per_trial": 2})
     training = first.training.model_copy(update={"epochs": 3})
-    begun = replace(first, device=device, training=training, folder=tmp_path / "trial_00003")
-    interrupt(begun)
-    again = replace(begun, folder=tmp_path / "trial_00004", former=(begun.folder,))
+    interrupted = replace(first, device=device, training=training, folder=tmp_path / "trial_00003")
+    interrupt(interrupted)
+    again = replace(interrupted, folder=tmp_path / "trial_00004", former=(interrupted.folder,))
     events = list(evaluate(again))
     assert isinstance(events[2], Resumed)
     assert isinstance(events[-1], Scores)
@@ -146,7 +146,7 @@ def _with_training(job: Job, **changes: object) -> Job:
 
 
 def _with_other_boxes(job: Job) -> Job:
-    """Change the annotations in place of the former ones."""
+    """Replace the annotations by others."""
     split = job.dataset.train
     spoiled = job.folder.parent / split.annotations.name
     spoiled.write_bytes(split.annotations.read_bytes() + b"\n")
@@ -181,7 +181,7 @@ def _with_other_boxes(job: Job) -> Job:
         ),
     ],
 )
-def test_a_training_that_differs_does_not_resume_and_says_in_what(
+def test_training_with_other_settings_does_not_resume_and_logs_the_difference(
     second: Job, change: object, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(change)
@@ -195,30 +195,30 @@ def test_a_training_that_differs_does_not_resume_and_says_in_what(
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("cuda", 1), ("cpu", 2)])
-def test_a_checkpoint_is_of_a_kind_of_device_and_a_number_of_parts(second: Job, kind: str, parts: int) -> None:
+def test_training_on_another_kind_of_device_or_in_other_parts_does_not_resume(
+    second: Job, kind: str, parts: int
+) -> None:
     second.folder.mkdir()
     assert adopt_checkpoint(second, training_record(replace(second, kind=kind), parts)) is None
 
 
-def test_loaders_and_the_time_limit_may_change(second: Job) -> None:
+def test_training_resumes_with_another_number_of_loaders_or_time_limit(second: Job) -> None:
     job = _with_training(second, loader_workers=3, time_limit_minutes=7.0)
     job.folder.mkdir()
     assert adopt_checkpoint(job, training_record(job, 1)) is not None
 
 
-def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_not_used(
-    second: Job, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_without_a_record_is_not_used(second: Job, capsys: pytest.CaptureFixture[str]) -> None:
     file = second.former[1] / "checkpoint.pth"
     content = torch.load(file, weights_only=True)
     del content["meta"]["record"]  # as an earlier version saved it
     torch.save(content, file)
     second.folder.mkdir()
     assert adopt_checkpoint(second, training_record(second, 1)) is None
-    assert "it does not say what it belongs to" in capsys.readouterr().out
+    assert "it does not say which training it belongs to" in capsys.readouterr().out
 
 
-def test_the_newest_checkpoint_is_taken(second: Job) -> None:
+def test_training_resumes_from_the_newest_checkpoint(second: Job) -> None:
     former = second.former[1]
     content = torch.load(former / "checkpoint.pth", weights_only=True)
     content["meta"]["epoch"] = EPOCHS - 1
@@ -240,12 +240,12 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_checkpoint_is_taken_across_file_systems(second: Job, other_file_system: Path) -> None:
+def test_a_checkpoint_on_another_file_system_is_copied(second: Job, other_file_system: Path) -> None:
     job = replace(second, folder=other_file_system)
     assert adopt_checkpoint(job, training_record(job, 1)) == find_checkpoint(other_file_system)
 
 
-def test_an_owner_that_was_thought_dead_cannot_change_the_checkpoint_that_was_taken(second: Job) -> None:
+def test_a_former_owner_that_is_alive_cannot_change_the_adopted_checkpoint(second: Job) -> None:
     second.folder.mkdir()
     taken = adopt_checkpoint(second, training_record(second, 1))
     former = second.former[1]

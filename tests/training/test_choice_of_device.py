@@ -1,4 +1,4 @@
-"""Which device a worker trains on, and how it sets a training up for it; stand-ins take the place of GPUs."""
+"""Which device a worker trains on, and how it configures training for it; GPUs are replaced by stand-ins."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ Choose = Callable[..., tuple[list[int], str]]
 
 @pytest.fixture
 def choose(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
-    """Choose among GPUs 0, 1, ... that other searches use as given."""
+    """Return a function that chooses among GPUs 0, 1, ..., given the searches that use each of them."""
 
     def call(
         found: FoundGpus, used: dict[int, list[Owner]] | None = None, *settings: str, **demand: Any
@@ -44,22 +44,22 @@ def gpus(*usable: int, problem: str = "") -> FoundGpus:
     return FoundGpus(3, usable, problem)
 
 
-def test_a_search_takes_the_gpus_that_fewest_others_use(choose: Choose) -> None:
+def test_a_run_uses_the_gpus_with_the_fewest_other_searches(choose: Choose) -> None:
     assert choose(gpus(0, 1, 2)) == ([0], "")
     assert choose(gpus(0, 1, 2), {0: [OTHER]}) == ([1], "")
     two = ("device.gpus_per_trial=2", "structural.training.batch_size=2")
     assert choose(gpus(0, 1, 2), {1: [OTHER]}, *two) == ([0, 2], "")
 
 
-def test_a_worker_keeps_the_gpus_that_it_was_given(choose: Choose) -> None:
+def test_a_worker_uses_the_gpus_that_it_was_assigned(choose: Choose) -> None:
     chosen, warning = choose(gpus(0, 1), {0: [OTHER]}, gpus=("5", "7"))
     assert chosen == [0]
     assert warning.startswith("shares a GPU with process 4711 (work_dirs/other)")
-    # Those that share it on purpose are no others.
+    # Workers of the same run that share a GPU on purpose are not reported.
     assert choose(gpus(0), {0: [OTHER]}, gpus=("5",), sharing=2) == ([0], "")
 
 
-def test_a_gpu_that_torch_cannot_use_is_passed_over_and_named(choose: Choose) -> None:
+def test_a_gpu_that_torch_cannot_use_is_skipped_with_a_warning(choose: Choose) -> None:
     problem = "GPU 0: no kernel image is available"
     assert choose(gpus(1, 2, problem=problem)) == ([1], problem)
     assert choose(gpus(problem="the driver is too old")) == (
@@ -77,7 +77,7 @@ def test_a_gpu_that_torch_cannot_use_is_passed_over_and_named(choose: Choose) ->
     ("cores", "workers", "gpus_per_trial", "expected"),
     [(16, 1, 1, 8), (16, 2, 1, 7), (16, 1, 8, 2), (64, 8, 1, 7), (4, 1, 1, 3), (2, 4, 1, 2)],
 )
-def test_loader_processes_are_as_many_as_the_cores_allow(
+def test_the_number_of_loader_processes_depends_on_the_cores(
     cores: int, workers: int, gpus_per_trial: int, expected: int, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "usable_cores", lambda: set(range(cores)))
@@ -88,7 +88,7 @@ def test_loader_processes_are_as_many_as_the_cores_allow(
     assert training._loader_workers(demand, "cpu") == 2
 
 
-def test_the_parts_of_a_gpu_are_all_named_though_a_process_sees_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_parts_of_a_gpu_are_listed_although_a_process_sees_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1a,MIG-2b")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(training, "find_gpus", lambda: FoundGpus(1, (0,), ""))
@@ -105,7 +105,7 @@ def config(tiny_recipe: Path, folder: Path, kind: str, *settings: str) -> Config
     return training.runner_config(job)
 
 
-def test_a_training_on_a_gpu_waits_for_it_as_rarely_as_it_can(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_config_for_a_gpu_avoids_waiting_for_it(tiny_recipe: Path, tmp_path: Path) -> None:
     on_gpu = config(tiny_recipe, tmp_path, "cuda", "structural.training.amp=true")
     assert on_gpu.train_dataloader.pin_memory
     assert on_gpu.test_dataloader.pin_memory
@@ -118,7 +118,7 @@ def test_a_training_on_a_gpu_waits_for_it_as_rarely_as_it_can(tiny_recipe: Path,
     assert not on_cpu.optim_wrapper.optimizer.fused
 
 
-def test_the_config_of_a_trial_can_be_trained_from_elsewhere(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_config_of_a_trial_can_be_trained_in_another_process(tiny_recipe: Path, tmp_path: Path) -> None:
     config(tiny_recipe, tmp_path / "trial", "cpu").dump(tmp_path / "config.py")
     program = (
         "from mmengine.config import Config; from mmengine.registry import HOOKS, OPTIM_WRAPPERS;"

@@ -25,7 +25,7 @@ from smnas_optuna.training.classification import (
 from smnas_optuna.training.final import final_config
 from tests.labelled_digits import CLASSES, make_labelled_digits
 
-# One of each kind of block, and classic ones.
+# A searched backbone with each type of block, and classic backbones.
 BACKBONES = [
     "basicblock_8_12-1-21-2",
     "bottleneck_8_12-1-21-2",
@@ -57,7 +57,7 @@ def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Pretraining:
 
 
 def detector_with(backbone: str, neck: str, weights: str | None = None) -> Any:
-    """Return a detector as its exported config has it."""
+    """Build a detector from its exported config."""
     architecture = Architecture.parse(f"64x48 {backbone} {neck} RPN 2FC")
     config = final_config(architecture, DATASET, Detector(), weights=weights)
     init_default_scope("mmdet")
@@ -67,13 +67,13 @@ def detector_with(backbone: str, neck: str, weights: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_detector_begins_with_exactly_what_was_pretrained_and_the_classifier_takes_it_back(
+def test_a_detector_loads_exactly_the_pretrained_weights_and_so_does_the_classifier(
     backbone: str, pretraining: Pretraining, tmp_path: Path
 ) -> None:
     of_backbone = replace(pretraining, backbone=parse_backbone(backbone), folder=tmp_path)
-    file = str(pretrain(of_backbone, "cpu", go_on=False).file)
+    file = str(pretrain(of_backbone, "cpu", from_checkpoint=False).file)
     pretrained = torch.load(file, weights_only=True)["state_dict"]
-    # Statistics are the training's, not those of a network as built.
+    # The statistics have been trained; they are not those of a new network.
     assert all(pretrained[key].any() for key in pretrained if key.endswith("running_mean"))
 
     detector = detector_with(backbone, "FPN(P1-P4,c=16)", file)
@@ -86,7 +86,9 @@ def test_a_detector_begins_with_exactly_what_was_pretrained_and_the_classifier_t
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_stages_that_a_detector_lacks_do_no_harm(backbone: str, pretraining: Pretraining, tmp_path: Path) -> None:
+def test_weights_of_stages_that_a_detector_lacks_are_ignored(
+    backbone: str, pretraining: Pretraining, tmp_path: Path
+) -> None:
     whole = MODELS.build(classifier_config(parse_backbone(backbone), 4)).backbone.state_dict()
     for tensor in whole.values():
         tensor.copy_(torch.rand(tensor.shape) * 100)
@@ -96,13 +98,13 @@ def test_stages_that_a_detector_lacks_do_no_harm(backbone: str, pretraining: Pre
     assert all(torch.equal(tensor, whole[key]) for key, tensor in lower.items())
 
 
-def test_images_are_normalised_as_detectors_normalise_them(pretraining: Pretraining) -> None:
+def test_images_are_normalised_in_the_same_way_as_for_detectors(pretraining: Pretraining) -> None:
     init_default_scope("mmdet")
-    item = LabelledImages(str(pretraining.data / "val"), 32, learn=False)[150]
+    item = LabelledImages(str(pretraining.data / "val"), 32, training=False)[150]
     inputs, labels = item["inputs"][None], torch.tensor([item["data_samples"]])
     classifier = MODELS.build(classifier_config(pretraining.backbone, 4))
     seen = classifier.data_preprocessor({"inputs": inputs, "data_samples": labels})["inputs"]
-    # A detector is given what OpenCV reads: blue, green, red.
+    # Detectors get images in OpenCV's channel order: blue, green, red.
     detector = detector_with(BACKBONES[0], "FPN(P1-P4,c=16)")
     seen_by_detector = detector.data_preprocessor({"inputs": list(inputs.flip(1)), "data_samples": None})["inputs"]
     assert torch.equal(seen, seen_by_detector)
@@ -110,17 +112,17 @@ def test_images_are_normalised_as_detectors_normalise_them(pretraining: Pretrain
     torch.testing.assert_close(seen, in_torchvisions_units, atol=1e-5, rtol=1e-5)
 
 
-def test_validation_sees_the_centre_of_an_image_scaled_to_8_sevenths_of_the_input(tmp_path: Path) -> None:
+def test_validation_crops_the_centre_of_an_image_scaled_to_8_sevenths_of_the_input_size(tmp_path: Path) -> None:
     image = Image.new("RGB", (512, 256))
     image.paste((255, 0, 0), (128, 0, 384, 256))
     (tmp_path / "red").mkdir()
     image.save(tmp_path / "red" / "0.png")
-    item = LabelledImages(str(tmp_path), 224, learn=False)[0]
+    item = LabelledImages(str(tmp_path), 224, training=False)[0]
     assert item["inputs"].shape == (3, 224, 224)
     assert torch.equal(item["inputs"], (to_tensor(image.crop((144, 16, 368, 240))) * 255).byte())
 
 
-def test_the_learning_rate_warms_up_in_proportion_to_the_batch_and_falls_to_nothing(pretraining: Pretraining) -> None:
+def test_the_learning_rate_is_proportional_to_the_batch_warms_up_and_falls_to_zero(pretraining: Pretraining) -> None:
     config = classification_config(replace(pretraining, epochs=100, batch_size=64), "cpu")
     warmup, cosine = config.param_scheduler
     assert config.optim_wrapper.optimizer.lr == pytest.approx(0.1 * 64 / 256)
@@ -128,7 +130,7 @@ def test_the_learning_rate_warms_up_in_proportion_to_the_batch_and_falls_to_noth
     assert (cosine.end, cosine.T_max) == (600, 570)
 
 
-def test_accuracy_counts_neither_equal_scores_nor_none() -> None:
+def test_equal_scores_and_nan_do_not_count_as_correct() -> None:
     metric = TopAccuracy()
     scores = [[9.0, 8, 7, 6, 5, 4], [1, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5], [float("nan")] * 6, [2, 2, 1, 1, 1, 1]]
     labels = torch.tensor([0, 1, 1, 0, 0])
@@ -137,15 +139,17 @@ def test_accuracy_counts_neither_equal_scores_nor_none() -> None:
     assert metric.evaluate(len(scores)) == {"accuracy/top1": 20.0, "accuracy/top5": 60.0}
 
 
-def test_a_checkpoint_of_another_training_is_not_gone_on_with(pretraining: Pretraining, tmp_path: Path) -> None:
-    begun = replace(pretraining, epochs=2, folder=tmp_path)
-    pretrain(begun, "cpu", go_on=False)
+def test_pretraining_does_not_resume_from_a_checkpoint_with_other_settings(
+    pretraining: Pretraining, tmp_path: Path
+) -> None:
+    interrupted = replace(pretraining, epochs=2, folder=tmp_path)
+    pretrain(interrupted, "cpu", from_checkpoint=False)
     assert (tmp_path / "checkpoint.pth").exists()
-    with pytest.raises(UserError, match=r"--resume: .*/checkpoint\.pth is of another training: found .* 2 epochs"):
-        pretrain(replace(begun, epochs=3), "cpu", go_on=True)
+    with pytest.raises(UserError, match=r"--resume: .*/checkpoint\.pth belongs to another training: found .* 2 epochs"):
+        pretrain(replace(interrupted, epochs=3), "cpu", from_checkpoint=True)
 
 
-def test_a_batch_larger_than_the_data_is_the_users_error(pretraining: Pretraining) -> None:
+def test_a_batch_larger_than_the_data_set_is_a_user_error(pretraining: Pretraining) -> None:
     with pytest.raises(UserError, match=r"--batch-size 401: expected no more than the 400 training images"):
         classification_config(replace(pretraining, batch_size=401), "cpu")
 

@@ -1,4 +1,4 @@
-"""A disk that is full, or gone, while a trial writes to it: not the architecture's fault, whatever it is that fails."""
+"""A trial is interrupted, not failed, if its disk is full or was unmounted, whichever file cannot be written."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ from smnas_optuna.training.outcome import Outcome
 from smnas_optuna.training.process import evaluate, failure_of, preload
 from smnas_optuna.training.weights_file import write_weights
 
-# Less than a trial's weights take, and more than its config and log.
+# Less than the size of a trial's weights, and more than that of its config and log.
 TOO_SMALL = 300 * 2**10
 
 
@@ -44,7 +44,7 @@ def of_two_processes(job: Job) -> Job:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with little room."""
+    """A small file system."""
     folder = tmp_path / "disk"
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -56,7 +56,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def short_files() -> Iterator[None]:
-    """Let training processes write no long file: that needs no right to mount anything."""
+    """Limit the size of files that training processes may write; unlike ``disk`` this needs no right to mount."""
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # no public way to ask
     _, most = resource.prlimit(server, resource.RLIMIT_FSIZE)
     resource.prlimit(server, resource.RLIMIT_FSIZE, (TOO_SMALL, most))
@@ -65,10 +65,10 @@ def short_files() -> Iterator[None]:
 
 
 def failure(job: Job) -> Failure:
-    found = list(evaluate(job))[-1]
-    assert isinstance(found, Failure)
-    assert found.outcome is Outcome.INTERRUPTED
-    return found
+    result = list(evaluate(job))[-1]
+    assert isinstance(result, Failure)
+    assert result.outcome is Outcome.INTERRUPTED
+    return result
 
 
 def fill(disk: Path) -> None:
@@ -79,48 +79,48 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.usefixtures("disk")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_disk_without_room_for_the_weights(job: Job, processes: int) -> None:
-    found = failure(job if processes == 1 else of_two_processes(job))
-    assert found.reason == f"OSError: [Errno 28] No space left on device: '{job.folder}/weights.pth'"
+def test_a_full_disk_while_saving_weights_interrupts_the_trial(job: Job, processes: int) -> None:
+    result = failure(job if processes == 1 else of_two_processes(job))
+    assert result.reason == f"OSError: [Errno 28] No space left on device: '{job.folder}/weights.pth'"
     assert not list(job.folder.glob("weights.pth*"))
 
 
 @pytest.mark.usefixtures("disk")
-def test_a_disk_without_room_for_a_checkpoint(job: Job) -> None:
+def test_a_full_disk_while_saving_a_checkpoint_interrupts_the_trial(job: Job) -> None:
     assert "[Errno 28]" in failure(replace(job, training=job.training.model_copy(update={"epochs": 2}))).reason
 
 
-def test_a_disk_that_takes_not_even_a_log(job: Job, disk: Path) -> None:
+def test_a_disk_too_full_for_a_log_interrupts_the_trial(job: Job, disk: Path) -> None:
     job.folder.mkdir()
     fill(disk)
     assert "[Errno 28]" in failure(job).reason
 
 
-def test_a_disk_that_takes_no_further_file(job: Job, disk: Path) -> None:
+def test_a_disk_without_free_inodes_interrupts_the_trial(job: Job, disk: Path) -> None:
     ctypes.CDLL(None).mount(None, bytes(disk), None, 32, b"nr_inodes=1")  # MS_REMOUNT
     assert "[Errno 28]" in failure(job).reason
 
 
 @pytest.mark.usefixtures("short_files")
-def test_a_limit_that_the_weights_exceed(job: Job) -> None:
-    found = failure(job)
-    assert found.reason == f"OSError: [Errno 27] File too large: '{job.folder}/weights.pth'"
+def test_a_file_size_limit_that_the_weights_exceed_interrupts_the_trial(job: Job) -> None:
+    result = failure(job)
+    assert result.reason == f"OSError: [Errno 27] File too large: '{job.folder}/weights.pth'"
     assert not list(job.folder.glob("weights.pth*"))
 
 
-def test_a_folder_that_is_gone_with_its_file_system(job: Job, tmp_path: Path) -> None:
+def test_an_unmounted_folder_interrupts_the_trial(job: Job, tmp_path: Path) -> None:
     events = evaluate(replace(job, training=job.training.model_copy(update={"epochs": 10_000})))
     next(event for event in events if isinstance(event, Progress))
     job.folder.rename(tmp_path / "elsewhere")
-    found = list(events)[-1]
-    assert isinstance(found, Failure)
-    assert found.outcome is Outcome.INTERRUPTED
-    assert str(job.folder) in found.reason
-    # It is not made anew where the file system was.
+    result = list(events)[-1]
+    assert isinstance(result, Failure)
+    assert result.outcome is Outcome.INTERRUPTED
+    assert str(job.folder) in result.reason
+    # The folder is not created again at the mount point.
     assert not job.folder.exists()
 
 
-def test_a_place_where_no_folder_can_be_made(job: Job, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_interrupts_the_trial(job: Job, tmp_path: Path) -> None:
     (tmp_path / "disk").write_text("a file")
     assert str(job.folder) in failure(job).reason
 
@@ -130,7 +130,7 @@ def caused(cause: Exception, error: Exception) -> Exception:
     return error
 
 
-def test_an_error_that_a_full_disk_has_caused_is_the_disks(tmp_path: Path) -> None:
+def test_an_error_caused_by_a_full_disk_has_the_outcome_interrupted(tmp_path: Path) -> None:
     full = OSError(28, "No space left on device")
     behind = caused(caused(full, KeyError("writer")), RuntimeError("unexpected position"))
     for error in (full, behind):
@@ -142,7 +142,7 @@ def test_an_error_that_a_full_disk_has_caused_is_the_disks(tmp_path: Path) -> No
     assert failure_of(OSError(12, "Cannot allocate memory"), tmp_path).outcome is Outcome.OUT_OF_MEMORY
 
 
-def test_weights_replace_others_only_once_they_are_complete(disk: Path) -> None:
+def test_existing_weights_are_replaced_only_by_a_complete_file(disk: Path) -> None:
     file = disk / "weights.pth"
     write_weights({"state_dict": {"weight": torch.ones(9)}, "meta": {}}, file)
     with pytest.raises(OSError, match=r"No space left on device: '.*weights\.pth'"):
@@ -151,6 +151,6 @@ def test_weights_replace_others_only_once_they_are_complete(disk: Path) -> None:
     assert [path.name for path in disk.iterdir()] == ["weights.pth"]
 
 
-def test_a_trial_with_room_enough_succeeds(job: Job) -> None:
+def test_a_trial_with_enough_disk_space_succeeds(job: Job) -> None:
     assert isinstance(list(evaluate(job))[-1], Scores)
     assert (job.folder / "weights.pth").stat().st_size > TOO_SMALL

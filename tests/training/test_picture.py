@@ -16,8 +16,8 @@ def has_colour(pixels: NDArray[np.uint8], label: int) -> NDArray[np.bool_]:
     return coloured
 
 
-def test_a_box_is_drawn_along_its_edges_and_leaves_its_object_as_it_is() -> None:
-    # The cell is 480 pixels wide, three times as wide as the image.
+def test_a_box_is_drawn_along_its_edges_and_does_not_hide_its_object() -> None:
+    # The cell is 480 pixels wide, three times the width of the image.
     drawn = np.asarray(draw_boxes(GREY, [LabelledBox((40, 30, 120, 90), 4, "cup", 0.9)]))
     assert drawn.shape == (360, 480, 3)
     coloured = has_colour(drawn, 4)
@@ -28,7 +28,7 @@ def test_a_box_is_drawn_along_its_edges_and_leaves_its_object_as_it_is() -> None
     # Dark beside the line, then the image.
     assert (drawn[93, 123:357] < 30).all()
     assert (drawn[94:266, 124:356] == 128).all()
-    # Outside there is the label, above the box.
+    # Above the box is its label.
     outside = np.ones((360, 480), np.bool_)
     outside[89:271, 119:361] = False
     changed = outside & (drawn != 128).any(axis=-1)
@@ -37,7 +37,7 @@ def test_a_box_is_drawn_along_its_edges_and_leaves_its_object_as_it_is() -> None
     assert 12 <= np.ptp(rows) <= 20
 
 
-def test_a_box_is_seen_on_images_of_its_own_colour_too() -> None:
+def test_a_box_is_visible_on_an_image_of_the_same_colour() -> None:
     for label, colour in enumerate(PALETTE):
         image = np.full((120, 160, 3), colour, np.uint8)
         drawn = np.asarray(draw_boxes(image, [LabelledBox((40, 30, 120, 90), label, "cup")]))
@@ -52,7 +52,7 @@ def test_small_images_are_enlarged_and_large_ones_reduced(size: tuple[int, int],
 
 
 @given(st.data())
-def test_a_label_is_at_its_box_and_whole_and_covers_an_object_only_where_there_is_no_room(data: st.DataObject) -> None:
+def test_a_label_touches_its_box_stays_inside_the_image_and_covers_objects_only_if_it_must(data: st.DataObject) -> None:
     across, down = data.draw(st.tuples(st.integers(100, 480), st.integers(60, 480)))
     width, height = data.draw(st.tuples(st.integers(8, 100), st.integers(8, 20)))
     left, right = sorted(data.draw(st.lists(st.integers(0, across), min_size=2, max_size=2, unique=True)))
@@ -63,7 +63,7 @@ def test_a_label_is_at_its_box_and_whole_and_covers_an_object_only_where_there_i
     assert min(label) >= 0
     assert label[2] <= across
     assert label[3] <= down
-    # At most the casing's pixel is between them.
+    # Only the pixel of the casing may be between label and box.
     assert label[0] <= right + 1
     assert label[2] >= left - 1
     assert label[1] <= bottom + 1
@@ -73,7 +73,7 @@ def test_a_label_is_at_its_box_and_whole_and_covers_an_object_only_where_there_i
     assert covers != has_room
 
 
-def test_labels_of_objects_at_one_place_stand_side_by_side() -> None:
+def test_labels_of_overlapping_objects_do_not_overlap() -> None:
     taken: list[tuple[int, int, int, int]] = []
     box = (100, 100, 200, 200)
     for _ in range(4):
@@ -86,12 +86,12 @@ def test_labels_of_objects_at_one_place_stand_side_by_side() -> None:
 
 def test_a_class_has_one_colour_in_every_column_and_neighbouring_classes_have_different_ones() -> None:
     boxes = [LabelledBox((10 + 70 * label, 20, 60 + 70 * label, 90), label, f"class {label}") for label in range(2)]
-    found = [replace(box, score=0.8) for box in boxes]
+    detections = [replace(box, score=0.8) for box in boxes]
     panels = [
         Panel("ground truth", "", (tuple(boxes),), ("a.png",)),
         # Found in another order, and one of them only.
-        Panel("trial 3", "an architecture", (tuple(reversed(found)),), ("2 detections",)),
-        Panel("trial 7", "another", (tuple(found[1:]),), ("1 detection",)),
+        Panel("trial 3", "an architecture", (tuple(reversed(detections)),), ("2 detections",)),
+        Panel("trial 7", "another", (tuple(detections[1:]),), ("1 detection",)),
     ]
     picture = np.asarray(compose([GREY], panels))
     starts = [16, 16 + 480 + 12, 16 + 2 * (480 + 12)]
@@ -111,7 +111,7 @@ def test_a_class_has_one_colour_in_every_column_and_neighbouring_classes_have_di
     assert second[1].any()
 
 
-def test_a_long_architecture_is_wrapped_and_all_columns_begin_at_one_height() -> None:
+def test_a_long_architecture_is_wrapped_and_all_columns_start_at_the_same_height() -> None:
     code = "800x600 bottleneck_56_211-1111111111111111111111111111111111111111111111111-2111111-11112111 RPN 2FC"
     short, long = (
         compose([GREY], [Panel("ground truth", "", ((),), ("a.png",)), Panel("trial 1", text, ((),), ("none",))])
@@ -127,7 +127,7 @@ def test_a_long_architecture_is_wrapped_and_all_columns_begin_at_one_height() ->
         assert np.flatnonzero(image).tolist() == list(range(long.height - 16 - 12 - 360 + 16, long.height - 12))
 
 
-def test_a_name_longer_than_the_image_is_cut_but_its_score_is_not() -> None:
+def test_a_name_wider_than_the_image_is_shortened_but_its_score_is_not() -> None:
     long = LabelledBox((0, 0, 160, 120), 1, "a very long name of a class " * 5, 0.87)
     drawn = np.asarray(draw_boxes(GREY, [long]))
     longer = np.asarray(draw_boxes(GREY, [replace(long, name=long.name * 2)]))

@@ -1,4 +1,4 @@
-"""Training processes: really forked, really training, really killed."""
+"""Training processes, tested without stand-ins: they are forked, they train, and they are killed."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def wait_until_gone(before: set[int]) -> None:
         time.sleep(0.05)
 
 
-def test_an_evaluation_tells_costs_then_each_epoch_then_scores(job: Job) -> None:
+def test_an_evaluation_reports_costs_then_each_epoch_then_scores(job: Job) -> None:
     events = list(evaluate(job))
     costs, memory, untrained, first, second, scores = events
     assert isinstance(costs, Costs)
@@ -98,7 +98,7 @@ def test_an_evaluation_tells_costs_then_each_epoch_then_scores(job: Job) -> None
     assert scores.train_seconds > 0
 
 
-def test_an_evaluation_leaves_a_config_that_mmdetection_runs_a_log_and_the_weights(job: Job) -> None:
+def test_an_evaluation_saves_a_config_that_mmdetection_runs_a_log_and_the_weights(job: Job) -> None:
     assert isinstance(list(evaluate(job))[-1], Scores)
     config = Config.fromfile(job.folder / "config.py")
     assert config.model.roi_head.bbox_head.num_classes == 2
@@ -109,25 +109,25 @@ def test_an_evaluation_leaves_a_config_that_mmdetection_runs_a_log_and_the_weigh
 
 
 def detections_of_mmdetection(job: Job, weights: Path, image: Path) -> list[list[float]]:
-    """Return corners and score of what MMDetection finds, in a process that knows nothing of a search."""
+    """Return corners and scores of MMDetection's detections, made in a process that does not import this package."""
     code = (
         "import json, sys, smnas_optuna.detector.layers\n"
         "from mmdet.apis import inference_detector, init_detector\n"
         "config, weights, image = sys.argv[1:]\n"
         "model = init_detector(config, weights, device='cpu')\n"
         "assert model.dataset_meta['classes'] == ['0', '1']\n"
-        "found = inference_detector(model, image).pred_instances\n"
-        "boxes = zip(found.bboxes.tolist(), found.scores.tolist(), strict=True)\n"
+        "detections = inference_detector(model, image).pred_instances\n"
+        "boxes = zip(detections.bboxes.tolist(), detections.scores.tolist(), strict=True)\n"
         "print(json.dumps([[*box, score] for box, score in boxes]))"
     )
     command = [sys.executable, "-c", code, str(job.folder / "config.py"), str(weights), str(image)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    found: list[list[float]] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    detections: list[list[float]] = json.loads(ended.stdout.splitlines()[-1])
+    return detections
 
 
-def test_mmdetections_own_interface_finds_with_the_weights_what_the_evaluation_finds(job: Job, tmp_path: Path) -> None:
+def test_mmdetection_makes_the_same_detections_with_the_saved_weights(job: Job, tmp_path: Path) -> None:
     assert isinstance(list(evaluate(job))[-1], Scores)
     trained = torch.load(job.folder / "weights.pth")
     runner = Runner.from_cfg(runner_config(replace(job, folder=tmp_path / "again")))
@@ -138,13 +138,13 @@ def test_mmdetections_own_interface_finds_with_the_weights_what_the_evaluation_f
         (sample,) = runner.model.test_step(batch)
     expected = torch.cat([sample.pred_instances.bboxes, sample.pred_instances.scores[:, None]], dim=1)
     assert len(expected) > 0
-    found = detections_of_mmdetection(job, job.folder / "weights.pth", Path(sample.img_path))
-    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-3, rtol=1e-3)
+    detections = detections_of_mmdetection(job, job.folder / "weights.pth", Path(sample.img_path))
+    torch.testing.assert_close(torch.tensor(detections), expected, atol=1e-3, rtol=1e-3)
 
     for tensor in trained["state_dict"].values():
         tensor.zero_()
     torch.save(trained, tmp_path / "zeros.pth")
-    assert detections_of_mmdetection(job, tmp_path / "zeros.pth", Path(sample.img_path)) != found
+    assert detections_of_mmdetection(job, tmp_path / "zeros.pth", Path(sample.img_path)) != detections
 
 
 def test_the_same_job_gives_the_same_scores(recipe: Recipe, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_same_job_gives_the_same_scores(recipe: Recipe, tmp_path: Path) -> N
     assert scores[0].metrics == scores[1].metrics
 
 
-def test_a_detector_that_finds_nothing_has_a_precision_of_0(job: Job) -> None:
+def test_a_detector_without_detections_has_an_average_precision_of_0(job: Job) -> None:
     untrained = job.training.model_copy(update={"lr": 1e-9, "final_lr": 0.0, "epochs": 1})
     silent = replace(job, training=untrained, architecture=Architecture.parse("64x48 ResNet18(w=8) RetinaNet"))
     scores = list(evaluate(silent))[-1]
@@ -162,7 +162,7 @@ def test_a_detector_that_finds_nothing_has_a_precision_of_0(job: Job) -> None:
     assert set(scores.metrics.values()) == {0.0}
 
 
-def test_a_loss_that_is_no_number_fails_with_epoch_and_learning_rate(job: Job) -> None:
+def test_the_failure_of_a_diverged_training_names_epoch_and_learning_rate(job: Job) -> None:
     training = job.training.model_copy(update={"lr": 1e30, "clip_gradients": None})
     failure = list(evaluate(replace(job, training=training)))[-1]
     assert isinstance(failure, Failure)
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_fails_with_epoch_and_learning_rate(job: Job) -
     assert "at learning rate" in failure.reason
 
 
-def test_a_training_over_its_time_limit_fails_and_is_ended(job: Job) -> None:
+def test_a_training_that_exceeds_its_time_limit_fails_and_is_killed(job: Job) -> None:
     before = children_of_server()
     training = job.training.model_copy(update={"epochs": 10_000, "time_limit_minutes": 0.05})
     started = time.monotonic()
@@ -195,7 +195,7 @@ def test_a_killed_training_process_fails_its_trial_with_the_signal(job: Job) -> 
     assert failure[0].reason == "crashed: the training process got SIGKILL"
 
 
-def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: Job) -> None:
+def test_closing_an_evaluation_ends_its_process_and_its_loaders(job: Job) -> None:
     before = children_of_server()
     training = job.training.model_copy(update={"epochs": 10_000})
     events = evaluate(replace(job, training=training, loader_workers=1))
@@ -205,7 +205,7 @@ def test_leaving_an_evaluation_ends_its_process_and_the_loaders_it_started(job: 
     wait_until_gone(before)
 
 
-def test_an_evaluation_ends_at_once_and_without_a_last_event_when_what_it_watches_becomes_readable(job: Job) -> None:
+def test_an_evaluation_ends_at_once_when_one_of_until_becomes_readable(job: Job) -> None:
     before = children_of_server()
     training = job.training.model_copy(update={"epochs": 10_000})
     read, write = os.pipe()
@@ -215,11 +215,11 @@ def test_an_evaluation_ends_at_once_and_without_a_last_event_when_what_it_watche
         signal_to_stop.write(b"!")
         signal_to_stop.flush()
         assert not list(events)
-        # Not only told to end: all are gone when the iterator is.
+        # All processes have ended when the generator has, and not only received a signal.
         assert not children_of_server() - before
 
 
-def test_an_exception_is_told_in_one_line_and_kept_in_the_log(job: Job) -> None:
+def test_an_exception_is_reported_in_one_line_and_logged_with_its_traceback(job: Job) -> None:
     broken = replace(job.dataset, train=replace(job.dataset.train, annotations=Path("/absent.json")))
     failure = list(evaluate(replace(job, dataset=broken)))[-1]
     assert isinstance(failure, Failure)
@@ -237,7 +237,7 @@ def test_several_processes_train_one_architecture_together(job: Job) -> None:
     assert "GPU number: 2" in log
 
 
-def test_a_failure_in_one_of_several_processes_is_told_as_its_own(job: Job) -> None:
+def test_the_failure_of_one_of_several_processes_is_reported(job: Job) -> None:
     training = job.training.model_copy(update={"lr": 1e30, "clip_gradients": None})
     device = job.device.model_copy(update={"gpus_per_trial": 2})
     failure = list(evaluate(replace(job, training=training, device=device)))[-1]
@@ -256,7 +256,7 @@ def test_a_disk_that_is_full_for_one_of_several_processes_is_not_the_architectur
     assert failure.outcome is Outcome.INTERRUPTED
 
 
-def test_a_crash_of_one_of_several_processes_is_told(job: Job) -> None:
+def test_the_crash_of_one_of_several_processes_is_reported(job: Job) -> None:
     device = job.device.model_copy(update={"gpus_per_trial": 2})
     training = job.training.model_copy(update={"epochs": 10_000})
     before = children_of_server()
@@ -271,7 +271,7 @@ def test_a_crash_of_one_of_several_processes_is_told(job: Job) -> None:
     assert "SIGSEGV" in failure.reason
 
 
-def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_path: Path) -> None:
+def test_a_backbone_is_initialised_from_a_file_of_weights(recipe: Recipe, job: Job, tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights = torchvision.models.resnet18().state_dict()
     torch.save(weights, tmp_path / "resnet18.pth")
@@ -282,7 +282,7 @@ def test_backbones_start_from_files_of_weights(recipe: Recipe, job: Job, tmp_pat
     scores = list(evaluate(replace(job, weights=str(tmp_path / "resnet18.pth"))))[-1]
     assert isinstance(scores, Scores)
     trained = torch.load(job.folder / "weights.pth")["state_dict"]
-    # The stem is frozen where weights are given, so it is still what the file has.
+    # The stem is frozen if weights are given, so it still equals the file's.
     assert torch.equal(trained["backbone.conv1.weight"], weights["conv1.weight"])
 
 
@@ -290,7 +290,7 @@ def demand(recipe: Recipe) -> Demand:
     return Demand(recipe, "structural", StructuralSearch(recipe).required_weights)
 
 
-def test_weights_of_another_network_are_refused_with_what_does_not_fit(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_with_the_first_mismatch(tiny_recipe: Path, tmp_path: Path) -> None:
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "mobile.pth")
     given = f"structural.training.weights={{ResNet18: {tmp_path}/mobile.pth, MobileNetV2: {tmp_path}/mobile.pth}}"
     with pytest.raises(
@@ -299,7 +299,7 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(tiny_reci
         probe(demand(load_recipe(str(tiny_recipe), [given])), tmp_path / "output.log")
 
 
-def test_weights_that_cannot_be_had_are_the_users_error_and_name_the_key(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_absent_weights_are_a_user_error_that_names_the_key(tiny_recipe: Path, tmp_path: Path) -> None:
     absent = f"structural.training.weights={{ResNet18: {tmp_path}/absent.pth, MobileNetV2: {tmp_path}/absent.pth}}"
     with pytest.raises(
         UserError, match=r"structural\.training\.weights: .*absent\.pth for ResNet18\(w=8\) cannot be loaded"
@@ -308,12 +308,12 @@ def test_weights_that_cannot_be_had_are_the_users_error_and_name_the_key(tiny_re
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
-def test_a_gpu_that_is_not_there_is_the_users_error(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_an_absent_gpu_is_a_user_error(tiny_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"device\.kind: found cuda"):
         probe(demand(load_recipe(str(tiny_recipe), ["device.kind=cuda"])), tmp_path / "output.log")
 
 
-def test_the_device_has_a_name(recipe: Recipe, tmp_path: Path) -> None:
+def test_probe_returns_the_name_of_the_device(recipe: Recipe, tmp_path: Path) -> None:
     target = probe(demand(recipe), tmp_path / "output.log")
     assert (target.kind, target.count) == ("cpu", 1)
     assert target.name.endswith("1 thread")

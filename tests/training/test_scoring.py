@@ -22,7 +22,7 @@ from smnas_optuna.training.process import evaluate, preload
 from smnas_optuna.training.scoring import final_metric, precisions, search_metrics
 from tests.published_formats import Thing, write_voc
 
-# A detection: the image, the class, left, top, right and bottom counted from 0, and the score.
+# A detection: image, class, corners (left, top, right, bottom; counted from 0) and score.
 Detection = tuple[str, str, float, float, float, float, float]
 ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")
 TEST_PIPELINE: list[dict[str, Any]] = [
@@ -39,7 +39,7 @@ def _registered() -> None:
 
 
 def opened(root: Path, images: Mapping[str, Sequence[Thing]], year: int = 2007) -> CheckedDataset:
-    """Write images as VOC does, to train and to validate on, and open them."""
+    """Write images and annotations in VOC's format, and open them as training and validation split."""
     write_voc(root, f"VOC{year}/train", images)
     write_voc(root, f"VOC{year}/val", images)
     splits = {"train": [f"VOC{year}/train"], "val": [f"VOC{year}/val"]}
@@ -47,7 +47,7 @@ def opened(root: Path, images: Mapping[str, Sequence[Thing]], year: int = 2007) 
 
 
 def measure(dataset: Any, metrics: Sequence[Mapping[str, Any]], detections: Sequence[Detection]) -> dict[str, float]:
-    """Let MMDetection's metrics score detections on one of its data sets."""
+    """Return what MMDetection's metrics measure for detections on a data set."""
     classes = dataset.metainfo["classes"]
     measured: dict[str, float] = {}
     for config in metrics:
@@ -67,7 +67,7 @@ def measure(dataset: Any, metrics: Sequence[Mapping[str, Any]], detections: Sequ
 
 
 def our_split(checked: CheckedDataset) -> Any:
-    config = loader_config(checked.val, checked.classes, TEST_PIPELINE, learn=False, batch_size=1, workers=0)
+    config = loader_config(checked.val, checked.classes, TEST_PIPELINE, training=False, batch_size=1, workers=0)
     with contextlib.redirect_stdout(io.StringIO()):
         return DATASETS.build({**config["dataset"], "_scope_": "mmdet"})
 
@@ -85,7 +85,7 @@ def mmdetections_split(root: Path, folder: str) -> Any:
     )
 
 
-# In the order of their scores: a hit, another of the same object, one of a difficult object, a miss, a hit.
+# By descending score: a true positive, a duplicate of it, a difficult object, a false positive, a true positive.
 BY_HAND = {
     "one": [Thing("dog", (5, 5, 24, 24)), Thing("dog", (35, 5, 54, 24), difficult=True)],
     "two": [Thing("dog", (11, 11, 40, 40))],
@@ -107,7 +107,7 @@ FOUND_BY_HAND: list[Detection] = [
         (2012, 0.5 * 1 + 0.5 * 0.5),
     ],
 )
-def test_map_50_is_vocs_as_computed_by_hand(tmp_path: Path, year: int, precision: float) -> None:
+def test_map_50_of_voc_data_equals_vocs_metric_computed_by_hand(tmp_path: Path, year: int, precision: float) -> None:
     checked = opened(tmp_path, BY_HAND, year)
     measured = measure(our_split(checked), search_metrics(checked), FOUND_BY_HAND)
     scores = precisions(measured, checked)
@@ -133,7 +133,7 @@ def random_images(random: np.random.Generator) -> dict[str, list[Thing]]:
 
 
 def random_detections(random: np.random.Generator, images: Mapping[str, Sequence[Thing]]) -> list[Detection]:
-    """Some about each object, some of them of another class, and some anywhere."""
+    """Return detections near each object, some with a wrong class, and some at random places."""
     found: list[Detection] = []
     for name, things in images.items():
         for thing in things:
@@ -146,7 +146,7 @@ def random_detections(random: np.random.Generator, images: Mapping[str, Sequence
 
 
 @pytest.mark.parametrize("year", [2007, 2012])
-def test_map_50_is_what_mmdetections_own_voc_data_set_and_metric_tell(tmp_path: Path, year: int) -> None:
+def test_map_50_equals_mmdetections_metric_on_its_own_voc_data_set(tmp_path: Path, year: int) -> None:
     random = np.random.default_rng(year)
     images = random_images(random)
     checked = opened(tmp_path, images, year)
@@ -158,13 +158,13 @@ def test_map_50_is_what_mmdetections_own_voc_data_set_and_metric_tell(tmp_path: 
     assert 0.2 < mine < 0.9
 
 
-def test_what_finds_nothing_has_a_precision_of_0(tmp_path: Path) -> None:
+def test_without_detections_every_precision_is_0(tmp_path: Path) -> None:
     checked = opened(tmp_path, BY_HAND)
     scores = precisions(measure(our_split(checked), search_metrics(checked), []), checked)
     assert (scores["map"], scores["map_50"]) == (0, 0)
 
 
-def test_a_detector_trained_on_voc_data_has_all_scores(tmp_path: Path, tiny_recipe: Path) -> None:
+def test_a_detector_trained_on_voc_data_has_all_metrics(tmp_path: Path, tiny_recipe: Path) -> None:
     preload()
     images = random_images(np.random.default_rng(0))
     checked = opened(tmp_path, {name: images[name] for name in list(images)[:8]})

@@ -1,4 +1,4 @@
-"""Numbers are read from the device when they are logged, and at no other time."""
+"""Losses are read from the device only when they are logged."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from smnas_optuna.training.training import runner_config
 
 @pytest.fixture
 def runner(tiny_recipe: Path, tmp_path: Path) -> Runner:
-    """Two epochs of eight iterations, whose gradients are clipped."""
+    """A training of two epochs of eight iterations, with gradient clipping."""
     recipe = load_recipe(str(tiny_recipe), ["structural.training.epochs=2", "structural.training.batch_size=1"])
     stage, dataset = recipe.structural, open_dataset(recipe.dataset)
     architecture = Architecture.parse("64x48 ResNet18(w=8) RetinaNet")
@@ -26,7 +26,7 @@ def runner(tiny_recipe: Path, tmp_path: Path) -> Runner:
     return Runner.from_cfg(runner_config(replace(job, folder=tmp_path / "again")))
 
 
-def test_losses_are_read_at_the_iterations_that_are_logged(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_read_only_at_iterations_that_are_logged(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_logging, "LOG_INTERVAL", 3)
     read: list[int] = []
     item = torch.Tensor.item
