@@ -41,5 +41,5 @@ class Detector(Section):
 
     @property
     def layers(self) -> Config:
-        """``conv_cfg`` and ``norm_cfg`` of necks and heads; empty unless ``norm`` is ``GN``, as in the published ones."""
+        """``conv_cfg`` and ``norm_cfg`` of necks and heads; empty unless ``norm`` is ``GN``."""
         return self.backbone_layers if self.norm == "GN" else {}

@@ -1,4 +1,4 @@
-"""Feature levels P1 to P6 with strides 4, 8, 16, 32, 64 and 128 pixels; P1 is ResNet's C2, only necks have P5 and P6."""
+"""Feature levels P1 to P6 with strides 4, 8, 16, 32, 64, 128 pixels; P1 is ResNet's C2, only necks have P5 and P6."""
 
 from dataclasses import dataclass
 

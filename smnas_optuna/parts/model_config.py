@@ -15,7 +15,7 @@ NORMALIZATION: Config = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.1
 
 
 def custom_imports(architecture: Architecture) -> Config:
-    """Return a config's ``custom_imports``: the Python modules that register layers and parts which MMDetection lacks."""
+    """Return a config's ``custom_imports``: the Python modules that register what MMDetection lacks."""
     modules = [type(part).__module__ for part in architecture.parts]
     added = [module for module in dict.fromkeys(modules) if not module.startswith("smnas_optuna.")]
     return {"imports": ["smnas_optuna.detector.layers", *added], "allow_failed_imports": False}
@@ -36,7 +36,7 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
     strides = tuple(map(stride_of, neck.output_levels if neck else levels))
     features = Features(
         strides,
-        # As in FPN (Lin et al. 2017), levels above the backbone's only propose regions; RoIs are pooled from the others.
+        # As in FPN (Lin et al. 2017), levels above the backbone's only propose regions; RoIs come from the others.
         roi_strides=strides[: len(levels)],
         channels=neck.channels if neck else channels[0],
         one_level=neck is None,

@@ -14,8 +14,8 @@ from smnas_optuna.parts.rpns.rpn import RPN
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-# For each stage of a cascade: IoU above which a proposal is positive, loss weight, standard deviations of the box
-# deltas; from Cascade R-CNN (Cai & Vasconcelos 2018), the fourth IoU from its Table 4. The paper does not give the fourth
+# For each stage of a cascade: IoU above which a proposal is positive, loss weight, standard deviations of box deltas;
+# all from Cascade R-CNN (Cai & Vasconcelos 2018), the fourth IoU from its Table 4. The paper does not give the fourth
 # weight and deviations; they continue the series.
 _CASCADE_IOUS = (0.5, 0.6, 0.7, 0.75)
 _CASCADE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
