@@ -124,7 +124,7 @@ class DeviceLock:
         wait = _Wait(action)
         while not self._gate.try_acquire():
             owner = self._gate.owner
-            # A measurement may take long, depending on the recipe, so a running owner gets more time than a stopped one.
+            # A measurement may take long, depending on the recipe, so a running owner gets more time.
             waited = wait.pause(owner)
             is_stopped = owner is not None and owner.is_stopped
             if waited > _LONGEST_TIMING_SECONDS or (waited > _PATIENCE_SECONDS and is_stopped):
