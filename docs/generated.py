@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from smnas_optuna.command_line import parser
+from smnas_optuna.command_line import build_parser
 from smnas_optuna.recipe.recipe import Recipe
 
 _NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false"}
@@ -39,7 +39,7 @@ class CommandDirective(_Generated):
         """Return the command's description."""
         (name,) = self.arguments
         function = getattr(importlib.import_module(f"smnas_optuna.{name}"), name)
-        command = parser(function)
+        command = build_parser(function)
         context = typer.Context(command, info_name=f"python -m smnas_optuna.{name}")
         records = [parameter.get_help_record(context) for parameter in command.params]
         lines = [*inspect.getdoc(function).splitlines(), ""]

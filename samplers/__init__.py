@@ -1,4 +1,4 @@
-"""Optuna samplers that a search can choose from."""
+"""The Optuna samplers that a recipe or ``--sampler`` can name."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,16 +26,18 @@ def create_sampler(
     *,
     exclusive: bool = False,
 ) -> optuna.samplers.BaseSampler:
-    """Return the sampler called ``pop``, ``nsga2``, ``tpe`` or ``random``.
+    """Create a sampler by its name.
+
+    All arguments but ``name`` and ``seed`` are for ``pop`` only; see :class:`PartialOrderPruningSampler`.
 
     Args:
-        name: The sampler.
-        seed: For its random numbers; None for others each time.
-        search_space: ``trial -> architecture``, for ``pop`` only: the others learn it from the trials.
-        order: ``architecture -> (group, vector)``, for ``pop`` only.
-        known_objectives: What is known before training, by the objective's index, for ``pop`` only.
-        n_startup_trials: Trials before those of the surrogate model, for ``pop`` only.
-        exclusive: Whether the caller lets one worker at a time ask, for ``pop`` only.
+        name: ``pop``, ``nsga2``, ``tpe`` or ``random``.
+        seed: Seed for random numbers; None for a random seed.
+        search_space: ``trial -> architecture``; the other samplers learn the space from the trials.
+        order: ``architecture -> (group, vector)``.
+        known_objectives: ``{objective index: architecture -> value}`` for values that are known before training.
+        n_startup_trials: Number of trials before the surrogate model is used.
+        exclusive: Whether the caller ensures that only one worker at a time asks for a trial.
     """
     if name == "pop":
         return PartialOrderPruningSampler(

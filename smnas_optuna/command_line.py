@@ -1,4 +1,4 @@
-"""How every command of the package ends: exit codes and one-line errors."""
+"""Runs a command of the package: arguments, one-line errors, exit code."""
 
 import signal
 import sys
@@ -16,35 +16,35 @@ from typer.exceptions import TyperException
 from smnas_optuna.errors import UserError, explain
 
 DEFAULT_STORAGE = "sqlite:///smnas.db"
-"""Database of all commands that are given none."""
+"""Database of a command that is given no ``--storage``."""
 
 
 def run_command(command: Callable[..., None], name: str) -> NoReturn:
-    """Parse ``sys.argv`` with Typer, call ``command`` and leave the process.
+    """Parse ``sys.argv`` with Typer, call ``command`` and exit.
+
+    The exit code is 0 (done), 1 (the run failed; its traceback is printed), 2 (bad usage or a
+    :class:`~smnas_optuna.errors.UserError`, printed as one line on standard error) or 130 (interrupted).
 
     Args:
-        command: A function whose annotated arguments are the command line.
-        name: The module's name, for ``--help``.
-
-    The process ends with 0 (done), with 1 (the run failed, with its traceback), with 2 (bad usage or a
-    :class:`~smnas_optuna.errors.UserError`, told in one line on standard error) or with 130 (interrupted).
+        command: A function whose annotated arguments define the command line.
+        name: Name of the module below ``smnas_optuna``, as ``--help`` shows it.
     """
     try:
-        code = parser(command).main(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
+        code = build_parser(command).main(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
     except TyperException as error:
         _fail(_message_of(error))
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    # The command is over: being interrupted once more would only show a traceback of the interpreter's end.
-    for sent in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sent, signal.SIG_IGN)
+    # The command has ended: another signal would only print a traceback of the interpreter's shutdown.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def parser(command: Callable[..., None]) -> TyperCommand:
-    """Return what reads the command line of a function whose annotated arguments it is."""
+def build_parser(command: Callable[..., None]) -> TyperCommand:
+    """Return the command-line parser of a function whose annotated arguments define the command line."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
     command_line = typer.main.get_command(app)
@@ -53,10 +53,10 @@ def parser(command: Callable[..., None]) -> TyperCommand:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make an output folder and return its absolute path.
+    """Create an output folder unless it exists, and return its absolute path.
 
     Raises:
-        UserError: It cannot be made or written to.
+        UserError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,9 @@ def writable_folder(folder: Path) -> Path:
 
 
 def _message_of(error: TyperException) -> str:
-    refused = error.__cause__
-    if isinstance(error, typer.BadParameter) and isinstance(refused, ValidationError) and error.param is not None:
-        return f"{'/'.join(error.param.opts)}: {explain(refused.errors(include_url=False)[0])}"
+    cause = error.__cause__
+    if isinstance(error, typer.BadParameter) and isinstance(cause, ValidationError) and error.param is not None:
+        return f"{'/'.join(error.param.opts)}: {explain(cause.errors(include_url=False)[0])}"
     return error.format_message()
 
 

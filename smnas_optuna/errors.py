@@ -1,24 +1,24 @@
-"""Errors that several rooms know: a user's mistake as one line, and an evaluation that its surroundings ended."""
+"""Errors that the whole package uses: a user's mistake, and an evaluation that failed for reasons outside of it."""
 
 from pydantic_core import ErrorDetails
 
 
 class UserError(Exception):
-    """A mistake in the user's input or surroundings.
+    """A mistake in the user's input or environment.
 
-    Its text is one line that says what is wrong, where, and what was expected. Commands print that line and end
-    with exit code 2; every other exception is a defect of ours and keeps its traceback.
+    The message is one line that says what is wrong, where, and what was expected. Commands print it and exit with code
+    2. Any other exception is a bug of this package, and its traceback is printed.
     """
 
 
 class EvaluationInterrupted(Exception):
-    """An evaluation cannot go on for a reason outside of it, with which any other architecture would have failed."""
+    """An evaluation cannot continue, and any other architecture would have failed for the same reason."""
 
 
 def explain(error: ErrorDetails) -> str:
-    """Say what was found and what was expected, for one of the errors of a ``pydantic.ValidationError``.
+    """Return what was found and what was expected, for one error of a ``pydantic.ValidationError``.
 
-    Recipes and command lines (Typer) are both checked by pydantic; its own text may begin with ``Value error,`` and
+    pydantic validates recipes and command lines (through Typer). Its own message may begin with ``Value error,`` and
     names Python's types instead of YAML's.
     """
     if error["type"] == "value_error":

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from typer.exceptions import TyperException
 
-from smnas_optuna.command_line import parser
+from smnas_optuna.command_line import build_parser
 from smnas_optuna.data.digits import make_digits
 from smnas_optuna.recipe.recipe_file import load_recipe
 from tests import stand_ins
@@ -202,7 +202,7 @@ def test_every_command_of_a_document_has_the_options_that_it_is_given(document: 
         for module, arguments in commands_in(step):
             function = getattr(import_module(f"smnas_optuna.{module}"), module)
             try:
-                context = parser(function).make_context(module, arguments)
+                context = build_parser(function).make_context(module, arguments)
             except TyperException as error:
                 pytest.fail(f"{step.place}: {step.text}\n{error.format_message()}")
             shipped = ROOT / "studies" / f"{context.params.get('recipe')}.yaml"

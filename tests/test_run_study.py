@@ -307,7 +307,7 @@ def _list_absent_image(tmp_path: Path) -> None:
         ),
         pytest.param(["{recipe}", "--output", "tiny.yaml/out"], None, "--output tiny.yaml/out: cannot be", id="folder"),
         pytest.param(["{recipe}", "--output", "/proc/out"], None, "--output /proc/out: cannot be", id="no permission"),
-        pytest.param(["{recipe}", "--set", "device.gpus_per_trial=3"], None, "cannot be shared out", id="batch"),
+        pytest.param(["{recipe}", "--set", "device.gpus_per_trial=3"], None, "expected a multiple of", id="batch"),
         pytest.param(["{recipe}", "--set", "structural.training.epochs=true"], None, "found True", id="bool"),
         pytest.param(["{recipe}", "--n-trials", "0"], None, "--n-trials", id="no trials"),
         pytest.param(["{recipe}", "--sampler", "best"], None, "'best' is not one of", id="unknown sampler"),

@@ -1,4 +1,4 @@
-"""Partial order pruning: an Optuna sampler for spaces in which bigger is better and dearer."""
+"""Partial order pruning: an Optuna sampler for spaces in which larger architectures are better but cost more."""
 
 from .sampler import PartialOrderPruningSampler
 

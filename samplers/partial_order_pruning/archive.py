@@ -1,4 +1,4 @@
-"""The archive: every trained architecture of a study and what the partial order says about those that are not."""
+"""The archive: all trained architectures of a study, and the bounds that follow for others from the partial order."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 
 from .contradiction import Contradictions, Violations
 from .dominance import dominates, weakly_dominates
-from .space import Candidate
+from .space import Proposal
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
-# An order that more than this share of pairs violates, once there are some, is taken to be untrue.
+# The order is not used for an objective if more than this share of at least so many pairs violates it.
 _MAX_VIOLATED, _MIN_COMPARISONS = 0.25, 8
 
 
 def rows_to_fit(n_rows: int) -> int:
-    """Return to how many of ``n_rows`` rows hyperparameters and noise levels are fitted.
+    """Return the number of rows, from the first of ``n_rows``, that hyperparameters and noise levels are fitted to.
 
-    All up to 32, then 10 % more each time: a function of the study alone, so a restarted sampler goes on as before.
+    It is all up to 32 rows, and then grows in steps of 10 %. It depends on the study alone, so a restarted sampler
+    proposes the same.
     """
     if n_rows < 32:
         return n_rows
@@ -36,12 +37,12 @@ def rows_to_fit(n_rows: int) -> int:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the order says of ``b`` candidates and ``m`` objectives, as losses (the lower the better).
+    """Bounds of the losses (lower is better) of ``b`` proposals in ``m`` objectives, by the order.
 
     Args:
-        lower: The best possible losses, shape (b, m); minus infinity where nothing is known.
-        upper: The worst possible losses, shape (b, m); infinity where nothing is known.
-        witness: Archive row that gives each lower bound, shape (b, m); -1 where none does.
+        lower: The best possible losses, shape (b, m); minus infinity where there is no bound.
+        upper: The worst possible losses, shape (b, m); infinity where there is no bound.
+        witness: Archive row that each lower bound follows from, shape (b, m); -1 where there is no bound.
     """
 
     lower: Floats
@@ -50,7 +51,7 @@ class Bounds:
 
 
 class _Rows:
-    """A growing matrix: appending is O(columns) on average."""
+    """A growing matrix; appending a row takes O(columns) on average."""
 
     def __init__(self, n_columns: int) -> None:
         self._matrix = np.empty((16, n_columns))
@@ -68,7 +69,7 @@ class _Rows:
 
 
 class _Group:
-    """The comparable architectures of one group: their capacity vectors, losses and archive rows."""
+    """The trained architectures of one group: capacity vectors, losses and archive rows."""
 
     def __init__(self, n_capacities: int, n_objectives: int) -> None:
         self.vectors = _Rows(n_capacities)
@@ -77,16 +78,16 @@ class _Group:
 
 
 class Archive:
-    """Trained architectures with incremental, vectorised bounds.
+    """All trained architectures, which bound the losses of others.
 
-    The order says that x precedes y if both are of one group and no capacity of x exceeds that of y, and that a loss
-    then rises (a cost) or falls (an error, an accuracy turned round) from x to y. So, for an objective whose loss
-    rises, the largest loss below a candidate bounds it from below and the smallest loss above it from above; for one
-    whose loss falls it is the other way round.
+    x precedes y if both are in one group and no capacity of x exceeds that of y. The order assumes that a loss then
+    rises (such as a cost) or falls (such as an error or a negated accuracy) from x to y. If the loss of an objective
+    rises, the largest loss of the preceding architectures is a lower bound, and the smallest loss of the succeeding
+    ones an upper bound; if it falls, it is the other way round.
 
     Args:
-        rises: For each objective whether its loss rises with capacity, shape (m,).
-        tolerance: For each objective how far an architecture may violate the order, in its unit, shape (m,).
+        rises: Whether the loss of each objective rises with capacity, shape (m,).
+        tolerance: How far losses of each objective may violate the order, in the objective's unit, shape (m,).
     """
 
     def __init__(self, rises: Booleans, tolerance: Floats) -> None:
@@ -96,64 +97,64 @@ class Archive:
         self._too_large: dict[tuple[Hashable, int], list[tuple[float, ...]]] = defaultdict(list)
         self._losses = _Rows(len(rises))
         self._front: list[int] = []
-        self.candidates: list[Candidate | None] = []
+        self.proposals: list[Proposal | None] = []
         self.numbers: list[int] = []
         self.excesses: list[float] = []
         self.learnable: list[int] = []
         self.violations: Integers = np.zeros(len(rises), dtype=np.int64)
         self.comparisons = 0
-        # Pairs of rows that violate the order, and for each objective by how much; not positive where they do not.
+        # Pairs of rows that violate the order, and by how much in each objective; not positive if they do not.
         self._violating = _Rows(2 + len(rises))
         self._contradictions: dict[int, Contradictions] = {}
         self._noise_levels: dict[int, Floats] = {}
 
     @property
     def losses(self) -> Floats:
-        """The losses of all trained architectures, shape (n, m)."""
+        """The losses of all rows, shape (n, m)."""
         return self._losses.array
 
     def contradictions_of_first(self, n_rows: int) -> Contradictions:
-        """Return which of the first ``n_rows`` rows contradicted the others when there were no more."""
+        """Return which of the first ``n_rows`` rows contradict the others, without regard to later rows."""
         if n_rows not in self._contradictions:
             n_fitted = rows_to_fit(n_rows)
             violations = Violations(self._violating.array[:, :2].astype(np.int64), self._violating.array[:, 2:])
             if n_fitted not in self._noise_levels:
                 self._noise_levels[n_fitted] = violations.of_first(n_fitted).noise_levels(n_fitted)
             judged = violations.of_first(n_rows).contradictions(n_rows, self._noise_levels[n_fitted])
-            # What is asked for is the present and the last fit.
+            # Callers only need the present rows and those of the latest fit.
             latest = {n: known for n, known in self._contradictions.items() if n == max(self._contradictions)}
             self._contradictions = {**latest, n_rows: judged}
         return self._contradictions[n_rows]
 
     @property
     def contradictions(self) -> Contradictions:
-        """Which rows contradict the others."""
+        """The rows that contradict the others."""
         return self.contradictions_of_first(len(self.numbers))
 
     @property
-    def untrue(self) -> Booleans:
-        """For each objective whether so many pairs violate the order that it is not used, shape (m,).
+    def violated_too_often(self) -> Booleans:
+        """Whether so many pairs violate the order in each objective that it is not used, shape (m,).
 
-        Those of rows that contradict the rest do not count.
+        Pairs with a row that contradicts the rest do not count.
         """
         many = self.comparisons >= _MIN_COMPARISONS
         return many & (self.contradictions.n_noisy > _MAX_VIOLATED * self.comparisons)
 
     @property
     def slack(self) -> Floats:
-        """How far the order is mistrusted, shape (m,): the tolerance, and what violations beyond it measured.
+        """How much the bounds are loosened in each objective, shape (m,).
 
-        That is their root mean square, those of rows that contradict the rest left out; so where the order holds, and
-        only there, the bounds are as tight as it says.
+        It is the tolerance plus the root mean square of the violations beyond it, without rows that contradict the
+        rest; infinity if the order is violated too often. Without violations it is the tolerance.
         """
-        return np.where(self.untrue, np.inf, self._tolerance + self.contradictions.noise)
+        return np.where(self.violated_too_often, np.inf, self._tolerance + self.contradictions.noise)
 
     @property
-    def _says_nothing(self) -> Booleans:
-        """Which rows no bound follows from, shape (n, m): those that contradict the rest or are at the scale's end.
+    def _uninformative(self) -> Booleans:
+        """The losses that no bound follows from, shape (n, m): those that contradict the rest, and a shared worst loss.
 
-        What several share as the worst loss of all, such as a mean average precision of zero, says only that nothing
-        was learned: in a small architecture for want of capacity, in a large one because its training went wrong.
+        If several rows share the worst loss, such as a mean average precision of zero, nothing was learned: by a small
+        architecture for lack of capacity, or by a large one because its training failed.
         """
         is_worst = self.losses == np.max(self.losses, axis=0)
         is_shared: Booleans = is_worst & (np.sum(is_worst, axis=0) > 1)
@@ -174,40 +175,40 @@ class Archive:
                 front = _extended(front, self.losses, row)
         return np.array(front, dtype=np.int64)
 
-    def add(self, number: int, candidate: Candidate | None, losses: Sequence[float], excess: float) -> None:
-        """Add a trained architecture: O(n).
+    def add(self, number: int, proposal: Proposal | None, losses: Sequence[float], excess: float) -> None:
+        """Add a trained architecture in O(n).
 
         Args:
-            number: Of its trial.
-            candidate: What was trained; None if it is not of the search space, so that nothing follows from it.
-            losses: Shape (m,).
-            excess: By how much it exceeds the constraint that it exceeds most. The front consists of those that exceed
-                none, that is for which this is not positive.
+            number: Number of its trial.
+            proposal: The trained architecture; None if it is not in the search space, so that no bounds follow.
+            losses: Losses, shape (m,).
+            excess: The largest value of its constraints; if it is positive, the architecture is not feasible and not
+                part of the front.
         """
         row = len(self.numbers)
         self._losses.append(losses)
-        self.candidates.append(candidate)
+        self.proposals.append(proposal)
         self.numbers.append(number)
         self.excesses.append(excess)
-        if candidate is not None and np.all(np.isfinite(losses)):
+        if proposal is not None and np.all(np.isfinite(losses)):
             self.learnable.append(row)
         if excess <= 0:
             self._front = _extended(self._front, self.losses, row)
-        if candidate is not None and candidate.vector:
-            self._add_to_group(row, candidate, np.asarray(losses, dtype=float))
-            # What is no larger fits too, though it ran out of memory before, with less of that or beside others.
-            too_large = self._too_large[candidate.group, len(candidate.vector)]
-            too_large[:] = [vector for vector in too_large if np.any(np.array(vector) > candidate.vector)]
+        if proposal is not None and proposal.vector:
+            self._add_to_group(row, proposal, np.asarray(losses, dtype=float))
+            # Smaller ones fit too, even if they ran out of memory before, with less memory or beside other processes.
+            too_large = self._too_large[proposal.group, len(proposal.vector)]
+            too_large[:] = [vector for vector in too_large if np.any(np.array(vector) > proposal.vector)]
 
-    def _add_to_group(self, row: int, candidate: Candidate, losses: Floats) -> None:
-        key = candidate.group, len(candidate.vector)
+    def _add_to_group(self, row: int, proposal: Proposal, losses: Floats) -> None:
+        key = proposal.group, len(proposal.vector)
         if key not in self._groups:
-            self._groups[key] = _Group(len(candidate.vector), len(losses))
+            self._groups[key] = _Group(len(proposal.vector), len(losses))
         group = self._groups[key]
-        vector = np.array(candidate.vector)
+        vector = np.array(proposal.vector)
         below = np.all(group.vectors.array <= vector, axis=1)
         above = np.all(group.vectors.array >= vector, axis=1)
-        # Where the loss rises, it must not be smaller than below nor larger than above; where it falls, conversely.
+        # A rising loss must be no smaller than that of preceding rows, and no larger than that of succeeding ones.
         sign = np.where(self._rises, 1.0, -1.0)
         rise = sign * (losses - group.losses.array)
         excess = np.where(below[:, None], -rise, rise) - self._tolerance
@@ -215,67 +216,68 @@ class Archive:
             self._violating.append([group.rows[index], row, *excess[index]])
             self.violations += excess[index] > 0
         self.comparisons += int(np.sum(below | above))
-        group.vectors.append(candidate.vector)
+        group.vectors.append(proposal.vector)
         group.losses.append(losses.tolist())
         group.rows.append(row)
 
-    def add_too_large(self, candidate: Candidate) -> None:
-        """Note that an architecture ran out of memory: nothing larger will fit, unless that has been trained."""
-        key = candidate.group, len(candidate.vector)
-        if key in self._groups and np.any(np.all(self._groups[key].vectors.array >= candidate.vector, axis=1)):
+    def add_too_large(self, proposal: Proposal) -> None:
+        """Add an architecture that ran out of memory; no larger one is proposed unless such a one has been trained."""
+        key = proposal.group, len(proposal.vector)
+        if key in self._groups and np.any(np.all(self._groups[key].vectors.array >= proposal.vector, axis=1)):
             return
-        if candidate.vector:
-            self._too_large[key].append(candidate.vector)
+        if proposal.vector:
+            self._too_large[key].append(proposal.vector)
 
-    def is_too_large(self, candidate: Candidate) -> bool:
-        """Say whether a candidate is at least as large as one that ran out of memory."""
-        found = self._too_large.get((candidate.group, len(candidate.vector)))
-        return bool(found) and bool(np.any(np.all(np.array(found) <= candidate.vector, axis=1)))
+    def is_too_large(self, proposal: Proposal) -> bool:
+        """Return whether a proposal is at least as large as one that ran out of memory."""
+        vectors = self._too_large.get((proposal.group, len(proposal.vector)))
+        return bool(vectors) and bool(np.any(np.all(np.array(vectors) <= proposal.vector, axis=1)))
 
-    def bounds(self, candidates: Sequence[Candidate]) -> Bounds:
-        """Bound the losses of candidates from below and above."""
-        shape = len(candidates), len(self._rises)
+    def bounds(self, proposals: Sequence[Proposal]) -> Bounds:
+        """Return lower and upper bounds of the losses of proposals."""
+        shape = len(proposals), len(self._rises)
         bounds = Bounds(np.full(shape, -np.inf), np.full(shape, np.inf), np.full(shape, -1, dtype=np.int64))
         of_group = defaultdict(list)
-        for index, candidate in enumerate(candidates):
-            of_group[candidate.group, len(candidate.vector)].append(index)
+        for index, proposal in enumerate(proposals):
+            of_group[proposal.group, len(proposal.vector)].append(index)
         for key, indices in of_group.items():
             if key in self._groups:
-                vectors = np.array([candidates[index].vector for index in indices])
+                vectors = np.array([proposals[index].vector for index in indices])
                 self._bound_group(self._groups[key], vectors, np.array(indices), bounds)
         return bounds
 
     def _bound_group(self, group: _Group, vectors: Floats, indices: Integers, bounds: Bounds) -> None:
         shape = len(vectors), len(group.rows)
         below, above = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)
-        # Capacity by capacity: one matrix of candidates by rows, never one of candidates by rows by capacities.
+        # One capacity at a time, to save memory: an array of proposals x rows x capacities may be large.
         for mine, theirs in zip(vectors.T, group.vectors.array.T, strict=True):
             below &= theirs <= mine[:, None]
             above &= theirs >= mine[:, None]
         rows = np.array(group.rows)
-        speaks = ~self._says_nothing[rows]
+        informative = ~self._uninformative[rows]
         for objective, (rises, slack) in enumerate(zip(self._rises, self.slack, strict=True)):
             losses = group.losses.array[:, objective]
-            at_least = np.where((below if rises else above) & speaks[:, objective], losses, -np.inf)
+            at_least = np.where((below if rises else above) & informative[:, objective], losses, -np.inf)
             best = np.argmax(at_least, axis=1)
             lower = at_least[np.arange(len(best)), best]
             bounds.lower[indices, objective] = lower - slack
             bounds.witness[indices, objective] = np.where(np.isfinite(lower), rows[best], -1)
             bounds.upper[indices, objective] = (
-                np.min(np.where((above if rises else below) & speaks[:, objective], losses, np.inf), axis=1) + slack
+                np.min(np.where((above if rises else below) & informative[:, objective], losses, np.inf), axis=1)
+                + slack
             )
 
     def dominators(self, corners: Floats, bounds: Bounds, known: Booleans) -> Integers:
-        """Return for each candidate a row that dominates its optimistic corner, or -1; shape (b,).
+        """Return a row for each proposal that dominates even its best possible losses, or -1; shape (b,).
 
-        As in the paper (Li et al., CVPR 2019) a candidate x goes if some trained y that x precedes and some trained z
-        other than y have accuracy(z) >= accuracy(y) and cost(z) < cost(x). An equal cost does not prune. Where no
+        As in the paper (Li et al., CVPR 2019), x is dominated if some trained y that x precedes and some trained z
+        other than y have accuracy(z) >= accuracy(y) and cost(z) < cost(x). An equal cost does not prune. If no
         objective is a cost, z must be strictly better in all.
 
         Args:
-            corners: Shape (b, m): the known losses and, for the others, the lower bounds.
-            bounds: Of the same candidates.
-            known: For each objective whether its losses are known exactly, shape (m,).
+            corners: The best possible losses, shape (b, m): known losses, and lower bounds of the others.
+            bounds: Bounds of the same proposals.
+            known: Whether the losses of each objective are known exactly, shape (m,).
         """
         strict = self._rises | known
         if not np.any(strict):
@@ -293,7 +295,7 @@ class Archive:
 
 
 def _extended(front: list[int], losses: Floats, row: int) -> list[int]:
-    """Return a front with one more row, without those that it dominates; as it was if one of them is as good."""
+    """Return a front with one more row and without those that it dominates; unchanged if one is at least as good."""
     on_front = losses[front]
     if np.any(weakly_dominates(on_front, losses[row])):
         return front

@@ -1,4 +1,4 @@
-"""Which trained architectures contradict the partial order so much that nothing may follow from what they scored."""
+"""Finds trained architectures whose losses contradict the partial order so much that they must not be used."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
-# At most so many rows, or this share of them, are set aside; the violations that are left are taken for noise.
+# At most so many rows, or this share of them if that is more, are culprits; other violations are noise.
 _MIN_CULPRITS, _MAX_SHARE = 3, 0.2
 
 
 @dataclass(frozen=True)
 class Contradictions:
-    """What the violations of the order among ``n`` trained architectures say of each of them.
+    """Which of ``n`` trained architectures contradict the rest, and how noisy the others are.
 
     Args:
-        rows: Which of them contradict the rest in which objective, shape (n, m).
-        pairs: For each objective the pairs of rows that violate the order by more than noise, shape (p, 2) each.
-        noise: For each objective the root mean square of the violations between all other rows, shape (m,).
-        n_noisy: For each objective how many such violations there are, shape (m,).
+        rows: Whether each row contradicts the rest in each objective, shape (n, m).
+        pairs: The pairs of rows that violate the order by more than noise, for each objective, shape (p, 2) each.
+        noise: Root mean square of the violations between all other rows, for each objective, shape (m,).
+        n_noisy: Number of these violations, for each objective, shape (m,).
     """
 
     rows: Booleans
@@ -39,26 +39,25 @@ class Violations:
 
     Args:
         pairs: The rows of each pair, shape (p, 2).
-        excess: By how much each violates the order of each objective; not positive where it does not, shape (p, m).
+        excess: By how much each pair violates the order in each objective, shape (p, m); not positive if it does not.
     """
 
     pairs: Integers
     excess: Floats
 
     def of_first(self, n_rows: int) -> Violations:
-        """Return those among the first ``n_rows`` rows."""
+        """Return the violations among the first ``n_rows`` rows."""
         among = np.all(self.pairs < n_rows, axis=1)
         return Violations(self.pairs[among], self.excess[among])
 
     def noise_levels(self, n_rows: int) -> Floats:
-        """Return for each objective up to which size a violation is taken for noise, shape (m,).
+        """Return the size up to which a violation is noise, for each objective, shape (m,).
 
-        That is the smallest violation, or none at all, beyond which the culprits are at most a fifth of the rows. So a
-        few trainings that went wrong are found however far off they are; where most rows are a little off, few are
-        blamed.
+        It is the smallest size, or 0, with which the culprits of all larger violations are at most a fifth of the rows.
+        So a few failed trainings are found whatever they scored, and if most rows are slightly off, few are culprits.
 
         Args:
-            n_rows: How many rows there are.
+            n_rows: Number of rows.
         """
         most = max(_MIN_CULPRITS, int(_MAX_SHARE * n_rows))
         levels = np.zeros(self.excess.shape[1])
@@ -67,17 +66,17 @@ class Violations:
             first, last = 0, len(possible) - 1
             while first < last:
                 middle = (first + last) // 2
-                found = culprits(self.pairs[sizes > possible[middle]], n_rows, most)
-                first, last = (first, middle) if np.count_nonzero(found) <= most else (middle + 1, last)
+                blamed = culprits(self.pairs[sizes > possible[middle]], n_rows, most)
+                first, last = (first, middle) if np.count_nonzero(blamed) <= most else (middle + 1, last)
             levels[objective] = possible[first]
         return levels
 
     def contradictions(self, n_rows: int, noise_levels: Floats) -> Contradictions:
-        """Judge the rows.
+        """Return which rows contradict the rest.
 
         Args:
-            n_rows: How many there are.
-            noise_levels: For each objective up to which size a violation is taken for noise, shape (m,).
+            n_rows: Number of rows.
+            noise_levels: Size up to which a violation is noise, for each objective, shape (m,).
         """
         beyond = [self.pairs[sizes > level] for sizes, level in zip(self.excess.T, noise_levels, strict=True)]
         rows = np.array([culprits(pairs, n_rows) for pairs in beyond]).T
@@ -88,16 +87,16 @@ class Violations:
 
 
 def culprits(pairs: Integers, n_rows: int, most: int | None = None) -> Booleans:
-    """Return which rows to set aside so that no pair is left, shape (n_rows,).
+    """Return the rows whose removal leaves no violating pair, as flags of shape (n_rows,).
 
-    The smallest such set is a minimum vertex cover of the graph of pairs. As in the greedy approximation of it, the row
-    that is in most pairs goes first. One pair alone does not tell which of two is wrong, so what is in half as many
-    pairs or more as a row that it is paired with goes with that row.
+    The smallest such set is a minimum vertex cover of the graph of pairs. It is approximated greedily: the row in most
+    pairs is removed first. A single pair does not show which of its rows is wrong, so a row that is paired with the
+    removed one, and is in at least half as many pairs, is removed too.
 
     Args:
-        pairs: Pairs of rows that violate the order, each once, shape (p, 2).
-        n_rows: How many rows there are.
-        most: Beyond so many it does not look for more.
+        pairs: Pairs of rows that violate the order, without duplicates, shape (p, 2).
+        n_rows: Number of rows.
+        most: Stop once more rows than this are found; None to find all.
     """
     both_ways = np.concatenate([pairs, pairs[:, ::-1]])
     both_ways = both_ways[np.argsort(both_ways[:, 0], kind="stable")]
@@ -107,12 +106,12 @@ def culprits(pairs: Integers, n_rows: int, most: int | None = None) -> Booleans:
     def partners(rows: Integers) -> Integers:
         return np.concatenate([both_ways[starts[row] : starts[row + 1], 1] for row in rows])
 
-    found = np.zeros(n_rows, dtype=bool)
-    while np.any(counts) and (most is None or np.count_nonzero(found) <= most):
+    removed = np.zeros(n_rows, dtype=bool)
+    while np.any(counts) and (most is None or np.count_nonzero(removed) <= most):
         largest = counts.max()
-        beside = partners(np.flatnonzero(counts == largest))
-        going = np.union1d(np.flatnonzero(counts == largest), beside[2 * counts[beside] >= largest])
-        counts -= np.bincount(partners(going), minlength=n_rows)
-        found[going] = True
-        counts[found] = 0
-    return found
+        paired = partners(np.flatnonzero(counts == largest))
+        rows = np.union1d(np.flatnonzero(counts == largest), paired[2 * counts[paired] >= largest])
+        counts -= np.bincount(partners(rows), minlength=n_rows)
+        removed[rows] = True
+        counts[removed] = 0
+    return removed

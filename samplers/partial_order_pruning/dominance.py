@@ -1,4 +1,4 @@
-"""Pareto dominance of losses, which are better when lower."""
+"""Pareto dominance of losses (lower is better)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Booleans = NDArray[np.bool_]
 
 
 def weakly_dominates(one: Floats, other: Floats) -> Booleans:
-    """Tell whether losses are no worse than others in any objective.
+    """Return whether losses are no worse than others in any objective.
 
     Args:
         one: Losses, shape (..., m).
-        other: Likewise; both are broadcast against each other.
+        other: Losses, shape (..., m); both are broadcast against each other.
 
     Returns:
         A flag for each pair, shape (...).
@@ -23,18 +23,18 @@ def weakly_dominates(one: Floats, other: Floats) -> Booleans:
 
 
 def dominates(one: Floats, other: Floats) -> Booleans:
-    """Tell whether losses are no worse than others in any objective and better in one; see :func:`weakly_dominates`."""
+    """Return whether losses are no worse in any objective and better in one; see :func:`weakly_dominates`."""
     return np.asarray(np.all(one <= other, axis=-1) & np.any(one < other, axis=-1))
 
 
 def non_dominated(losses: Floats) -> Booleans:
-    """Mark the points that no other point dominates.
+    """Return which points no other point dominates.
 
     Args:
-        losses: Shape (n, m), without NaN.
+        losses: Losses, shape (n, m), without NaN.
 
     Returns:
-        Flags, shape (n,). Equal points do not dominate each other: all of them are marked, or none.
+        Flags, shape (n,). Equal points do not dominate each other, so their flags are equal.
     """
     flags = np.ones(len(losses), dtype=np.bool_)
     for index, point in enumerate(losses):

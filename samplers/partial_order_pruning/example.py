@@ -1,9 +1,9 @@
-"""Search a small space of networks for accuracy against cost, the cost being known before training.
+"""Searches a small space of networks for trade-offs between accuracy and a cost that is known before training.
 
     python example.py
 
-Here the sampler is loaded from the file's own folder. With optunahub, in a checkout, it is
-``optunahub.load_local_module("samplers/partial_order_pruning", registry_root=".").PartialOrderPruningSampler``, and
+It loads the sampler from this file's folder. With optunahub, load it from a checkout with
+``optunahub.load_local_module("samplers/partial_order_pruning", registry_root=".").PartialOrderPruningSampler``, or with
 ``optunahub.load_module("samplers/partial_order_pruning")`` once OptunaHub's registry has it.
 """
 
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 def load_sampler() -> Any:
-    """Return the sampler's class, wherever this folder lies."""
+    """Return the sampler's class, from this file's folder."""
     spec = importlib.util.spec_from_file_location("partial_order_pruning", FOLDER / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
@@ -30,7 +30,7 @@ def load_sampler() -> Any:
 
 
 def suggest(trial: Any) -> tuple[str, int, int, int]:
-    """Choose a network: the kind of its blocks, its depth, its width and the size of its input."""
+    """Suggest a network: kind of block, depth, width and input resolution."""
     block = trial.suggest_categorical("block", ["basic", "bottleneck"])
     depth = trial.suggest_int("depth", 2, 12)
     width = trial.suggest_int("width", 16, 128, step=16)
@@ -38,26 +38,26 @@ def suggest(trial: Any) -> tuple[str, int, int, int]:
 
 
 def order(network: tuple[str, int, int, int]) -> tuple[str, tuple[int, int, int]]:
-    """Compare networks of one kind of block by depth, width and resolution."""
+    """Return (group, vector): networks with one kind of block are compared by depth, width and resolution."""
     block, *capacities = network
     return block, (capacities[0], capacities[1], capacities[2])
 
 
 def cost(network: tuple[str, int, int, int]) -> float:
-    """Return GFLOPs, which need no training."""
+    """Return the network's GFLOPs, which are known without training."""
     block, depth, width, resolution = network
     return (9.0 if block == "basic" else 5.0) * 1e-9 * depth * width**2 * resolution**2
 
 
 def train(network: tuple[str, int, int, int]) -> float:
-    """Return an accuracy; here a formula stands for the training."""
+    """Return the network's accuracy, by a formula instead of a training."""
     block, depth, width, resolution = network
     capacity = 0.08 * depth + 0.01 * width + 0.003 * resolution
     return (0.9 if block == "basic" else 0.87) - math.exp(-capacity)
 
 
 def objective(trial: optuna.Trial) -> tuple[float, float]:
-    """Return accuracy and cost of the network that a trial chooses."""
+    """Return accuracy and cost of a suggested network."""
     network = suggest(trial)
     return train(network), cost(network)
 

@@ -14,17 +14,17 @@ _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
 def non_dominated_boxes(front: Floats, reference: Floats) -> tuple[Floats, Floats]:
-    """Cut the region that a front leaves undominated, up to a reference point, into disjoint boxes.
+    """Divide the region that a front does not dominate, up to a reference point, into disjoint boxes.
 
-    The last objective is cut into slabs at the front's values; within a slab the region is that of the points below
-    it, one objective less. Two objectives give f + 1 boxes for f points, three O(f^2).
+    The last objective is divided into slabs at the front's values. Within a slab, the region is that of the points
+    below it in the other objectives. A front of f points gives f + 1 boxes in two objectives, O(f^2) in three.
 
     Args:
-        front: Losses, shape (f, m); dominated points do no harm.
-        reference: Shape (m,); points beyond it do not count.
+        front: Losses, shape (f, m); it may contain dominated points.
+        reference: Reference point, shape (m,); points of the front beyond it are ignored.
 
     Returns:
-        Lower and upper corners, shape (n_boxes, m) each; lower ones may be minus infinity.
+        Lower and upper corners, shape (n_boxes, m) each; lower corners may be minus infinity.
     """
     front = front[np.all(front < reference, axis=1)]
     if len(reference) == 1:
@@ -47,7 +47,7 @@ def non_dominated_boxes(front: Floats, reference: Floats) -> tuple[Floats, Float
 def expected_shortfall(threshold: Floats, mean: Floats, deviation: Floats, lower: Floats, upper: Floats) -> Floats:
     """Return E[max(threshold - Y, 0)] for Y normal, truncated to [lower, upper]; arrays are broadcast.
 
-    With no deviation Y is the mean itself, whatever the bounds: an exactly known value.
+    If the deviation is 0, Y is known exactly: it is the mean, whatever the bounds.
     """
     exact = np.maximum(threshold - mean, 0.0)
     if not np.any(deviation > 0):
@@ -57,12 +57,12 @@ def expected_shortfall(threshold: Floats, mean: Floats, deviation: Floats, lower
     cut = np.clip((threshold - mean) / scale, low, high)
     low_cdf, low_pdf = normal_cdf(low), _pdf(low)
     mass = normal_cdf(high) - low_cdf
-    # E[(t - Z)+] = t (F(t) - F(l)) + f(t) - f(l), over the mass between the bounds; above them it grows with slope 1.
+    # E[(t - Z)+] = t (F(t) - F(l)) + f(t) - f(l), divided by the mass between the bounds; above it has slope 1.
     inside = cut * (normal_cdf(cut) - low_cdf) + _pdf(cut) - low_pdf
     beyond = np.maximum((threshold - mean) / scale - high, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         shortfall = scale * (inside / mass + np.where(beyond > 0, beyond, 0.0))
-    # With next to no mass between the bounds all of it sits at the one nearer to the mean.
+    # If there is almost no mass between the bounds, Y is taken to be the bound nearer to the mean.
     collapsed = np.maximum(threshold - np.clip(mean, lower, np.maximum(lower, upper)), 0.0)
     shortfall = np.where(mass > 1e-9, np.maximum(shortfall, 0.0), collapsed)
     return np.where(deviation > 0, shortfall, exact)
@@ -71,18 +71,18 @@ def expected_shortfall(threshold: Floats, mean: Floats, deviation: Floats, lower
 def expected_hypervolume_improvement(
     boxes: tuple[Floats, Floats], mean: Floats, deviation: Floats, lower: Floats, upper: Floats
 ) -> Floats:
-    """Return the expected hypervolume that each of ``b`` candidates adds.
+    """Return the expected increase of the hypervolume by each of ``b`` proposals, shape (b,).
 
-    A candidate adds, of each undominated box, the part that it dominates; for independent losses the expectation of
-    that is a product over objectives of E[(u - Y)+] - E[(l - Y)+] (Yang et al., "Efficient computation of expected
+    The increase is the part of each box that is dominated. For independent losses its expectation is a product over
+    the objectives of E[(u - Y)+] - E[(l - Y)+] for a box from l to u (Yang et al., "Efficient computation of expected
     hypervolume improvement using box decomposition algorithms", 2019).
 
     Args:
-        boxes: As :func:`non_dominated_boxes` returns them.
+        boxes: Lower and upper corners of the boxes, from :func:`non_dominated_boxes`.
         mean: Expected losses, shape (b, m).
-        deviation: Their standard deviations, shape (b, m); 0 for an exactly known loss.
-        lower: Bounds of the losses, shape (b, m).
-        upper: Bounds of the losses, shape (b, m).
+        deviation: Standard deviations of the losses, shape (b, m); 0 for an exactly known loss.
+        lower: Lower bounds of the losses, shape (b, m).
+        upper: Upper bounds of the losses, shape (b, m).
     """
     product = np.ones((len(mean), len(boxes[0])))
     for objective in range(mean.shape[1]):

@@ -1,4 +1,4 @@
-"""Architectures as numbers: what a surrogate is told of a candidate."""
+"""Encodes proposals as features of the surrogate model."""
 
 from __future__ import annotations
 
@@ -9,96 +9,96 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 
 from .replay import position
-from .space import Candidate
+from .space import Proposal
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Up to this many distinct values a capacity counts by rank: 18, 34, 50, 101 layers are four equal steps.
+# A capacity with at most so many distinct values is encoded by rank: 18, 34, 50, 101 layers are equidistant.
 _MAX_RANKS = 32
 
 
 class Features:
-    """Encodes candidates alike, whatever their conditional parameters.
+    """Encodes proposals as vectors of equal length, whatever conditional parameters they have.
 
-    Ordered capacities (without an order: numerical parameters) are scaled to [0, 1], and their mean, the overall size,
-    comes first of all; groups and categorical parameters become codes, of which only equality means something. Columns
-    that do not vary, or that say the same as another, are left out.
+    The first column is the overall size, the mean of all numerical columns. The numerical columns are the capacities
+    (numerical parameters if there is no order), scaled to [0, 1]. Groups and categorical parameters become codes that
+    can only be compared for equality. Columns that are constant or redundant are omitted.
 
     Args:
-        candidates: Those that determine scales and columns.
+        proposals: The proposals that determine scales and columns.
     """
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
+    def __init__(self, proposals: Sequence[Proposal]) -> None:
         self._codes: dict[Hashable, int] = {}
-        self._has_order = any(candidate.vector for candidate in candidates)
+        self._has_order = any(proposal.vector for proposal in proposals)
         self._numerical_names: dict[Hashable, int] = {}
         self._categorical_names: dict[Hashable, int] = {}
-        for candidate in candidates:
-            for name in self._numbers(candidate):
+        for proposal in proposals:
+            for name in self._numbers(proposal):
                 self._numerical_names.setdefault(name, len(self._numerical_names))
-            for name in self._categories(candidate):
+            for name in self._categories(proposal):
                 self._categorical_names.setdefault(name, len(self._categorical_names))
-        raw = self._raw(candidates)
+        raw = self._raw(proposals)
         self._scales = [_scale(column) for column in raw.T]
         self._kept_numerical = _informative(self._scaled(raw))
-        self._kept_categorical = _informative(self._coded(candidates).astype(float))
+        self._kept_categorical = _informative(self._coded(proposals).astype(float))
 
     @property
     def n_numerical(self) -> int:
-        """How many numerical columns there are; they come first."""
+        """Number of numerical columns, which are the first ones."""
         return 1 + len(self._kept_numerical)
 
-    def encode(self, candidates: Sequence[Candidate]) -> Floats:
+    def encode(self, proposals: Sequence[Proposal]) -> Floats:
         """Return the features, shape (b, n_numerical + n_categorical)."""
-        numbers = self._scaled(self._raw(candidates))[:, self._kept_numerical]
-        size = numbers.mean(axis=1, keepdims=True) if numbers.size else np.full((len(candidates), 1), 0.5)
-        codes = self._coded(candidates)[:, self._kept_categorical]
+        numbers = self._scaled(self._raw(proposals))[:, self._kept_numerical]
+        size = numbers.mean(axis=1, keepdims=True) if numbers.size else np.full((len(proposals), 1), 0.5)
+        codes = self._coded(proposals)[:, self._kept_categorical]
         return np.concatenate([size, numbers, codes], axis=1)
 
-    def _numbers(self, candidate: Candidate) -> dict[Hashable, float]:
+    def _numbers(self, proposal: Proposal) -> dict[Hashable, float]:
         if self._has_order:
-            length = len(candidate.vector)
-            return {(length, index): value for index, value in enumerate(candidate.vector)}
+            length = len(proposal.vector)
+            return {(length, index): value for index, value in enumerate(proposal.vector)}
         return {
-            name: position(distribution, candidate.params[name])
-            for name, distribution in candidate.distributions.items()
+            name: position(distribution, proposal.params[name])
+            for name, distribution in proposal.distributions.items()
             if not isinstance(distribution, CategoricalDistribution)
         }
 
-    def _categories(self, candidate: Candidate) -> dict[Hashable, Hashable]:
-        group = candidate.group if isinstance(candidate.group, tuple) else (candidate.group,)
+    def _categories(self, proposal: Proposal) -> dict[Hashable, Hashable]:
+        group = proposal.group if isinstance(proposal.group, tuple) else (proposal.group,)
         categories: dict[Hashable, Hashable] = {("group", index): part for index, part in enumerate(group)}
-        for name, distribution in candidate.distributions.items():
+        for name, distribution in proposal.distributions.items():
             if isinstance(distribution, CategoricalDistribution):
-                categories[name] = repr(candidate.params[name])
+                categories[name] = repr(proposal.params[name])
         return categories
 
-    def _raw(self, candidates: Sequence[Candidate]) -> Floats:
-        raw = np.full((len(candidates), len(self._numerical_names)), np.nan)
-        for row, candidate in enumerate(candidates):
-            for name, value in self._numbers(candidate).items():
+    def _raw(self, proposals: Sequence[Proposal]) -> Floats:
+        raw = np.full((len(proposals), len(self._numerical_names)), np.nan)
+        for row, proposal in enumerate(proposals):
+            for name, value in self._numbers(proposal).items():
                 if name in self._numerical_names:
                     raw[row, self._numerical_names[name]] = value
         return raw
 
     def _scaled(self, raw: Floats) -> Floats:
         scaled = np.empty_like(raw)
-        for index, (values, places) in enumerate(self._scales):
-            scaled[:, index] = np.interp(raw[:, index], values, places)
+        for index, (values, positions) in enumerate(self._scales):
+            scaled[:, index] = np.interp(raw[:, index], values, positions)
         return np.nan_to_num(scaled, nan=0.5)
 
-    def _coded(self, candidates: Sequence[Candidate]) -> Integers:
-        coded = np.full((len(candidates), len(self._categorical_names)), -1, dtype=np.int64)
-        for row, candidate in enumerate(candidates):
-            for name, value in self._categories(candidate).items():
+    def _coded(self, proposals: Sequence[Proposal]) -> Integers:
+        coded = np.full((len(proposals), len(self._categorical_names)), -1, dtype=np.int64)
+        for row, proposal in enumerate(proposals):
+            for name, value in self._categories(proposal).items():
                 if name in self._categorical_names:
                     coded[row, self._categorical_names[name]] = self._codes.setdefault(value, len(self._codes))
         return coded
 
 
 def _scale(column: Floats) -> tuple[Floats, Floats]:
-    """Return the points between which values of a column are interpolated to [0, 1]."""
+    """Return values of a column, and their positions in [0, 1], between which other values are interpolated."""
     values = np.unique(column[np.isfinite(column)])
     if len(values) == 0:
         values = np.zeros(1)
@@ -108,11 +108,11 @@ def _scale(column: Floats) -> tuple[Floats, Floats]:
 
 
 def _informative(columns: Floats) -> list[int]:
-    """Return the columns that vary and that do not part the rows just as an earlier one does."""
+    """Return the columns that vary and do not group the rows as an earlier column does."""
     seen, kept = set(), []
     for index, column in enumerate(columns.T):
         _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
-        # Number the distinct values by first appearance, so that mere renaming makes no difference.
+        # Distinct values are numbered by first appearance, so that columns with renamed values are equal.
         pattern = np.argsort(np.argsort(first))[inverse.reshape(-1)].tobytes()
         if len(first) > 1 and pattern not in seen:
             seen.add(pattern)

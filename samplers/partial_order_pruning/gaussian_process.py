@@ -1,4 +1,4 @@
-"""A small Gaussian process for mixed features: a linear trend and a Matern residual, fitted by its posterior."""
+"""A Gaussian process for numerical and categorical features: a linear trend and a Matern residual."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STEPS = 30
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Of the kernel ``trend^2 x.x' + matern52(r)`` and the noise, all relative to an amplitude of 1.
+    """Hyperparameters of the kernel ``trend x.x' + matern52(r)`` and of the noise, relative to an amplitude of 1.
 
     Args:
         log_weights: Logarithm of the squared inverse length scales, one per feature, shape (d,).
@@ -28,18 +28,18 @@ class Hyperparameters:
 
 
 def fit_hyperparameters(
-    features: Floats, n_numerical: int, targets: Floats, doubt: Floats | float = 0.0
+    features: Floats, n_numerical: int, targets: Floats, error: Floats | float = 0.0
 ) -> Hyperparameters:
-    """Return hyperparameters of high posterior density, the amplitude profiled out.
+    """Return hyperparameters of high posterior density, with the amplitude profiled out.
 
-    Thirty steps of resilient back-propagation (Rprop) on the gradient of the log posterior from the prior's mode:
-    deterministic, and a bad fit ends near the prior instead of far out.
+    It takes thirty steps of resilient back-propagation (Rprop) on the gradient of the log posterior, from the mode of
+    the prior. This is deterministic, and a bad fit ends near the prior.
 
     Args:
-        features: Shape (n, d), numerical ones first.
-        n_numerical: How many are numerical; of the others only equality counts.
-        targets: Shape (n,), standardised.
-        doubt: Known standard deviation of each target's error, beyond the noise that all have, shape (n,) or ().
+        features: Features, shape (n, d), numerical ones first.
+        n_numerical: Number of numerical features; the others are compared for equality only.
+        targets: Standardised targets, shape (n,).
+        error: Known standard deviation of each target's error, in addition to the noise of all, shape (n,) or ().
     """
     d = features.shape[1]
     distances = squared_distances(features, features, n_numerical)
@@ -50,7 +50,7 @@ def fit_hyperparameters(
     step, last = np.full(d + 2, 0.3), np.zeros(d + 2)
     best, best_density = theta, -np.inf
     for _ in range(_STEPS):
-        density, gradient = _log_posterior(theta, mode, distances, linear, targets, doubt)
+        density, gradient = _log_posterior(theta, mode, distances, linear, targets, error)
         if density > best_density:
             best, best_density = theta.copy(), density
         agreement = np.sign(gradient) * np.sign(last)
@@ -61,12 +61,12 @@ def fit_hyperparameters(
 
 
 def _prior_mode(d: int) -> Floats:
-    # Squared distances of uniform features add up to about d / 6; the residual shall vary on that scale for any d.
+    # The squared distance of uniform features is about d / 6; the residual should vary on that scale for any d.
     return np.concatenate([np.full(d, np.log(6.0 / max(d, 1)) - 1.0), [0.0], [np.log(1e-3)]])
 
 
 def _log_posterior(
-    theta: Floats, mode: Floats, distances: Floats, linear: Floats, targets: Floats, doubt: Floats | float
+    theta: Floats, mode: Floats, distances: Floats, linear: Floats, targets: Floats, error: Floats | float
 ) -> tuple[float, Floats]:
     d, n = len(distances), len(targets)
     weights = np.exp(theta[:d])
@@ -75,7 +75,7 @@ def _log_posterior(
     decay = np.exp(-radius)
     trend, noise = np.exp(theta[d]), np.exp(theta[d + 1])
     kernel = trend * linear + (1.0 + radius + radius**2 / 3.0) * decay
-    kernel[np.diag_indices(n)] += noise + np.square(doubt) + 1e-8
+    kernel[np.diag_indices(n)] += noise + np.square(error) + 1e-8
     try:
         factor = np.linalg.cholesky(kernel)
     except np.linalg.LinAlgError:
@@ -97,21 +97,21 @@ def _log_posterior(
 
 
 def squared_distances(left: Floats, right: Floats, n_numerical: int) -> Floats:
-    """Return squared distances feature by feature, 0 or 1 for categorical ones; shape (d, n_left, n_right)."""
+    """Return the squared distances in each feature, 0 or 1 in categorical ones, shape (d, n_left, n_right)."""
     distances = np.square(left.T[:, :, None] - right.T[:, None, :])
     distances[n_numerical:] = distances[n_numerical:] > 0
     return distances
 
 
 class GaussianProcess:
-    """Predicts a target from features, given hyperparameters.
+    """Predicts a target from features.
 
     Args:
-        features: Of the training rows, shape (n, d).
-        n_numerical: How many features are numerical.
-        targets: Shape (n,).
-        hyperparameters: Fitted to these rows, or to some of them.
-        doubt: Known standard deviation of each target's error, beyond the noise that all have, shape (n,) or ().
+        features: Features of the training rows, shape (n, d), numerical ones first.
+        n_numerical: Number of numerical features.
+        targets: Targets of the training rows, shape (n,).
+        hyperparameters: Hyperparameters that were fitted to these rows, or to some of them.
+        error: Known standard deviation of each target's error, in addition to the noise of all, shape (n,) or ().
     """
 
     def __init__(
@@ -120,17 +120,17 @@ class GaussianProcess:
         n_numerical: int,
         targets: Floats,
         hyperparameters: Hyperparameters,
-        doubt: Floats | float = 0.0,
+        error: Floats | float = 0.0,
     ) -> None:
         self._features, self._n_numerical, self._hyperparameters = features, n_numerical, hyperparameters
         kernel = self._kernel(features)
-        kernel[np.diag_indices(len(kernel))] += np.exp(hyperparameters.log_noise) + np.square(doubt) + 1e-8
+        kernel[np.diag_indices(len(kernel))] += np.exp(hyperparameters.log_noise) + np.square(error) + 1e-8
         self._inverse = np.linalg.inv(kernel)
-        trust = np.broadcast_to(1.0 / (1.0 + np.square(doubt)), targets.shape)
-        self._mean = float(np.average(targets, weights=trust))
+        weights = np.broadcast_to(1.0 / (1.0 + np.square(error)), targets.shape)
+        self._mean = float(np.average(targets, weights=weights))
         self._alpha = self._inverse @ (targets - self._mean)
-        # As if one more row had told the plain variance: two or three rows alone say little of it.
-        variance = float(np.average(np.square(targets - self._mean), weights=trust))
+        # Shrunk towards the plain variance, as if by one more row: two or three rows alone estimate it badly.
+        variance = float(np.average(np.square(targets - self._mean), weights=weights))
         quadratic = float((targets - self._mean) @ self._alpha) + variance
         self._amplitude = quadratic / (len(targets) + 1)
 

@@ -1,4 +1,4 @@
-"""A trial without a study: replays a define-by-run search space with values that a callable chooses."""
+"""A trial without a study, which runs a define-by-run search space with values that a callable chooses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from optuna.trial import BaseTrial
 
 Choose = Callable[[str, BaseDistribution], Any]
 
-# One distribution object per distinct call: building and checking one costs more than the choice itself.
+# Distributions are cached, since building and checking one takes longer than choosing a value.
 _float = lru_cache(maxsize=4096)(FloatDistribution)
 _int = lru_cache(maxsize=4096)(IntDistribution)
-# typed: choices 1, 1.0 and True are equal keys but other values.
+# typed, since the choices 1, 1.0 and True are equal keys but different values.
 _hashable_categorical = lru_cache(maxsize=4096, typed=True)(lambda *choices: CategoricalDistribution(choices))
 
 
@@ -25,17 +25,17 @@ def _categorical(choices: Sequence[Any]) -> CategoricalDistribution:
     try:
         return _hashable_categorical(*choices)
     except TypeError:
-        # Lists and dictionaries have no hash; Optuna warns of them but takes them.
+        # Lists and dictionaries cannot be hashed; Optuna accepts them with a warning.
         return CategoricalDistribution(choices)
 
 
 class ReplayTrial(BaseTrial):
-    """Answers every ``suggest_*`` with what ``choose(name, distribution)`` returns and records it.
+    """A trial whose ``suggest_*`` methods return and record what ``choose(name, distribution)`` returns.
 
-    It belongs to no study and writes to no storage, so a search space can be asked hundreds of times per proposal.
+    It belongs to no study and writes to no storage, so a search space can be run hundreds of times per trial.
 
     Args:
-        choose: Called once for each parameter that has more than one value.
+        choose: Returns the value of a parameter; called once for each parameter that has more than one value.
     """
 
     def __init__(self, choose: Choose) -> None:
@@ -79,10 +79,10 @@ class ReplayTrial(BaseTrial):
         return self._suggest(name, _categorical(choices))
 
     def report(self, value: float, step: int) -> None:
-        """Do nothing: there is nothing to report to."""
+        """Do nothing, since the trial belongs to no study."""
 
     def should_prune(self) -> bool:
-        """Return False: nothing is being trained."""
+        """Return False, since nothing is trained."""
         return False
 
     def set_user_attr(self, key: str, value: Any) -> None:
@@ -95,37 +95,37 @@ class ReplayTrial(BaseTrial):
 
     @property
     def params(self) -> dict[str, Any]:
-        """What was chosen."""
+        """The chosen values by parameter name."""
         return self._params
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """What it was chosen from."""
+        """The distributions of the parameters by name."""
         return self._distributions
 
     @property
     def user_attrs(self) -> dict[str, Any]:
-        """What the search space noted."""
+        """The user attributes that the search space has set."""
         return self._user_attrs
 
     @property
     def constraints(self) -> dict[str, float]:
-        """What the search space noted."""
+        """The constraints that the search space has set."""
         return self._constraints
 
     @property
     def datetime_start(self) -> datetime.datetime | None:
-        """None: it never starts."""
+        """None, since the trial never starts."""
         return None
 
     @property
     def number(self) -> int:
-        """Minus one: it is no trial of any study."""
+        """-1, since the trial belongs to no study."""
         return -1
 
 
 def only_value(distribution: BaseDistribution) -> Any:
-    """Return the first value of a distribution: the only one, when there is one."""
+    """Return the value of a distribution that has a single one."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -133,7 +133,7 @@ def only_value(distribution: BaseDistribution) -> Any:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Say whether a distribution can give a value, categorical choices compared as Optuna compares them."""
+    """Return whether a distribution has a value; categorical choices are compared as Optuna compares them."""
     if isinstance(distribution, CategoricalDistribution):
         try:
             distribution.to_internal_repr(value)
@@ -151,14 +151,14 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     return abs(steps - round(steps)) < 1e-8
 
 
-# What :func:`value_of` returns where there is no value; None may be a choice.
+# What :func:`value_of` returns if there is no value, since None may be a choice.
 MISSING = object()
 
 
 def value_of(params: Mapping[str, Any], name: str, distribution: BaseDistribution) -> Any:
-    """Return a distribution's own value for that of a parameter from the database, where a tuple has become a list.
+    """Return the value of a parameter if its distribution has it, else ``MISSING``.
 
-    ``MISSING`` where the parameter is not there, or has none of the distribution's values.
+    In parameters from the database tuples have become lists; the distribution's own choice is returned for them.
     """
     if name not in params:
         return MISSING
@@ -173,7 +173,7 @@ def _without_tuples(value: Any) -> Any:
 
 
 def levels(distribution: BaseDistribution) -> int | None:
-    """Return how many values a distribution has; None for a continuous one."""
+    """Return the number of values of a distribution; None for a continuous one."""
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -183,7 +183,7 @@ def levels(distribution: BaseDistribution) -> int | None:
 
 
 def value_at(distribution: BaseDistribution, level: int) -> Any:
-    """Return the value of a level, counted from 0."""
+    """Return the value of a distribution with an index, counted from 0."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[level]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -192,7 +192,7 @@ def value_at(distribution: BaseDistribution, level: int) -> Any:
 
 
 def position(distribution: BaseDistribution, value: float) -> float:
-    """Return where a number lies between low (0) and high (1), on a logarithmic scale if the distribution is."""
+    """Return the position of a value between low (0) and high (1), on a log scale if the distribution has one."""
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = distribution.low, distribution.high
     if distribution.log:
@@ -200,11 +200,11 @@ def position(distribution: BaseDistribution, value: float) -> float:
     return (value - low) / (high - low) if high > low else 0.0
 
 
-def value_near(distribution: BaseDistribution, place: float) -> Any:
-    """Return the value nearest to a place between low (0) and high (1); the inverse of :func:`position`."""
+def value_near(distribution: BaseDistribution, target: float) -> Any:
+    """Return the value nearest to a position between low (0) and high (1); the inverse of :func:`position`."""
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = distribution.low, distribution.high
-    value = low * (high / low) ** place if distribution.log else low + place * (high - low)
+    value = low * (high / low) ** target if distribution.log else low + target * (high - low)
     if distribution.step is not None:
         value = low + round((value - low) / distribution.step) * distribution.step
     value = min(max(value, low), high)
@@ -212,7 +212,7 @@ def value_near(distribution: BaseDistribution, place: float) -> Any:
 
 
 def draw(distribution: BaseDistribution, rng: random.Random) -> Any:
-    """Return a uniformly random value."""
+    """Return a uniformly random value of a distribution."""
     n_levels = levels(distribution)
     if n_levels is None or (isinstance(distribution, IntDistribution) and distribution.log):
         return value_near(distribution, rng.random())
@@ -220,13 +220,13 @@ def draw(distribution: BaseDistribution, rng: random.Random) -> Any:
 
 
 def change(distribution: BaseDistribution, value: Any, rng: random.Random) -> Any:
-    """Return another value: a neighbour of a number or, as often, any; any other choice of a category."""
+    """Return a random other value: for numbers, with probability 1/2, a neighbouring one."""
     n_levels = levels(distribution)
     if n_levels is None or (isinstance(distribution, IntDistribution) and distribution.log):
         if rng.random() < 0.5:
             return draw(distribution, rng)
-        place = position(distribution, value) + rng.gauss(0.0, 0.1)
-        return value_near(distribution, min(max(place, 0.0), 1.0))
+        target = position(distribution, value) + rng.gauss(0.0, 0.1)
+        return value_near(distribution, min(max(target, 0.0), 1.0))
     if isinstance(distribution, CategoricalDistribution):
         level = int(distribution.to_internal_repr(value))
     else:
@@ -241,13 +241,13 @@ def change(distribution: BaseDistribution, value: Any, rng: random.Random) -> An
 
 
 def every_replay(replay: Callable[[Choose], None]) -> Iterator[None]:
-    """Let ``replay`` run once for each path through a finite search space, in a fixed order, like an odometer.
+    """Call ``replay`` once for each combination of values in a finite search space, in a fixed order.
 
     Args:
-        replay: Runs the search space with the ``choose`` that it is given.
+        replay: Runs the search space with the ``choose`` that is passed to it.
 
     Raises:
-        ValueError: A distribution is continuous, so the paths cannot be counted.
+        ValueError: A distribution is continuous, so the combinations cannot be enumerated.
     """
     path: list[tuple[int, int]] = []
     depth = 0

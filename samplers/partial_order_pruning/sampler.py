@@ -1,4 +1,4 @@
-"""The sampler: an Optuna sampler that uses a partial order over architectures."""
+"""An Optuna sampler that uses a partial order over architectures."""
 
 from __future__ import annotations
 
@@ -24,53 +24,56 @@ from .optuna_internals import fixed_params, set_system_attr
 from .record import PROPOSAL, Record
 from .replay import MISSING, draw, value_of
 from .screen import KnownLosses, Screen, Screened
-from .selection import Situation, evolve, improve, mean_capacity, random_candidates, spread
-from .space import Candidate, Order, SearchSpace, Space
+from .selection import Situation, evolve, improve, mean_capacity, random_proposals, spread
+from .space import Order, Proposal, SearchSpace, Space
 from .surrogate import Surrogate, fit
 
 _logger = get_logger(f"optuna.{__name__}")
 
-# Two workers that ask at once may meet at one candidate; then they ask again, at most so often.
+# Workers that have selected the same proposal at the same time select again, at most so often.
 _MAX_ATTEMPTS = 20
-# How many architectures are looked at one by one before a space is taken to have one left that can be tried.
+# Largest number of architectures that are enumerated to find one that can be tried.
 _MAX_ENUMERATED = 100_000
 _EXHAUSTED = "every architecture of the search space has been evaluated or is provably dominated"
 
 
 class PartialOrderPruningSampler(BaseSampler):
-    """Sampler for search spaces in which bigger is better and dearer.
+    """Sampler for search spaces in which larger architectures are better but cost more.
 
-    Before a trial starts, whole candidates are made by replaying ``search_space``, decoded to architectures,
-    deduplicated against all finished and running trials, bounded by the partial order, and stopped if they are
-    provably dominated; of the others one is proposed. Without arguments it works on any study.
+    Before a trial starts, the sampler generates proposals by running ``search_space``. It drops those that equal the
+    architecture of another trial, and those that are provably dominated by the bounds of the partial order, and selects
+    one of the others. Without arguments it works on any study.
 
-    The order says that the value of an objective does not fall from x to a y that x precedes: accuracy and cost grow
-    with capacity. Objectives whose value falls as capacity grows, such as an error rate, are named by
-    ``decreasing``.
+    The order assumes that the value of an objective does not fall from x to y if x precedes y: accuracy and cost grow
+    with capacity. List objectives whose value falls as capacity grows, such as an error rate, in ``decreasing``.
 
-    A trial that was not completed and whose user attribute ``outcome`` is ``"too_large"`` or ``"out_of_memory"`` bounds
-    what fits into memory: nothing at least as large is proposed again, unless something as large has been trained.
+    If a trial was not completed and its user attribute ``outcome`` is ``"too_large"`` or ``"out_of_memory"``, no
+    architecture that is at least as large is proposed, unless such a one has been trained.
 
-    What contradicts the rest of the order, such as a large network whose training diverged, bounds nothing, and the
-    surrogate hardly learns from it. If two contradict each other and nothing tells which is wrong, neither bounds
-    anything. What is left of the violations is taken for noise, and its root mean square is tolerated.
+    Architectures that contradict the order, such as a large network whose training diverged, give no bounds, and the
+    surrogate model gives them little weight. If two contradict each other and it cannot be decided which is wrong, both
+    are treated so. Other violations are noise; the bounds are loosened by their root mean square.
 
     Args:
-        search_space: ``trial -> architecture``, the very function that the objective calls; it may raise
-            :class:`optuna.TrialPruned` for an invalid combination. None: the architecture is the dictionary of
-            parameters, and candidates are made from what trials have asked for so far.
-        order: ``architecture -> (group, vector)``. x precedes y if their groups are equal and x's vector is
-            componentwise at most y's. None: nothing is comparable.
-        known_objectives: ``{objective index: architecture -> value}``, what is known before training.
-        selection: ``"ehvi"`` ranks many candidates by expected hypervolume improvement; ``"evolution"`` mutates the
-            Pareto front, as the paper does (Li et al., "Partial Order Pruning", CVPR 2019).
-        n_startup_trials: How many trials to spread over the space first.
-        tolerance: How far values may violate the order, in their unit: one number for all objectives or one for each.
-            ``math.inf`` switches all pruning off.
+        search_space: ``trial -> architecture``, the function that the objective itself calls; it may raise
+            :class:`optuna.TrialPruned` for an invalid combination. If None, the architecture is the dictionary of
+            parameters, and proposals are generated from the distributions that trials have had so far.
+        order: ``architecture -> (group, vector)``. x precedes y if their groups are equal and no entry of x's vector is
+            larger than y's. If None, no architectures can be compared.
+        known_objectives: ``{objective index: architecture -> value}`` for objectives that are known before training.
+        selection: ``"ehvi"`` ranks many proposals by expected hypervolume improvement; ``"evolution"`` mutates the
+            Pareto front, as in the paper (Li et al., "Partial Order Pruning", CVPR 2019).
+        n_startup_trials: Number of trials that are spread over the search space before, at least 1.
+        tolerance: How far values may violate the order, at least 0, in the unit of the objective: one number for all
+            objectives or one for each. ``math.inf`` disables pruning.
         decreasing: Indices of objectives whose value falls as capacity grows.
-        exclusive: Whether the caller lets one worker at a time ask, from before the trial is created until all its
-            parameters are chosen. Then no proposal has to be compared with those of workers that ask meanwhile.
-        seed: For random numbers. Same seed, same study: same proposals.
+        exclusive: Whether the caller ensures that only one worker at a time asks for a trial, from before the trial is
+            created until all its parameters are suggested. The sampler then need not check for workers that select the
+            same proposal, which saves a reading of the study per trial.
+        seed: Seed for random numbers. The same seed and study give the same proposals.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -111,11 +114,11 @@ class PartialOrderPruningSampler(BaseSampler):
         self.__dict__.update(state, _records=WeakKeyDictionary(), _lock=RLock())
 
     def reseed_rng(self) -> None:
-        """Take a new random seed."""
+        """Use a new random seed."""
         self._seed = _new_seed()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return nothing: proposals are handed out name by name, so that a parameter's distribution may change."""
+        """Return no parameters: each is sampled by name, so that its distribution may differ between trials."""
         return {}
 
     def sample_relative(
@@ -130,35 +133,35 @@ class PartialOrderPruningSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return the proposed value; a random one for a parameter that the proposal lacks or that has changed.
+        """Return the proposed value of a parameter; a random one if none was proposed or the distribution lacks it.
 
         Raises:
             optuna.TrialPruned: The search space is exhausted, and the study is being stopped.
         """
-        proposal = self._proposal_of(study, trial)
-        if proposal is None:
+        params = self._proposed_params(study, trial)
+        if params is None:
             raise TrialPruned(_EXHAUSTED)
-        proposed = value_of(proposal, param_name, param_distribution)
-        if proposed is MISSING:
+        value = value_of(params, param_name, param_distribution)
+        if value is MISSING:
             return draw(param_distribution, random.Random(f"{self._seed} {trial.number} {param_name}"))
-        return proposed
+        return value
 
-    def _proposal_of(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:
-        """Return what was proposed for a trial; None if nothing is left to propose."""
+    def _proposed_params(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:
+        """Return the parameters that were proposed for a trial; None if nothing was left to propose."""
         with self._lock:
-            proposals = self._record(study).proposals
-            if trial.number not in proposals:
-                # Optuna reads these attributes from the database each time that they are looked at.
-                proposals[trial.number] = trial.system_attrs.get(PROPOSAL, {})
-            return proposals[trial.number]
+            params_of = self._record(study).proposed_params
+            if trial.number not in params_of:
+                # Kept, since Optuna reads these attributes from the database at each access.
+                params_of[trial.number] = trial.system_attrs.get(PROPOSAL, {})
+            return params_of[trial.number]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Forget what was proposed for the trial."""
+        """Forget the parameters that were proposed for the trial."""
         with self._lock:
-            self._record(study).proposals.pop(trial.number, None)
+            self._record(study).proposed_params.pop(trial.number, None)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Propose a whole candidate and store it with the trial, where other workers see it before training."""
+        """Select all parameters of a trial, and store them with it, so that other workers see them before training."""
         if PROPOSAL in trial.system_attrs:
             return
         with self._lock:
@@ -168,18 +171,18 @@ class PartialOrderPruningSampler(BaseSampler):
                 return
             for attempt in range(_MAX_ATTEMPTS):
                 taken = _identities(record, pending)
-                candidate = self._propose(record, pending, taken, trial, attempt)
-                if candidate is None:
+                proposal = self._next(record, pending, taken, trial, attempt)
+                if proposal is None:
                     self._stop(study, trial)
                     return
-                set_system_attr(study, trial, PROPOSAL, candidate.params)
-                record.proposals[trial.number] = candidate.params
+                set_system_attr(study, trial, PROPOSAL, proposal.params)
+                record.proposed_params[trial.number] = proposal.params
                 if self._exclusive:
                     return
-                # Each worker writes first and then looks, so of two that meet at one candidate at least one sees it,
-                # even if the other's trial has finished meanwhile.
+                # Each worker writes before it reads, so of two that have selected the same proposal at least one sees
+                # the other's, even if that trial has finished meanwhile.
                 pending = record.read(study, trial)
-                if candidate.identity not in _identities(record, pending) - taken:
+                if proposal.identity not in _identities(record, pending) - taken:
                     return
 
     def _stop(self, study: Study, trial: FrozenTrial) -> None:
@@ -188,16 +191,16 @@ class PartialOrderPruningSampler(BaseSampler):
         try:
             study.stop()
         except RuntimeError:
-            # Asked from outside of study.optimize: there is nothing to stop, and the trial goes on at random.
+            # study.ask was called outside of study.optimize, so nothing can be stopped.
             _logger.warning(f"{_EXHAUSTED}; trial {trial.number} is random")
             return
         set_system_attr(study, trial, PROPOSAL, None)
-        self._record(study).proposals[trial.number] = None
+        self._record(study).proposed_params[trial.number] = None
         _logger.info(f"{_EXHAUSTED}: the study stops")
 
     def _record(self, study: Study) -> Record:
         if study not in self._records:
-            signs = np.array([-1.0 if way == StudyDirection.MAXIMIZE else 1.0 for way in study.directions])
+            signs = np.array([-1.0 if each == StudyDirection.MAXIMIZE else 1.0 for each in study.directions])
             rises = (signs > 0) != np.isin(np.arange(len(signs)), list(self._decreasing))
             if np.ndim(self._tolerance) and len(np.atleast_1d(self._tolerance)) != len(signs):
                 raise ValueError(
@@ -208,21 +211,21 @@ class PartialOrderPruningSampler(BaseSampler):
             self._records[study] = Record(space, Archive(rises, tolerance), signs)
         return self._records[study]
 
-    def _propose(
-        self, record: Record, pending: list[Candidate], taken: set[Hashable], trial: FrozenTrial, attempt: int
-    ) -> Candidate | None:
+    def _next(
+        self, record: Record, pending: list[Proposal], taken: set[Hashable], trial: FrozenTrial, attempt: int
+    ) -> Proposal | None:
         archive = record.archive
         screen = Screen(archive, self._known_losses, record.signs, taken)
         rng = random.Random(f"{self._seed} {trial.number} {attempt}")
         situation = Situation(record.space, archive, pending, screen, fixed_params(trial), rng)
-        candidate = self._select(record, situation, attempt)
-        return candidate or self._any_left(record, taken, situation)
+        proposal = self._select(record, situation, attempt)
+        return proposal or self._find_untried(record, taken, situation)
 
-    def _select(self, record: Record, situation: Situation, attempt: int) -> Candidate | None:
+    def _select(self, record: Record, situation: Situation, attempt: int) -> Proposal | None:
         archive = situation.archive
         n_started = len(archive.numbers) + len(situation.pending)
         if n_started < self._n_startup_trials:
-            return spread(situation, self._size, _place(n_started, self._n_startup_trials))
+            return spread(situation, self._size, _quantile(n_started, self._n_startup_trials))
         if self._selection == "evolution":
             return evolve(situation)
         modelled = np.flatnonzero(~self._known_losses.objectives(len(record.signs))).tolist()
@@ -234,23 +237,23 @@ class PartialOrderPruningSampler(BaseSampler):
         return improve(situation, Surrogate(archive, record.fits[n_fitted], modelled), 2 * attempt)
 
     def _size(self, screened: Screened) -> NDArray[np.float64]:
-        """Return what a start design is spread over: a known objective, else the mean capacity, else nothing."""
+        """Return the sizes that startup trials are spread over: a known objective, or else the mean capacity."""
         if self._known_losses.functions:
             return screened.known[:, min(self._known_losses.functions)]
-        return mean_capacity(screened.candidates)
+        return mean_capacity(screened.proposals)
 
-    def _any_left(self, record: Record, taken: Collection[Hashable], situation: Situation) -> Candidate | None:
-        """Return some candidate where chance has found none; None if there is none."""
+    def _find_untried(self, record: Record, taken: Collection[Hashable], situation: Situation) -> Proposal | None:
+        """Search all proposals for one that passes the screen, if random ones did not; None if none is left."""
         if self._search_space is None:
-            return next(iter(random_candidates(situation, 1)), None)
+            return next(iter(random_proposals(situation, 1)), None)
         screen = Screen(record.archive, self._known_losses, record.signs, taken)
         try:
             every = record.space.every()
             n_seen = 0
-            while lot := list(islice(every, 256)):
-                n_seen += len(lot)
-                fitting = [c for c in lot if all(c.params.get(k) == v for k, v in situation.fixed.items())]
-                passed = screen(fitting).candidates
+            while batch := list(islice(every, 256)):
+                n_seen += len(batch)
+                fitting = [c for c in batch if all(c.params.get(k) == v for k, v in situation.fixed.items())]
+                passed = screen(fitting).proposals
                 if passed:
                     return passed[0]
                 if n_seen >= _MAX_ENUMERATED:
@@ -259,37 +262,38 @@ class PartialOrderPruningSampler(BaseSampler):
                 return None
         except ValueError:
             pass
-        untried = [candidate for candidate in random_candidates(situation, 100) if candidate.identity not in taken]
+        untried = [proposal for proposal in random_proposals(situation, 100) if proposal.identity not in taken]
         return next(iter(untried), None)
 
     def is_dominated(
         self, study: Study, trial: Trial | FrozenTrial, known: Mapping[int, float] | None = None
     ) -> str | None:
-        """Say why an architecture need not be trained, or return None if it may be worth it.
+        """Return why the architecture of a trial is provably dominated; None if it is not.
 
-        For costs that only the trial itself can measure: call it after measuring and before training.
+        It is for costs that can only be measured in the trial: call it in the objective, after measuring and before
+        training, and raise :class:`optuna.TrialPruned` with the reason.
 
         Args:
             study: The study.
-            trial: Its parameters have all been chosen.
-            known: Measured values, by objective index; values of ``known_objectives`` need not be repeated.
+            trial: The trial, after all its parameters have been suggested.
+            known: Measured values by objective index; ``known_objectives`` need not be included.
 
         Returns:
-            A reason that names the two trials that prove it, or None.
+            The reason, which names the trials that prove it; or None.
         """
         with self._lock:
             record = self._record(study)
             record.read(study, None)
-            candidate = record.space.decode(trial.params, trial.distributions)
-            if candidate is None:
+            proposal = record.space.decode(trial.params, trial.distributions)
+            if proposal is None:
                 return None
             is_known = self._known_losses.objectives(len(record.signs))
-            losses = self._known_losses([candidate], record.signs)
+            losses = self._known_losses([proposal], record.signs)
             for objective, value in (known or {}).items():
                 losses[0, objective] = record.signs[objective] * value
                 is_known[objective] = True
             archive = record.archive
-            bounds = archive.bounds([candidate])
+            bounds = archive.bounds([proposal])
             corners = np.where(is_known, losses, bounds.lower)
             row = int(archive.dominators(corners, bounds, is_known)[0])
             if row < 0:
@@ -299,32 +303,36 @@ class PartialOrderPruningSampler(BaseSampler):
             return f"dominated: trial {archive.numbers[row]} is better even than the best that this can be{limits}"
 
     def order_violations(self, study: Study) -> list[tuple[int, int]]:
-        """Return for each objective how many pairs of trained architectures violate the order, and of how many."""
+        """Return, for each objective, the number of pairs that violate the order, and the number of comparable pairs.
+
+        Args:
+            study: The study, whose trained architectures are compared.
+        """
         with self._lock:
             record = self._record(study)
             record.read(study, None)
             return [(int(count), record.archive.comparisons) for count in record.archive.violations]
 
 
-def _identities(record: Record, pending: Sequence[Candidate]) -> set[Hashable]:
-    """Return the identities of all that has been, is or waits to be trained."""
-    return record.tried | {candidate.identity for candidate in pending}
+def _identities(record: Record, pending: Sequence[Proposal]) -> set[Hashable]:
+    """Return the identities of the architectures of all finished, running and waiting trials."""
+    return record.tried | {proposal.identity for proposal in pending}
 
 
 def _new_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1)[0])
 
 
-def _place(index: int, n_places: int) -> float:
-    """Return the quantile of the ``index``-th of ``n_places``: the smallest, the largest, and then always halfway."""
+def _quantile(index: int, n_trials: int) -> float:
+    """Return the quantile of a startup trial's size: 0, 1, and then the van der Corput sequence 1/2, 1/4, 3/4, ..."""
     if index < 2:
         return float(index)
-    places = [0.0]
-    for position in range(1, n_places - 1):
+    quantiles = [0.0]
+    for position in range(1, n_trials - 1):
         fraction, base = 0.0, 0.5
         while position:
             fraction += base * (position % 2)
             position //= 2
             base /= 2
-        places.append(fraction)
-    return places[index - 1]
+        quantiles.append(fraction)
+    return quantiles[index - 1]

@@ -1,4 +1,4 @@
-"""The screen before every proposal: new, not too large, and not provably dominated."""
+"""Screens proposals: those that are new, not too large, and not provably dominated pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .archive import Archive, Bounds
-from .space import Candidate
+from .space import Proposal
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
@@ -19,7 +19,7 @@ _MAX_CACHED = 100_000
 
 
 class KnownLosses:
-    """The losses that are known before training, computed once for each architecture.
+    """Computes the losses that are known before training, once for each architecture.
 
     Args:
         functions: ``{objective index: architecture -> value}``.
@@ -29,28 +29,28 @@ class KnownLosses:
         self.functions = dict(functions)
         self._cached: dict[Hashable, tuple[float, ...]] = {}
 
-    def __call__(self, candidates: Sequence[Candidate], signs: Floats) -> Floats:
-        """Return losses, shape (b, m); NaN where nothing is known.
+    def __call__(self, proposals: Sequence[Proposal], signs: Floats) -> Floats:
+        """Return the losses of proposals, shape (b, m); NaN for objectives that are not known.
 
         Args:
-            candidates: ``b`` of them.
+            proposals: The ``b`` proposals.
             signs: -1 for an objective to maximise, 1 for one to minimise, shape (m,).
         """
-        losses = np.full((len(candidates), len(signs)), np.nan)
+        losses = np.full((len(proposals), len(signs)), np.nan)
         if not self.functions:
             return losses
-        for row, candidate in enumerate(candidates):
-            values = self._cached.get(candidate.identity)
+        for row, proposal in enumerate(proposals):
+            values = self._cached.get(proposal.identity)
             if values is None:
-                values = tuple(float(function(candidate.architecture)) for function in self.functions.values())
+                values = tuple(float(function(proposal.architecture)) for function in self.functions.values())
                 if len(self._cached) >= _MAX_CACHED:
                     self._cached.clear()
-                self._cached[candidate.identity] = values
+                self._cached[proposal.identity] = values
             losses[row, list(self.functions)] = values
         return losses * signs
 
     def objectives(self, n_objectives: int) -> Booleans:
-        """Say for each objective whether it is known, shape (m,).
+        """Return whether each objective is known before training, shape (m,).
 
         Raises:
             ValueError: A known objective is not one of the study's.
@@ -65,27 +65,27 @@ class KnownLosses:
 
 @dataclass(frozen=True)
 class Screened:
-    """Candidates that passed, with what is known of them.
+    """Proposals that have passed, with their known losses and bounds.
 
     Args:
-        candidates: ``b`` of them.
-        known: Known losses, NaN where unknown, shape (b, m).
-        bounds: Of all losses.
+        proposals: The ``b`` proposals.
+        known: Losses that are known before training, shape (b, m); NaN for others.
+        bounds: Bounds of all losses.
     """
 
-    candidates: list[Candidate]
+    proposals: list[Proposal]
     known: Floats
     bounds: Bounds
 
 
 class Screen:
-    """Lets through what is worth training.
+    """Selects the proposals that may be worth training.
 
     Args:
-        archive: Of what has been trained.
-        known_losses: What is known before training.
-        signs: Of the objectives, shape (m,).
-        taken: Identities of finished and running architectures.
+        archive: The trained architectures.
+        known_losses: Computes the losses that are known before training.
+        signs: -1 for an objective to maximise, 1 for one to minimise, shape (m,).
+        taken: Identities of the architectures of finished, running and waiting trials.
     """
 
     def __init__(self, archive: Archive, known_losses: KnownLosses, signs: Floats, taken: Container[Hashable]) -> None:
@@ -95,35 +95,35 @@ class Screen:
         self._taken = taken
         self._seen: set[Hashable] = set()
 
-    def __call__(self, candidates: Sequence[Candidate]) -> Screened:
-        """Return those of the candidates that pass and have not passed through this screen before."""
+    def __call__(self, proposals: Sequence[Proposal]) -> Screened:
+        """Return the proposals that pass and that this screen has not seen before."""
         new = []
-        for candidate in candidates:
-            if candidate.identity in self._taken or candidate.identity in self._seen:
+        for proposal in proposals:
+            if proposal.identity in self._taken or proposal.identity in self._seen:
                 continue
-            self._seen.add(candidate.identity)
-            if not self._archive.is_too_large(candidate):
-                new.append(candidate)
+            self._seen.add(proposal.identity)
+            if not self._archive.is_too_large(proposal):
+                new.append(proposal)
         appraised = self.appraise(new)
         known, bounds = appraised.known, appraised.bounds
         is_known = self._known_losses.objectives(len(self._signs))
         corners = np.where(is_known, known, bounds.lower)
         passed = self._archive.dominators(corners, bounds, is_known) < 0
         return Screened(
-            [candidate for candidate, passes in zip(new, passed, strict=True) if passes],
+            [proposal for proposal, passes in zip(new, passed, strict=True) if passes],
             known[passed],
             Bounds(bounds.lower[passed], bounds.upper[passed], bounds.witness[passed]),
         )
 
-    def appraise(self, candidates: Sequence[Candidate]) -> Screened:
-        """Return all of the candidates with what is known of them, whether they pass or not."""
-        return Screened(list(candidates), self._known_losses(candidates, self._signs), self._archive.bounds(candidates))
+    def appraise(self, proposals: Sequence[Proposal]) -> Screened:
+        """Return all proposals, whether they pass or not, with their known losses and bounds."""
+        return Screened(list(proposals), self._known_losses(proposals, self._signs), self._archive.bounds(proposals))
 
 
 def join(parts: Sequence[Screened]) -> Screened:
-    """Return several lots of screened candidates as one."""
+    """Concatenate screened proposals."""
     return Screened(
-        [candidate for part in parts for candidate in part.candidates],
+        [proposal for part in parts for proposal in part.proposals],
         np.concatenate([part.known for part in parts]),
         Bounds(
             np.concatenate([part.bounds.lower for part in parts]),

@@ -1,4 +1,4 @@
-"""What can be proposed: candidates, complete with all their conditional parameters, and ways to make them."""
+"""Generates proposals: architectures with all their parameters, conditional ones included."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Order = Callable[[Any], tuple[Hashable, Sequence[float]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """A complete choice of parameters and the architecture that they mean.
+class Proposal:
+    """An architecture that could be tried next, or has been tried, and its parameters.
 
     Args:
-        params: Every parameter, conditional ones included.
-        distributions: What each was chosen from.
-        architecture: What the search space returned; the parameters where there is no search space.
-        identity: Equal for equal architectures only.
-        group: Candidates of one group can be compared; None when nothing can.
-        vector: Capacities, of one length within a group; empty when nothing can be compared.
+        params: All parameters, conditional ones included.
+        distributions: The distribution of each parameter.
+        architecture: What the search space returned; the parameters if there is no search space.
+        identity: Equal if and only if the architectures are equal.
+        group: Only architectures of one group can be compared; None without an order.
+        vector: Capacities, of equal length within a group; empty without an order.
     """
 
     params: dict[str, Any]
@@ -38,11 +38,11 @@ class Candidate:
 
 
 class Space:
-    """Makes candidates, from a search space where there is one, otherwise from what trials have asked for so far.
+    """Generates proposals.
 
     Args:
-        search_space: ``trial -> architecture``.
-        order: ``architecture -> (group, vector)``.
+        search_space: ``trial -> architecture``; None to use the distributions that trials have had so far.
+        order: ``architecture -> (group, vector)``; None if no architectures can be compared.
     """
 
     def __init__(self, search_space: SearchSpace | None, order: Order | None) -> None:
@@ -53,36 +53,36 @@ class Space:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything to make candidates from."""
+        """Whether proposals can be generated: there is a search space, or a trial has had parameters."""
         return self._search_space is not None or bool(self._shapes)
 
     def learn(self, distributions: dict[str, BaseDistribution]) -> None:
-        """Note what a trial asked for; this is the search space where none was given."""
+        """Remember the distributions of a trial; they are used if there is no search space."""
         if self._search_space is None and distributions:
             self._shapes[tuple(sorted(distributions))] = distributions
             self._latest.update(distributions)
 
-    def replay(self, choose: Choose, shape: Iterable[str]) -> Candidate | None:
-        """Return the candidate that ``choose`` makes; None when the search space refuses the combination.
+    def replay(self, choose: Choose, shape: Iterable[str]) -> Proposal | None:
+        """Return the proposal with chosen values; None if the search space raises TrialPruned for them.
 
         Args:
-            choose: The value for each parameter.
-            shape: The parameters of a parent; used where there is no search space.
+            choose: Returns the value of each parameter.
+            shape: Names of the parameters; used if there is no search space.
         """
         trial = ReplayTrial(choose)
         if self._search_space is None:
             for name in shape:
                 trial._suggest(name, self._latest[name])
-            return self._candidate(trial, trial.params)
+            return self._proposal(trial, trial.params)
         try:
             architecture = self._search_space(trial)
         except TrialPruned:
             return None
-        return self._candidate(trial, architecture)
+        return self._proposal(trial, architecture)
 
-    def _candidate(self, trial: ReplayTrial, architecture: Any) -> Candidate:
+    def _proposal(self, trial: ReplayTrial, architecture: Any) -> Proposal:
         group, vector = (None, ()) if self._order is None else self._order(architecture)
-        return Candidate(
+        return Proposal(
             trial.params,
             trial.distributions,
             architecture,
@@ -91,13 +91,13 @@ class Space:
             tuple(float(capacity) for capacity in vector),
         )
 
-    def decode(self, params: Mapping[str, Any], distributions: dict[str, BaseDistribution]) -> Candidate | None:
-        """Return the candidate of a trial's parameters; None when they are not of this space."""
+    def decode(self, params: Mapping[str, Any], distributions: dict[str, BaseDistribution]) -> Proposal | None:
+        """Return the proposal with the parameters of a trial; None if they are not in this space."""
         if self._search_space is None:
             trial = ReplayTrial(lambda name, _: params[name])
             for name, distribution in distributions.items():
                 trial._suggest(name, distribution)
-            return self._candidate(trial, trial.params)
+            return self._proposal(trial, trial.params)
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
             value = value_of(params, name, distribution)
@@ -106,28 +106,28 @@ class Space:
             return value
 
         try:
-            candidate = self.replay(choose, ())
+            proposal = self.replay(choose, ())
         except _NotOfThisSpace:
             return None
-        # A superset of parameters is another objective than the search space describes.
-        return candidate if candidate is not None and set(params) == set(candidate.params) else None
+        # With further parameters, the trial has an objective that the search space does not describe.
+        return proposal if proposal is not None and set(params) == set(proposal.params) else None
 
     def distributions(
         self, params: Mapping[str, Any], asked: Mapping[str, BaseDistribution]
     ) -> dict[str, BaseDistribution] | None:
-        """Return what an unfinished trial's parameters are chosen from; None where that is not known.
+        """Return the distributions of an unfinished trial's parameters; None if they are not known.
 
         Args:
-            params: All that it has or will have.
-            asked: Distributions that it has asked for already.
+            params: All parameters that the trial has or will have.
+            asked: Distributions of the parameters that have been suggested already.
         """
         known = {**self._latest, **asked}
         if self._search_space is None and not params.keys() <= known.keys():
             return None
         return {name: known[name] for name in params if name in known}
 
-    def random_candidate(self, rng: random.Random, fixed: Mapping[str, Any]) -> Candidate | None:
-        """Return a random candidate with the ``fixed`` values."""
+    def random_proposal(self, rng: random.Random, fixed: Mapping[str, Any]) -> Proposal | None:
+        """Return a random proposal with fixed values; None if the combination is invalid."""
         shape = rng.choice(sorted(self._shapes)) if self._shapes else ()
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
@@ -137,16 +137,16 @@ class Space:
 
         return self.replay(choose, shape)
 
-    def offspring(self, parents: Sequence[Candidate], rng: random.Random, fixed: Mapping[str, Any]) -> Candidate | None:
-        """Return a mutant of one parent, or of a cross between two.
+    def offspring(self, parents: Sequence[Proposal], rng: random.Random, fixed: Mapping[str, Any]) -> Proposal | None:
+        """Return a mutant of one parent, or of a cross between two; None if the combination is invalid.
 
-        Each value comes from one of the parents; one of them, two with probability 1/2, three with 1/4 and so on,
-        is then changed. Parameters that no parent has are random.
+        Each value is that of a random parent. One value, with probability 1/2 a second one, with 1/4 a third one and so
+        on, is then changed. Parameters that no parent has are random.
 
         Args:
-            parents: One or two.
-            rng: Where chance comes from.
-            fixed: Values that stay.
+            parents: One or two parents.
+            rng: Random number generator.
+            fixed: Values that are not changed.
         """
         names = [name for name in parents[0].params if name not in fixed]
         n_changes = 1
@@ -161,7 +161,7 @@ class Space:
             if name not in parent.params:
                 parent = parents[0]
             value = parent.params.get(name)
-            # Replayed from one search space, parents have the very same distribution, and nothing need be checked.
+            # If the distribution is the same object, the parent's value is valid and need not be checked.
             if parent.distributions.get(name) is not distribution and not (
                 name in parent.params and contains(distribution, value)
             ):
@@ -170,24 +170,24 @@ class Space:
 
         return self.replay(choose, parents[0].params)
 
-    def every(self) -> Iterator[Candidate]:
-        """Return every candidate of a finite search space, in a fixed order.
+    def every(self) -> Iterator[Proposal]:
+        """Yield every proposal of a finite search space, in a fixed order.
 
         Raises:
             ValueError: A parameter is continuous.
         """
-        found: list[Candidate | None] = [None]
+        latest: list[Proposal | None] = [None]
 
         def replay(choose: Choose) -> None:
-            found[0] = self.replay(choose, ())
+            latest[0] = self.replay(choose, ())
 
         for _ in every_replay(replay):
-            if found[0] is not None:
-                yield found[0]
+            if latest[0] is not None:
+                yield latest[0]
 
 
 class _NotOfThisSpace(Exception):
-    """A trial lacks a parameter of the search space, or has a value that it does not offer."""
+    """A trial lacks a parameter of the search space, or has a value that is not in its distribution."""
 
 
 def _identity(architecture: Any) -> Hashable:

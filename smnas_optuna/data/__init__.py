@@ -1,1 +1,1 @@
-"""Data sets: found, read, checked and converted; knows no torch."""
+"""Data sets: reads, checks and converts them; no torch."""

@@ -1,4 +1,4 @@
-"""Annotation files: JSON, read with one-line errors, and what other formats are converted to, kept in the cache."""
+"""Reads annotation files with one-line errors, and caches annotations that are converted from other formats."""
 
 import hashlib
 import json
@@ -12,19 +12,19 @@ from typing import Any
 from smnas_optuna.data.cache import cache_folder
 from smnas_optuna.errors import UserError
 
-Content = dict[str, Any]  # of a COCO json file
+Content = dict[str, Any]  # the content of a COCO JSON file
 
 
 def read_json(place: str, path: Path, expected: str) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Args:
-        place: Names the file in messages.
-        path: Of the file.
-        expected: What it should be, such as ``COCO annotations``.
+        place: Name of the file at the beginning of error messages.
+        path: Path of the file.
+        expected: What the file should contain, such as ``COCO annotations``, for error messages.
 
     Raises:
-        UserError: It is missing, cannot be read, or is not JSON.
+        UserError: The file is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -37,21 +37,21 @@ def read_json(place: str, path: Path, expected: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value of a JSON file can be taken for a finite float; Python's integers can be larger."""
+    """Return whether a value of a JSON file can be converted to a finite float; Python's integers can be larger."""
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def convert(reader: str, arguments: Iterable[str], sources: Iterable[Path], read: Callable[[], Content]) -> Path:
-    """Return a COCO json file in the cache, made unless it is there from the same sources.
+    """Convert annotations to a COCO JSON file in the cache, unless the cache has them already, and return its path.
 
     Args:
-        reader: Its name and version, which begin the file's name.
-        arguments: All else that decides what is read.
-        sources: Files that are read; one that has another size or time of change is another source.
-        read: Reads them.
+        reader: Name and version of the format's reader; the file's name begins with it.
+        arguments: Everything besides ``sources`` that the result depends on.
+        sources: Files that are read; after a change of size or modification time they are converted again.
+        read: Reads the sources and returns the content of the JSON file.
 
     Raises:
-        UserError: The cache cannot be written, or whatever ``read`` raises.
+        UserError: The cache cannot be written, or ``read`` raises it.
         FileNotFoundError: A source is missing.
     """
     digest = hashlib.sha256("\0".join(arguments).encode())
@@ -64,7 +64,7 @@ def convert(reader: str, arguments: Iterable[str], sources: Iterable[Path], read
     content = read()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Made aside and renamed into place, so that a run that is killed here leaves nothing half made.
+        # Renamed when complete, so that a run that is killed here leaves no incomplete file in the cache.
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="unfinished-", delete=False) as unfinished:
             unfinished.write(json.dumps(content))
         os.replace(unfinished.name, path)

@@ -1,7 +1,7 @@
-"""BDD100K's detection labels, read into COCO's form: those of 2018 and those of 2020 (Yu et al., CVPR 2020).
+"""Converts BDD100K's detection labels, of 2018 or 2020 (Yu et al., CVPR 2020), to COCO's format.
 
-Labels without a box, which are lanes and drivable areas, are passed over. As in BDD100K's own evaluation, what cannot
-be told apart (a crowd, ``other person``, ``other vehicle``, ``trailer``) is a region in which nothing counts.
+Labels without a box, which are lanes and drivable areas, are ignored. As in BDD100K's own evaluation, crowds and the
+categories ``other person``, ``other vehicle`` and ``trailer`` are regions in which detections are not scored.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ CLASSES: Final = (
     *("traffic light", "traffic sign"),
 )
 
-# Counts in the names of cached files: a change to what is read must not meet files of before.
+# Part of the names of cached files: increase it with every change to what is read, so that old files are not used.
 _READER = "bdd-v1"
 _OTHER_NAMES = {"person": "pedestrian", "motor": "motorcycle", "bike": "bicycle", "van": "car", "caravan": "car"}
 _IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
@@ -24,14 +24,14 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def bdd_annotations(place: str, path: Path) -> Path:
-    """Return the COCO json file of a file of BDD100K's labels, whose file names are those of its frames.
+    """Convert a file of BDD100K's labels, and return the path of the COCO JSON file; its file names are the frames'.
 
     Args:
-        place: Names the file in messages.
-        path: Of the file.
+        place: Name of the file at the beginning of error messages.
+        path: Path of the file.
 
     Raises:
-        UserError: It is missing or not in BDD100K's format, or a box has no numbers or an unknown category.
+        UserError: The file is missing or not in BDD100K's format, or a box has no numbers or an unknown category.
     """
     try:
         return convert(_READER, (), (path,), lambda: _read(place, read_json(place, path, "labels of BDD100K")))
@@ -81,5 +81,5 @@ def _read(place: str, frames: Any) -> Content:
 def _corners(place: str, frame: str, box: Any) -> list[float]:
     corners: list[Any] = [box.get(corner) if isinstance(box, dict) else None for corner in _CORNERS]
     if not all(map(is_number, corners)):
-        raise UserError(f"{place}: {frame}: has the box {box!r}; expected numbers x1, y1, x2 and y2")
+        raise UserError(f"{place}: {frame}: found the box {box!r}, expected numbers x1, y1, x2 and y2")
     return [float(corner) for corner in corners]

@@ -1,10 +1,10 @@
-"""Where data are kept that the package makes itself."""
+"""The folder of generated and converted data."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the folder for data made by the package: ``$SMNAS_CACHE``, else below ``$XDG_CACHE_HOME`` or ~/.cache."""
+    """Return ``$SMNAS_CACHE`` if set, else the folder ``smnas_optuna`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smnas_optuna"
     return Path(os.environ.get("SMNAS_CACHE") or default)

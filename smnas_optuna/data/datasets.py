@@ -1,4 +1,4 @@
-"""Data sets, checked before anything is trained."""
+"""Checks data sets before anything is trained on them."""
 
 import os
 from collections import Counter
@@ -19,7 +19,7 @@ SPLITS: Final[tuple[SplitName, ...]] = ("train", "val")
 
 _ID = (int, str)
 _NUMBER = (int, float)
-# What MMDetection's data set and pycocotools' scores read, and the types with which they can.
+# The fields that MMDetection's CocoDataset and pycocotools read, and the types that they accept.
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": _ID, "file_name": str, "width": _NUMBER, "height": _NUMBER},
     "annotations": {
@@ -32,7 +32,7 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "categories": {"id": _ID, "name": str},
 }
-# Fields of which no two records of a list may have the same value.
+# Fields whose values have to be unique within a list.
 UNIQUE_FIELDS = (("images", "id"), ("annotations", "id"), ("categories", "id"), ("categories", "name"))
 
 
@@ -41,7 +41,7 @@ Scoring = Literal["coco", "voc_11points", "voc_area"]
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """A COCO json file and the folder that its file names are relative to, both existing."""
+    """An existing COCO JSON file, and the existing folder that its file names are relative to."""
 
     annotations: Path
     images: Path
@@ -52,13 +52,13 @@ class CheckedDataset:
     """A data set that can be trained on.
 
     Args:
-        train: To train on.
-        val: To validate on.
-        classes: In the order of the training json's categories.
-        scoring: Whose average precision is ``map_50``: COCO's, or Pascal VOC's at 11 recalls (VOC 2007) or as the area
-            below the curve (since VOC 2010).
-        source: What it was opened from, with an absolute root.
-        has_both_orientations: Of the training images some are higher than wide and some are not.
+        train: Split to train on.
+        val: Split to validate on.
+        classes: Class names, in the order of the categories of the training split's JSON file.
+        scoring: Definition of the average precision ``map_50``: COCO's, or Pascal VOC's, at 11 recalls (VOC 2007) or as
+            the area below the curve (since VOC 2010).
+        source: The recipe's section that the data set was opened from, with an absolute ``root``.
+        has_both_orientations: Whether some training images are higher than wide and others are not.
     """
 
     train: DatasetSplit
@@ -71,13 +71,13 @@ class CheckedDataset:
 
 @dataclass(frozen=True)
 class LocatedSplit:
-    """A split that has not been checked yet.
+    """A split that has not been checked yet, and the names of its parts in error messages.
 
     Args:
-        split: Its annotations as COCO json, and its folder of images.
-        annotations: What messages call its annotations: the key and what it says.
-        images: What they call its folder of images.
-        lists: What they call that which lists the images.
+        split: The annotations in COCO's format, and the folder of images.
+        annotations: Name of the annotations: the recipe's key and its value.
+        images: Name of the folder of images: the recipe's key and its value.
+        lists: Names of the files or image sets that list the images, separated by commas.
     """
 
     split: DatasetSplit
@@ -87,45 +87,44 @@ class LocatedSplit:
 
 
 def open_dataset(dataset: Dataset) -> CheckedDataset:
-    """Check a recipe's data set; digits are made, and other formats converted, where that has not been done yet.
+    """Check a recipe's data set; digits are generated, and other formats converted, unless the cache has them already.
 
     Raises:
-        UserError: The cache cannot be written, a file or folder is missing, a file is not in its format, it has no
-            class or no box, an image that it lists is absent, or the two splits do not have the same classes in the
-            same order.
+        UserError: The cache cannot be written; a file, a folder or a listed image is missing; a file is not in its
+            format, or has no class or no box; or the splits do not have the same classes in the same order.
     """
-    found = {name: locate_split(dataset, name) for name in SPLITS}
+    splits = {name: locate_split(dataset, name) for name in SPLITS}
     classes, orientations = {}, {}
-    for name, located in found.items():
+    for name, located in splits.items():
         content = read_annotations(located)
         classes[name] = check_annotations(located, content)
         check_images(located, [image["file_name"] for image in content["images"]])
         orientations[name] = {image["height"] > image["width"] for image in content["images"]}
-    check_classes(found, classes)
+    check_classes(splits, classes)
     train, val = (
-        DatasetSplit(found[name].split.annotations.resolve(), found[name].split.images.resolve()) for name in SPLITS
+        DatasetSplit(splits[name].split.annotations.resolve(), splits[name].split.images.resolve()) for name in SPLITS
     )
     if not isinstance(dataset, DigitsDataset):
-        # Absolute, but by the names that were given: of Pascal VOC's folders they tell the year.
+        # Symbolic links are not resolved: names of Pascal VOC's folders contain the year, which decides the scoring.
         dataset = dataset.model_copy(update={"root": Path(os.path.abspath(dataset.root))})
     return CheckedDataset(train, val, classes["train"], _scoring(dataset), dataset, len(orientations["train"]) > 1)
 
 
 def find_again(dataset: CheckedDataset) -> CheckedDataset:
-    """Return a data set as it is on this machine, whose cache may lack what another machine's has.
+    """Return a data set for use on this machine; it is opened again if this machine's cache lacks its annotations.
 
     Raises:
-        UserError: It has to be opened here, and cannot be.
+        UserError: The data set cannot be opened on this machine.
     """
     present = all(split.annotations.is_file() for split in (dataset.train, dataset.val))
     return dataset if present or dataset.source is None else open_dataset(dataset.source)
 
 
 def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
-    """Return where a split is; digits are made, and other formats converted, where that has not been done yet.
+    """Return a split's files; digits are generated, and other formats converted, unless the cache has them already.
 
     Raises:
-        UserError: The digits or the converted annotations cannot be made.
+        UserError: The digits cannot be generated, or the annotations cannot be converted.
     """
     key = f"dataset.{name}"
     if isinstance(dataset, VocDataset):
@@ -135,7 +134,7 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
         sets = ", ".join(image_sets)
         return LocatedSplit(split, f"{key}: {sets} of {root}", f"{key}: {root}", sets)
     if isinstance(dataset, DigitsDataset):
-        from smnas_optuna.data.digits import make_digits  # loads scikit-learn, which no other data need
+        from smnas_optuna.data.digits import make_digits  # loads scikit-learn, which no other data set needs
 
         try:
             root = make_digits(
@@ -145,8 +144,8 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
             raise UserError(f"dataset: the demo data cannot be written below {cache_folder()}: {error}") from None
         split = DatasetSplit(root / f"{name}.json", root / name)
     else:
-        given = dataset.train if name == "train" else dataset.val
-        split = DatasetSplit(dataset.root / given.annotations, dataset.root / given.images)
+        section = dataset.train if name == "train" else dataset.val
+        split = DatasetSplit(dataset.root / section.annotations, dataset.root / section.images)
     annotations, images = f"{key}.annotations: {split.annotations}", f"{key}.images: {split.images}"
     lists = split.annotations.name
     if isinstance(dataset, BddDataset):
@@ -155,12 +154,12 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
 
 
 def read_annotations(located: LocatedSplit) -> Any:
-    """Return the content of a split's json file; raises UserError."""
+    """Return the content of a split's JSON file; raises UserError."""
     return read_json(located.annotations, located.split.annotations, "COCO annotations")
 
 
 def check_annotations(located: LocatedSplit, content: Any) -> tuple[str, ...]:
-    """Return the classes of a split's annotations, seen to be such as can be trained on; raises UserError."""
+    """Check that a split's annotations can be trained on, and return its classes; raises UserError."""
     place = located.annotations
     records = {part: _records(place, content, part) for part in FIELDS}
     images, boxes, categories = records.values()
@@ -169,7 +168,7 @@ def check_annotations(located: LocatedSplit, content: Any) -> tuple[str, ...]:
     if not boxes:
         raise UserError(f"{place}: has no annotations; expected at least one box")
     if any(box["id"] < 1 for box in boxes):
-        # pycocotools notes by id which box a detection matches, and 0 there means none.
+        # pycocotools stores for each detection the id of the box that it matches; 0 means none.
         raise UserError(f"{place}: an annotation has the id {min(box['id'] for box in boxes)}; expected ids from 1")
     for part, field in UNIQUE_FIELDS:
         values = Counter(record[field] for record in records[part])
@@ -201,8 +200,8 @@ def check_images(located: LocatedSplit, names: Sequence[str]) -> None:
 
 
 def absent_images(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return those of some file names that a folder and the folders in it lack."""
-    # One listing per folder, not a look-up per image: COCO has 118,000 and may lie on a network file system.
+    """Return those file names, which may contain subfolders, that do not exist in a folder."""
+    # One listing per folder is faster than one look-up per image: COCO has 118,000, maybe on a network file system.
     present: dict[str, set[str]] = {}
     absent = []
     for name in names:
@@ -214,9 +213,9 @@ def absent_images(folder: Path, names: Sequence[str]) -> list[str]:
     return absent
 
 
-def check_classes(found: Mapping[SplitName, LocatedSplit], classes: Mapping[SplitName, tuple[str, ...]]) -> None:
+def check_classes(splits: Mapping[SplitName, LocatedSplit], classes: Mapping[SplitName, tuple[str, ...]]) -> None:
     """Raise UserError if the splits do not have the same classes in the same order."""
-    train, val = (found[name].split.annotations for name in SPLITS)
+    train, val = (splits[name].split.annotations for name in SPLITS)
     if set(classes["train"]) != set(classes["val"]):
         different = sorted(set(classes["train"]) ^ set(classes["val"]))
         raise UserError(
@@ -224,7 +223,7 @@ def check_classes(found: Mapping[SplitName, LocatedSplit], classes: Mapping[Spli
             f"{', '.join(different)}"
         )
     if classes["train"] != classes["val"]:
-        # MMDetection counts the classes of each file in that file's order.
+        # MMDetection numbers the classes of each file in the order of that file.
         raise UserError(
             f"dataset.val.annotations: {val} must have its categories in the order of {train}: "
             f"{', '.join(classes['train'])}"
@@ -243,22 +242,22 @@ def _records(place: str, content: Any, part: str) -> list[dict[str, Any]]:
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(f"{place}: not COCO annotations: expected a list of records under {part!r}")
     for number, record in enumerate(records):
-        fault = fault_of(record, part)
+        fault = find_fault(record, part)
         if fault is not None:
             raise UserError(f"{place}: {part}[{number}] has {fault}, so not COCO annotations")
     return records
 
 
-def fault_of(record: Mapping[str, Any], part: str) -> str | None:
-    """Return what is wrong with a record of ``images``, ``annotations`` or ``categories``; None if nothing is."""
+def find_fault(record: Mapping[str, Any], part: str) -> str | None:
+    """Return what is wrong with a record of ``images``, ``annotations`` or ``categories``; None if it is valid."""
     for field, kind in FIELDS[part].items():
         if field not in record:
             return f"no {field!r}"
         value = record[field]
         if field == "bbox":
-            is_right = isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+            is_valid = isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
         else:
-            is_right = is_number(value) if kind == _NUMBER else isinstance(value, kind)
-        if not is_right:
+            is_valid = is_number(value) if kind == _NUMBER else isinstance(value, kind)
+        if not is_valid:
             return f"the {field} {value!r}"
     return None

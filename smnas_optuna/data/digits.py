@@ -1,8 +1,8 @@
-"""Demo data: scenes composed of scikit-learn's bundled handwritten digits, in COCO format.
+"""Demo data: synthetic scenes of scikit-learn's bundled handwritten digits, in COCO format.
 
-The digits are real (1,797 of them, 8x8 pixels; Alpaydin & Kaynak 1998), the scenes are not: digits of varied size and
-ink, some overlapping a little, on varied backgrounds. Training and validation scenes are composed of different digits.
-Everything is made on this machine, the same for the same arguments, and nothing is downloaded.
+The digits are real (1,797 of them, 8x8 pixels; Alpaydin & Kaynak 1998). The scenes are synthetic: digits of random size
+and colour, some overlapping a little, on random backgrounds. Training and validation scenes show different digits.
+Nothing is downloaded, and equal arguments give equal scenes.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from smnas_optuna.data.cache import cache_folder
 Image = npt.NDArray[np.float32]
 Box = tuple[int, int, int, int]
 
-# Counts in the cache folder's name: a change to how scenes are composed must not meet scenes of before.
+# Part of the cache folder's name: increase it with every change to the scenes, so that old ones are not used.
 _VERSION = 1
 _DIGITS_PER_SCENE = (2, 6)
 _SMALLEST, _LARGEST = 0.25, 0.6  # side of a digit, as a share of the scene's shorter side
@@ -29,7 +29,7 @@ _MOST_OVERLAP = 0.1  # intersection over the smaller box
 
 
 def make_digits(classes: int, train_images: int, val_images: int, *, width: int, height: int) -> Path:
-    """Make the scenes unless they are there, and return their folder.
+    """Generate the scenes unless the cache has them already, and return their folder.
 
     Args:
         classes: The digits 0 to ``classes - 1`` are used.
@@ -49,7 +49,7 @@ def make_digits(classes: int, train_images: int, val_images: int, *, width: int,
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made aside and renamed into place, so that a run that is killed here leaves nothing half made.
+    # Renamed when complete, so that a run that is killed here leaves no incomplete folder in the cache.
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
     data = load_digits()
     for name, parity, scenes in (("train", 0, train_images), ("val", 1, val_images)):
@@ -129,7 +129,7 @@ def _compose(
 
 
 def _mask(digit: npt.NDArray[np.float64], side: int) -> Image:
-    """Return how much ink covers each pixel, 0 to 1, cropped to the ink."""
+    """Return the opacity of a digit's pixels, 0 to 1, scaled to ``side`` pixels and cropped to the digit."""
     grown = cv2.resize((digit / 16).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     ink: Image = np.clip(grown * 1.3 - 0.15, 0, 1).astype(np.float32)
     rows, columns = np.nonzero(ink.max(1) > 0.2)[0], np.nonzero(ink.max(0) > 0.2)[0]

@@ -1,11 +1,11 @@
-"""Labelled images as torchvision's ImageFolder has them, ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``, checked."""
+"""Checks labelled images in the layout of torchvision's ImageFolder: ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``."""
 
 import os
 from pathlib import Path
 
 from smnas_optuna.errors import UserError
 
-# Those that torchvision's ImageFolder takes for images.
+# The suffixes that torchvision's ImageFolder accepts.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -13,8 +13,8 @@ def check_image_folder(folder: Path) -> tuple[str, ...]:
     """Return the classes of a folder of labelled images, in the order of their labels; images are not opened.
 
     Raises:
-        UserError: The folder or a split is not there, there are fewer than two classes, the splits have different
-            ones, or a class has no image.
+        UserError: The folder or a split is missing, there are fewer than two classes, the splits have different
+            classes, or a class has no image.
     """
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder; expected one with train/CLASS/*.jpg and val/CLASS/*.jpg")

@@ -1,6 +1,6 @@
-"""What is in a split's annotations, and all that is wrong with them.
+"""Summarises a split's annotations, and collects everything that is wrong with them.
 
-Opening a data set stops at the first mistake; an inspection goes on, and leaves out what it cannot use.
+Opening a data set stops at the first fault; an inspection continues without the records that have faults.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from smnas_optuna.data.datasets import FIELDS, UNIQUE_FIELDS, fault_of
+from smnas_optuna.data.datasets import FIELDS, UNIQUE_FIELDS, find_fault
 from smnas_optuna.parts.architecture import InputSize
 
 Numbers = npt.NDArray[np.float64]
@@ -20,8 +20,8 @@ Mask = npt.NDArray[np.bool_]
 Record = dict[str, Any]
 
 _EXAMPLES = 3
-_TOLERANCE = 1.0  # pixels that a box may reach beyond its image: some tools count from 1, or round up
-_SMALL, _LARGE = 32**2, 96**2  # bounds of COCO's AP for small, medium and large objects, in square pixels
+_TOLERANCE = 1.0  # pixels by which a box may exceed its image: some tools count pixels from 1, or round up
+_SMALL, _LARGE = 32**2, 96**2  # areas, in square pixels, that separate COCO's small, medium and large objects
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Fault:
     """Something that is wrong with a data set.
 
     Args:
-        place: In which split.
-        what: A sentence, or the things that it is wrong with.
-        stops: Whether a search is refused for it, or would fail of it.
-        count: How many things there are.
-        examples: The first few of them; none of a sentence.
+        place: Name of the split.
+        what: A sentence, or a description of the records or images that have the fault.
+        stops: Whether a search would be refused or fail because of it.
+        count: Number of records or images that have the fault.
+        examples: The first few of them; empty if ``what`` is a sentence.
     """
 
     place: str
@@ -48,7 +48,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Spread:
-    """The smallest of some numbers, their median and the largest."""
+    """Smallest value, median and largest value."""
 
     smallest: float
     median: float
@@ -57,13 +57,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class BoxSizes:
-    """How large boxes are where their images are scaled to fit an input size.
+    """Sizes of boxes after their images are scaled to fit an input size.
 
     Args:
-        input_size: ``WIDTHxHEIGHT``; None for the images as they are.
-        small: Boxes of an area below 32x32 pixels, as COCO's AP for small objects takes them.
-        medium: Boxes between.
-        large: Boxes above 96x96 pixels.
+        input_size: ``WIDTHxHEIGHT``; None for images that are not scaled.
+        small: Number of boxes with an area below 32x32 pixels, as in COCO's AP for small objects.
+        medium: Number of boxes in between.
+        large: Number of boxes with an area above 96x96 pixels.
         side: Square root of width times height, in pixels.
     """
 
@@ -76,20 +76,19 @@ class BoxSizes:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a split consists of.
+    """Summary of a split. The last four entries are about the boxes that are trained on and scored.
 
     Args:
-        images: Images listed.
-        empty_images: Those of them without a box.
-        image_sizes: Number of images of each ``WIDTHxHEIGHT`` in their annotations, the most frequent first.
-        boxes: Boxes listed.
-        crowds: Those of them that count neither for nor against a detector: crowds, and VOC's difficult objects.
-        passed_over: Those of them that training passes over, for they have no extent or no part in their image.
-        boxes_per_class: Boxes to learn from or be scored on, without crowds and those passed over; of these are the
-            following too.
-        boxes_per_image: Their number in each image.
-        aspect_ratio: Width divided by height.
-        box_sizes: How large they are in the images as they are, and at each input size.
+        images: Number of images.
+        empty_images: Number of images without a box.
+        image_sizes: Number of images of each ``WIDTHxHEIGHT`` in the annotations, the most frequent first.
+        boxes: Number of boxes.
+        crowds: Number of boxes that are not scored: crowds, and VOC's difficult objects.
+        passed_over: Number of boxes that training ignores, since they have no extent or lie outside of their image.
+        boxes_per_class: Number of boxes that are neither crowds nor ignored, by class.
+        boxes_per_image: Number of these boxes in an image.
+        aspect_ratio: Their width divided by their height.
+        box_sizes: Their sizes in the images that are not scaled, and at each input size.
     """
 
     images: int
@@ -106,13 +105,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a split's annotations hold.
+    """The result of inspecting a split's annotations.
 
     Args:
-        summary: Of what is sound in them.
-        faults: All that is wrong with them.
-        images: The sound records of images.
-        classes: In the order of the categories.
+        summary: Summary of the valid records.
+        faults: Everything that is wrong with the annotations.
+        images: The valid records of images.
+        classes: Class names, in the order of the categories.
     """
 
     summary: Summary
@@ -123,20 +122,20 @@ class Inspection:
 
 @dataclass(frozen=True)
 class _Boxes:
-    """Boxes of known images and classes, as arrays over them.
+    """Arrays over all boxes of known images and classes.
 
     Args:
-        record: Index of each one's annotation.
-        owner: Index of each one's image.
-        label: Index of each one's category.
-        bbox: Left, top, width and height, boxes x 4.
-        area: As annotated; of COCO's boxes that of the object's mask.
-        crowd: Whether it does not count.
-        extent: Width and height of each one's image, boxes x 2.
+        record: Index of the box's annotation, shape (n,).
+        image: Index of its image, shape (n,).
+        label: Index of its category, shape (n,).
+        bbox: Left, top, width and height, in pixels, shape (n, 4).
+        area: Annotated area, in square pixels, shape (n,); in COCO's own files that of the object's mask.
+        crowd: Whether the box is a crowd, which is not scored, shape (n,).
+        extent: Width and height of its image, in pixels, shape (n, 2).
     """
 
     record: npt.NDArray[np.int64]
-    owner: npt.NDArray[np.int64]
+    image: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
     bbox: Numbers
     area: Numbers
@@ -145,25 +144,25 @@ class _Boxes:
 
 
 def inspect_annotations(place: str, content: Any, input_sizes: Sequence[InputSize]) -> Inspection:
-    """Inspect the content of a COCO json file.
+    """Inspect the content of a COCO JSON file.
 
     Args:
-        place: Names the split in faults.
-        content: Whatever the file holds.
-        input_sizes: What a search may scale the images to.
+        place: Name of the split, for the faults.
+        content: Content of the file; it need not be valid.
+        input_sizes: Input sizes to summarise the sizes of boxes for.
     """
-    sound, faults = _records(place, content)
-    images, annotations, categories = sound.values()
+    valid, faults = _records(place, content)
+    images, annotations, categories = valid.values()
     classes = tuple(category["name"] for category in categories)
     boxes = _arrays(images, annotations, categories)
     broken = _broken(boxes)
     kinds = {f"{what}, which training passes over": mask for what, mask in broken.items()} | _doubtful(boxes, broken)
     for what, mask in kinds.items():
-        concerned = [
-            _describe(images[boxes.owner[index]], annotations[boxes.record[index]], classes[boxes.label[index]])
+        faulty = [
+            _describe(images[boxes.image[index]], annotations[boxes.record[index]], classes[boxes.label[index]])
             for index in np.flatnonzero(mask)
         ]
-        faults += collect(place, f"boxes {what}", concerned, stops=False)
+        faults += collect(place, f"boxes {what}", faulty, stops=False)
     passed_over = np.logical_or.reduce(list(broken.values()))
     counted = ~passed_over & ~boxes.crowd
     numbers = np.bincount(boxes.label[counted], minlength=len(classes)).tolist()
@@ -174,67 +173,80 @@ def inspect_annotations(place: str, content: Any, input_sizes: Sequence[InputSiz
         faults += collect(place, "classes without a box that counts", absent, stops=False)
     summary = Summary(
         images=len(images),
-        empty_images=len(images) - len(np.unique(boxes.owner)),
+        empty_images=len(images) - len(np.unique(boxes.image)),
         image_sizes=dict(Counter(_size(image) for image in images).most_common()),
         boxes=len(annotations),
         crowds=int(boxes.crowd.sum()),
         passed_over=int(passed_over.sum()),
         boxes_per_class=dict(zip(classes, numbers, strict=True)),
-        boxes_per_image=_spread(np.bincount(boxes.owner[counted], minlength=len(images))),
+        boxes_per_image=_spread(np.bincount(boxes.image[counted], minlength=len(images))),
         aspect_ratio=_spread(boxes.bbox[counted, 2] / boxes.bbox[counted, 3]),
         box_sizes=tuple(_box_sizes(boxes, counted, size) for size in (None, *input_sizes)),
     )
     return Inspection(summary, tuple(faults), tuple(images), classes)
 
 
-def collect(place: str, what: str, things: Sequence[str], *, stops: bool) -> tuple[Fault, ...]:
-    """Return the fault that some things have, unless there are none."""
-    return (Fault(place, what, stops, len(things), tuple(things[:_EXAMPLES])),) if things else ()
+def collect(place: str, what: str, faulty: Sequence[str], *, stops: bool) -> tuple[Fault, ...]:
+    """Return one fault for all records or images that have it, or none if there are none.
+
+    Args:
+        place: Name of the split.
+        what: Description of the fault.
+        faulty: Descriptions of the records or images that have it.
+        stops: Whether a search would be refused or fail because of it.
+    """
+    return (Fault(place, what, stops, len(faulty), tuple(faulty[:_EXAMPLES])),) if faulty else ()
 
 
 def scale_to_fit(width: Numbers, height: Numbers, size: InputSize) -> Numbers:
-    """Return what images are multiplied by at an input size, which MMDetection turns to be as upright as the image."""
+    """Return the factors by which MMDetection scales images to fit an input size, which it rotates to suit each image.
+
+    Args:
+        width: Widths of the images, in pixels, shape (n,).
+        height: Heights of the images, in pixels, shape (n,).
+        size: The input size.
+    """
     long, short = max(size.width, size.height), min(size.width, size.height)
     scale: Numbers = np.minimum(long / np.maximum(width, height), short / np.minimum(width, height))
     return scale
 
 
 def _records(place: str, content: Any) -> tuple[dict[str, list[Record]], list[Fault]]:
-    """Return the records that can be used, by the names of their lists, and what is wrong with the others."""
+    """Return the valid records of each list by its name, and the faults of all others."""
     faults: list[Fault] = []
-    sound: dict[str, list[Record]] = {}
+    valid: dict[str, list[Record]] = {}
     for part in FIELDS:
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list):
             faults.append(Fault(place, f"not COCO annotations: no list of records under {part!r}", stops=True))
             records = []
-        sound[part], faulty = _sort_out(records, part)
+        valid[part], faulty = _sort_out(records, part)
         faults += collect(place, f"records of {part} not in COCO's format", faulty, stops=True)
-    images, annotations, categories = sound.values()
+    images, annotations, categories = valid.values()
     for part, field in UNIQUE_FIELDS:
-        repeated = _repeated(sound[part], field)
+        repeated = _repeated(valid[part], field)
         faults += collect(place, f"{field}s that several {part} have", repeated, stops=True)
     repeated = _repeated(images, "file_name")
     faults += collect(place, "file_names that several images have", repeated, stops=False)
     low = [f"annotation {box['id']}" for box in annotations if box["id"] < 1]
     faults += collect(place, "annotations with an id below 1", low, stops=True)
-    for field, named in (("image_id", images), ("category_id", categories)):
-        known = {record["id"] for record in named}
-        strays = [f"annotation {box['id']} has {box[field]!r}" for box in annotations if box[field] not in known]
-        faults += collect(place, f"annotations of an unknown {field}", strays, stops=True)
-    return sound, faults
+    for field, records in (("image_id", images), ("category_id", categories)):
+        known = {record["id"] for record in records}
+        unknown = [f"annotation {box['id']} has {box[field]!r}" for box in annotations if box[field] not in known]
+        faults += collect(place, f"annotations of an unknown {field}", unknown, stops=True)
+    return valid, faults
 
 
 def _sort_out(records: Sequence[Any], part: str) -> tuple[list[Record], list[str]]:
-    """Return the records that are in COCO's format, and what is wrong with the others."""
-    sound, faulty = [], []
+    """Return the records that are in COCO's format, and descriptions of the others."""
+    valid, faulty = [], []
     for number, record in enumerate(records):
-        fault = fault_of(record, part) if isinstance(record, dict) else f"{record!r} for a record"
+        fault = find_fault(record, part) if isinstance(record, dict) else f"{record!r} for a record"
         if fault is None:
-            sound.append(record)
+            valid.append(record)
         else:
             faulty.append(f"{part}[{number}] has {fault}")
-    return sound, faulty
+    return valid, faulty
 
 
 def _repeated(records: Iterable[Mapping[str, Any]], field: str) -> list[str]:
@@ -244,28 +256,28 @@ def _repeated(records: Iterable[Mapping[str, Any]], field: str) -> list[str]:
 
 def _arrays(images: Sequence[Record], annotations: Sequence[Record], categories: Sequence[Record]) -> _Boxes:
     """Return the boxes of known images and classes."""
-    owner, label = _indices(annotations, "image_id", images), _indices(annotations, "category_id", categories)
-    known = (owner >= 0) & (label >= 0)
-    extents = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64).reshape(-1, 2)
+    image, label = _indices(annotations, "image_id", images), _indices(annotations, "category_id", categories)
+    known = (image >= 0) & (label >= 0)
+    extents = np.array([(each["width"], each["height"]) for each in images], dtype=np.float64).reshape(-1, 2)
     return _Boxes(
         record=np.flatnonzero(known),
-        owner=owner[known],
+        image=image[known],
         label=label[known],
         bbox=np.array([box["bbox"] for box in annotations], dtype=np.float64).reshape(-1, 4)[known],
         area=np.array([box["area"] for box in annotations], dtype=np.float64)[known],
         crowd=np.array([bool(box["iscrowd"]) for box in annotations], dtype=np.bool_)[known],
-        extent=extents[owner[known]],
+        extent=extents[image[known]],
     )
 
 
 def _indices(annotations: Sequence[Record], field: str, records: Sequence[Record]) -> npt.NDArray[np.int64]:
-    """Return which image or category each annotation means; -1 for an unknown one."""
+    """Return the index of each annotation's image or category; -1 for an unknown one."""
     known = {record["id"]: index for index, record in enumerate(records)}
     return np.array([known.get(box[field], -1) for box in annotations], dtype=np.int64)
 
 
 def _broken(boxes: _Boxes) -> dict[str, Mask]:
-    """Return the boxes that MMDetection's CocoDataset leaves out, by what is wrong with them; each is in one kind."""
+    """Return disjoint masks of the boxes that MMDetection's CocoDataset ignores, by what is wrong with them."""
     inside = np.minimum(boxes.bbox[:, :2] + boxes.bbox[:, 2:], boxes.extent) - np.maximum(boxes.bbox[:, :2], 0)
     masks: dict[str, Mask] = {
         "without width or height": np.any(boxes.bbox[:, 2:] <= 0, axis=1),
@@ -282,11 +294,11 @@ def _broken(boxes: _Boxes) -> dict[str, Mask]:
 
 
 def _doubtful(boxes: _Boxes, broken: Mapping[str, Mask]) -> dict[str, Mask]:
-    """Return the boxes that are used although something seems to be wrong with them."""
+    """Return masks of the boxes that are used although they may be wrong, by what may be wrong with them."""
     usable = ~np.logical_or.reduce(list(broken.values()))
     ends = boxes.bbox[:, :2] + boxes.bbox[:, 2:]
     beyond = (boxes.bbox[:, :2] < -_TOLERANCE).any(axis=1) | (ends > boxes.extent + _TOLERANCE).any(axis=1)
-    same = pd.DataFrame(boxes.bbox).assign(owner=boxes.owner, label=boxes.label).duplicated().to_numpy()
+    same = pd.DataFrame(boxes.bbox).assign(image=boxes.image, label=boxes.label).duplicated().to_numpy()
     return {
         f"reaching more than {_TOLERANCE:g} pixel beyond their image": usable & beyond,
         "given before, with the same image and class": usable & same,

@@ -1,4 +1,4 @@
-"""The image files of a data set: whether they are there, can be opened, and are what their annotations say."""
+"""Checks the image files of a data set: whether they exist, can be opened, and have the annotated sizes."""
 
 import hashlib
 import os
@@ -17,21 +17,22 @@ from smnas_optuna.data.inspection import Fault, Record, collect
 
 Depth = Literal["name", "header", "pixels"]
 
-_THREADS = 16  # they wait for the disk for the most part
-_ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations
+_THREADS = 16  # more than cores, since they mostly wait for the disk
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _JPEG = ("JPEG", "MPO")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file that is there.
+    """An existing image file.
 
     Args:
-        length: Bytes of the file; None if it was not opened, or cannot be.
-        size: Width and height in pixels as training sees it, turned as its EXIF says; None as before.
-        is_turned: Whether that has turned it on its side.
-        failure: Why training cannot open it.
-        damage: What is wrong with it although training can.
+        length: Size of the file in bytes; None if it was not or cannot be opened.
+        size: Width and height in pixels after rotation by its EXIF data, as in training; None if it was not or cannot
+            be opened.
+        is_turned: Whether this rotation exchanges width and height.
+        failure: Why training cannot open it; None if it can.
+        damage: What is wrong with the file although training can open it; None if nothing is.
     """
 
     length: int | None = None
@@ -41,14 +42,19 @@ class Picture:
     damage: str | None = None
 
 
-def look_at(path: Path, depth: Depth) -> Picture:
-    """Look at an image file: no further than its name, at its header with format and size, or at all its pixels."""
+def inspect_picture(path: Path, depth: Depth) -> Picture:
+    """Inspect an image file.
+
+    Args:
+        path: Path of the file.
+        depth: ``name`` does not open it, ``header`` reads format and size, ``pixels`` decodes it.
+    """
     if depth == "name":
         return Picture()
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _ROTATED
             damage = _damage(image) if depth == "pixels" else None
             kind = image.format
         picture = Picture(path.stat().st_size, (height, width) if turned else (width, height), turned)
@@ -56,7 +62,7 @@ def look_at(path: Path, depth: Depth) -> Picture:
         return Picture(failure="not an image")
     except Exception as error:  # a decoder may raise anything
         return Picture(failure=str(error))
-    # Training reads with OpenCV: it knows fewer formats, and of a damaged file it reads a JPEG only.
+    # Training reads with OpenCV, which supports fewer formats than Pillow, and of damaged files only JPEG.
     if not cv2.haveImageReader(str(path)):
         return Picture(failure=f"{kind}, which OpenCV cannot read")
     return replace(picture, damage=damage) if kind in _JPEG or not damage else Picture(failure=damage)
@@ -65,26 +71,26 @@ def look_at(path: Path, depth: Depth) -> Picture:
 def inspect_pictures(
     place: str, located: LocatedSplit, images: Sequence[Record], depth: Depth
 ) -> tuple[dict[Path, Picture], tuple[Fault, ...]]:
-    """Look at a split's image files.
+    """Inspect the image files of a split.
 
     Args:
-        place: Names the split in faults.
-        located: Where they are.
-        images: Sound records of them.
-        depth: How far into each to look.
+        place: Name of the split, for the faults.
+        located: The split.
+        images: Valid records of its images.
+        depth: What to read of each file, see :func:`inspect_picture`.
 
     Returns:
-        What is there, by absolute path, and all that is wrong.
+        The existing files by absolute path, and everything that is wrong.
     """
     folder = located.split.images
     if not folder.is_dir():
         return {}, (Fault(place, f"no folder of images {folder}", stops=True),)
     records = {image["file_name"]: image for image in images}
     absent = absent_images(folder, list(records))
-    gone = set(absent)
-    present = {name: Path(os.path.abspath(folder / name)) for name in records if name not in gone}
+    absent_names = set(absent)
+    present = {name: Path(os.path.abspath(folder / name)) for name in records if name not in absent_names}
     with ThreadPoolExecutor(_THREADS) as pool:
-        pictures = dict(zip(present, pool.map(partial(look_at, depth=depth), present.values()), strict=True))
+        pictures = dict(zip(present, pool.map(partial(inspect_picture, depth=depth), present.values()), strict=True))
     failures = [f"{name}: {picture.failure}" for name, picture in pictures.items() if picture.failure]
     damages = [f"{name}: {picture.damage}" for name, picture in pictures.items() if picture.damage]
     sizes = [text for name, picture in pictures.items() if (text := _other_size(records[name], picture))]
@@ -98,9 +104,13 @@ def inspect_pictures(
 
 
 def shared_pictures(train: Mapping[Path, Picture], val: Mapping[Path, Picture]) -> dict[Path, Path]:
-    """Return the images of one split that the other has too: the same files, and those of the same content."""
+    """Return the validation images that are training images too: the same files, and files with the same content.
+
+    Returns:
+        The path of a training image by the path of the validation image.
+    """
     shared = {path: path for path in val if path in train}
-    # Only files of the same length can be the same; of the others nothing is read.
+    # Files can only be equal if their lengths are; no others are read.
     lengths = {picture.length for picture in train.values()} & {picture.length for picture in val.values()} - {None}
     ours, theirs = (
         [path for path, picture in pictures.items() if picture.length in lengths and path not in shared]
@@ -123,8 +133,8 @@ def _other_size(record: Record, picture: Picture) -> str | None:
     if picture.size in (None, (record["width"], record["height"])):
         return None
     turned = " as its EXIF turns it" if picture.is_turned else ""
-    found, told = picture.size, (record["width"], record["height"])
-    return f"{record['file_name']}: {found[0]}x{found[1]}{turned}, annotated as {told[0]:g}x{told[1]:g}"
+    found, annotated = picture.size, (record["width"], record["height"])
+    return f"{record['file_name']}: {found[0]}x{found[1]}{turned}, annotated as {annotated[0]:g}x{annotated[1]:g}"
 
 
 def _digests(paths: Sequence[Path]) -> dict[Path, bytes]:

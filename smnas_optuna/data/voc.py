@@ -1,6 +1,7 @@
-"""Pascal VOC's XML annotations, and those that LabelImg, CVAT and others write like them, read into COCO's form.
+"""Converts annotations in Pascal VOC's XML format, which LabelImg, CVAT and others also write, to COCO's format.
 
-Coordinates are those that MMDetection reads: whole pixels, counted from 0 instead of 1, a box ending at its last pixel.
+Coordinates are converted as MMDetection does it: whole pixels, counted from 0 instead of 1; a box ends at its last
+pixel.
 """
 
 import os
@@ -14,32 +15,32 @@ from PIL import Image
 from smnas_optuna.data.annotations import Content, convert
 from smnas_optuna.errors import UserError
 
-# Counts in the names of cached files: a change to what is read must not meet files of before.
+# Part of the names of cached files: increase it with every change to what is read, so that old files are not used.
 _READER = "voc-v1"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """An image of a set: its XML file, and its picture's name relative to the root."""
+class _ListedImage:
+    """An image of an image set: its XML file, and the name of its picture relative to the root."""
 
     annotation: Path
     picture: str
 
 
 def voc_annotations(place: str, root: Path, image_sets: Sequence[str], classes: Sequence[str]) -> Path:
-    """Return the COCO json file of some image sets, whose file names are relative to the root.
+    """Convert image sets, and return the path of the COCO JSON file; its file names are relative to the root.
 
     Args:
-        place: Key that messages begin with.
-        root: Folder that the image sets are below.
-        image_sets: See :class:`~smnas_optuna.recipe.settings.VocDataset`.
-        classes: Names in the order of their labels.
+        place: Key at the beginning of error messages.
+        root: Folder that contains the image sets.
+        image_sets: Names of the image sets, see :class:`~smnas_optuna.recipe.settings.VocDataset`.
+        classes: Class names, in the order of their labels.
 
     Raises:
         UserError: An image set or an XML file is missing or cannot be read, an image is in two sets, or an object has
-            no box or a class that is not given.
+            no box or a class that is not in ``classes``.
     """
     listed = [image for image_set in image_sets for image in _list_images(place, root, image_set)]
     seen: set[str] = set()
@@ -59,7 +60,7 @@ def voc_annotations(place: str, root: Path, image_sets: Sequence[str], classes: 
         ) from None
 
 
-def _list_images(place: str, root: Path, image_set: str) -> list[_Listed]:
+def _list_images(place: str, root: Path, image_set: str) -> list[_ListedImage]:
     folder, _, name = image_set.rpartition("/")
     annotations, pictures = os.path.join(folder, "Annotations"), os.path.join(folder, "JPEGImages")
     list_file = root / folder / "ImageSets" / "Main" / f"{name}.txt"
@@ -78,31 +79,31 @@ def _list_images(place: str, root: Path, image_set: str) -> list[_Listed]:
         raise UserError(f"{place}: {list_file}: cannot be read: {error}") from None
     if not names:
         raise UserError(f"{place}: {list_file}: lists no image")
-    found: dict[str, dict[str, str]] = {}
+    pictures_of: dict[str, dict[str, str]] = {}
     listed = []
     for name in names:
         annotation = root / annotations / f"{name}.xml"
         stem = os.path.join(pictures, name)
         parent = os.path.dirname(stem)
-        if parent not in found:
-            found[parent] = _pictures_in(root, parent)
-        # What the XML calls its picture is often what it was called before it was moved.
-        listed.append(_Listed(annotation, found[parent].get(stem, f"{stem}.jpg")))
+        if parent not in pictures_of:
+            pictures_of[parent] = _pictures_in(root, parent)
+        # The picture's name in the XML file is not used: it is often the one from before the picture was moved.
+        listed.append(_ListedImage(annotation, pictures_of[parent].get(stem, f"{stem}.jpg")))
     return listed
 
 
 def _pictures_in(root: Path, folder: str) -> dict[str, str]:
-    """Return the names of a folder's pictures, relative to the root, by their names without suffix."""
+    """Return the names of the pictures in a folder, relative to the root, by their names without suffix."""
     names = os.listdir(root / folder) if (root / folder).is_dir() else []
     pictures = {}
-    for suffix in reversed(_SUFFIXES):  # the first one wins
+    for suffix in reversed(_SUFFIXES):  # the first suffix takes precedence
         for name in names:
             if name.lower().endswith(suffix):
                 pictures[os.path.join(folder, name[: -len(suffix)])] = os.path.join(folder, name)
     return pictures
 
 
-def _read(place: str, root: Path, listed: Sequence[_Listed], classes: Sequence[str]) -> Content:
+def _read(place: str, root: Path, listed: Sequence[_ListedImage], classes: Sequence[str]) -> Content:
     labels = {name: number for number, name in enumerate(classes, start=1)}
     images: list[Content] = []
     annotations: list[Content] = []
@@ -149,23 +150,23 @@ def _parse(place: str, path: Path) -> ElementTree.Element:
 
 
 def _size(place: str, tree: ElementTree.Element, path: Path, picture: Path) -> tuple[int, int]:
-    """Return an image's width and height in pixels, by itself where its annotation does not tell."""
+    """Return an image's width and height in pixels, from the annotation if it has them, else from the picture."""
     sides = [tree.findtext(f"size/{side}") for side in ("width", "height")]
     try:
         width, height = (int(float(side or 0)) for side in sides)
     except (ValueError, OverflowError):
-        raise UserError(f"{place}: {path}: has the size {sides}; expected two numbers") from None
+        raise UserError(f"{place}: {path}: found the size {sides}, expected two numbers") from None
     if width > 0 and height > 0:
         return width, height
     try:
         with Image.open(picture) as image:
             return image.size
     except OSError as error:
-        raise UserError(f"{place}: {path}: tells no size, and {picture} cannot be read: {error}") from None
+        raise UserError(f"{place}: {path}: has no size, and {picture} cannot be read: {error}") from None
 
 
 def _corners(place: str, thing: ElementTree.Element, path: Path) -> list[int]:
-    """Return the first and the last column and row of an object's box, counted from 1: left, top, right, bottom."""
+    """Return left, top, right and bottom of an object's box: its first and last pixels, counted from 1."""
     texts = [thing.findtext(f"bndbox/{corner}") for corner in _CORNERS]
     try:
         return [int(float(text or "")) for text in texts]

@@ -1,1 +1,1 @@
-"""The vocabulary: what a detector is assembled from, as values with a text; knows no torch."""
+"""The parts that detectors are assembled from: values with a canonical text and an MMDetection config; no torch."""

@@ -1,7 +1,7 @@
-"""Architecture: the word that the search and the detector builder share.
+"""Architecture of a detector: what the search proposes, and what a detector is built from.
 
-An architecture is a value: which backbone, neck, RPN, head and input size. Its canonical text uses the vocabulary of
-Tables 2 and 7 of SM-NAS (Yao et al., AAAI 2020), parts parted by one blank in the order of Table 2::
+An architecture is a value: backbone, neck, RPN, head and input size. Its canonical text uses the names of Tables 2 and
+7 of SM-NAS (Yao et al., AAAI 2020), in the order of Table 2, separated by one space::
 
     800x600 ResNet50 FPN(P1-P5,c=256) RPN Cascade(n=3)
     512x512 ResNet18(w=16) FPN(P2-P3:P2-P5,c=64) RetinaNet
@@ -27,7 +27,7 @@ from smnas_optuna.parts.rpns.rpn import RPN
 
 _CLASSIC_FAMILIES: tuple[type[ClassicBackbone], ...] = (ResNet, MobileNetV2)
 CLASSIC_BACKBONES = {name: family for family in _CLASSIC_FAMILIES for name in family.DEPTHS}
-"""Families of the published backbones, by the backbones' names."""
+"""The family of each published backbone, by the backbone's name."""
 
 _RPNS = {rpn.NAME: rpn for rpn in (RPN, GuidedAnchoringRPN)}
 _HEADS: tuple[type[Head], ...] = (RetinaNetHead, RCNNHead)
@@ -63,14 +63,14 @@ def parse_head(text: str) -> Head:
 
 @dataclass(frozen=True)
 class InputSize:
-    """The box, in pixels, that an image is scaled to fit with its aspect ratio kept: ``800x600``."""
+    """Size in pixels that images are scaled to fit into, with their aspect ratio kept: ``800x600``."""
 
     width: int
     height: int
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise ValueError(f"input size {self}: width and height are at least 1 pixel")
+            raise ValueError(f"input size {self}: expected width and height of at least 1 pixel")
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
@@ -89,11 +89,14 @@ class Architecture:
     """A whole detector.
 
     Args:
-        input_size: What images are scaled to.
-        backbone: Published or searched.
-        neck: None for the original Faster R-CNN setting, where the heads work on the backbone's level P3 alone.
-        rpn: None exactly where the head is RetinaNet's.
-        head: RetinaNet's, or an RCNN head that needs an RPN.
+        input_size: Size that images are scaled to fit into.
+        backbone: A published or a searched backbone.
+        neck: The neck; None for the original Faster R-CNN, whose heads use the backbone's level P3 alone.
+        rpn: The RPN; None if and only if the head is RetinaNet's.
+        head: RetinaNet's head, or an RCNN head, which needs an RPN.
+
+    Raises:
+        ValueError: Head and RPN do not fit together.
     """
 
     input_size: InputSize
@@ -104,24 +107,24 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if (self.rpn is None) == self.head.NEEDS_RPN:
-            raise ValueError(f"architecture {self}: RetinaNet goes with no RPN, every other head needs one")
+            raise ValueError(f"architecture {self}: RetinaNet has no RPN, every other head needs one")
 
     def __str__(self) -> str:
         return " ".join(map(str, (self.input_size, *self.parts)))
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Backbone, neck, RPN and head, without those that there are none of."""
+        """Backbone, neck, RPN and head, as far as the architecture has them."""
         return tuple(part for part in (self.backbone, self.neck, self.rpn, self.head) if part is not None)
 
     @property
     def backbone_levels(self) -> tuple[int, ...]:
-        """Levels that the backbone puts out; it is built up to the last of them."""
+        """Feature levels that the backbone outputs; its stages after the last of them are not built."""
         return self.neck.input_levels if self.neck else (SINGLE_LEVEL,)
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":
-        """Parse the canonical text, or the paper's spelling of it; raises ValueError that names the wrong part."""
+        """Parse the canonical text or the paper's spelling; raises ValueError that names the wrong part."""
         code = re.compile(rf"\b({'|'.join(BackboneCode.BLOCKS)})[ _]+(\d+)[ _]+(?=\d+-)")
         compact = re.sub(r"\([^)]*\)", lambda match: re.sub(r"\s", "", match[0]), code.sub(r"\1_\2_", text))
         parts = compact.split()

@@ -1,4 +1,4 @@
-"""Detector: the settings that all detectors of a search have in common, whatever their parts."""
+"""Detector: the settings that all detectors of a search share, whatever their parts."""
 
 from typing import Literal
 
@@ -7,19 +7,19 @@ from smnas_optuna.parts.section import PositiveFloat, PositiveInt, Section
 
 
 class Detector(Section):
-    """What all detectors of a search have in common; the defaults are MMDetection's.
+    """Settings that all detectors of a search share; the defaults are MMDetection's.
 
     Args:
-        norm: Normalisation of the backbone: ``BN``, ``SyncBN``, whose statistics are of the images on all GPUs of a
-            trial, or ``GN``, which also goes into neck, RPN and RetinaNet head.
-        weight_standardization: Standardise the weights of the convolutions that a normalisation follows.
-        anchor_scale: Side of an RPN's square anchor in strides of its level.
-        proposals: Most proposals per image that reach the RCNN head in testing; half as many with guided anchoring,
-            at most 300.
-        roi_samples: Proposals per image that an RCNN head learns from.
-        fc_channels: Width of the RCNN head's two fully connected layers.
+        norm: Normalisation layers of the backbone: ``BN``; ``SyncBN``, whose statistics are computed over all GPUs of
+            a trial; or ``GN``, which neck, RPN and RetinaNet head then have too.
+        weight_standardization: Standardise the weights of each convolution that a normalisation layer follows.
+        anchor_scale: Side of an RPN's square anchor, in strides of its level.
+        proposals: Largest number of proposals per image that the RCNN head gets in testing; with guided anchoring half
+            of it, and at most 300.
+        roi_samples: Proposals per image that the loss of an RCNN head is computed on.
+        fc_channels: Width of the two fully connected layers of the RCNN head.
         retina_convs: Convolutions in each branch of the RetinaNet head.
-        max_detections: Detections per image.
+        max_detections: Largest number of detections per image.
     """
 
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
@@ -33,7 +33,7 @@ class Detector(Section):
 
     @property
     def backbone_layers(self) -> Config:
-        """Kinds of convolution and normalisation of a backbone: ``conv_cfg`` and ``norm_cfg``."""
+        """``conv_cfg`` and ``norm_cfg`` of backbones."""
         norm: Config = {"type": self.norm, "requires_grad": True}
         if self.norm == "GN":
             norm = {"type": "DividingGroupNorm", "num_groups": 32, "requires_grad": True}
@@ -41,5 +41,5 @@ class Detector(Section):
 
     @property
     def layers(self) -> Config:
-        """The same of necks and heads, which have no normalisation in the classic detectors: nothing then."""
+        """``conv_cfg`` and ``norm_cfg`` of necks and heads; empty unless ``norm`` is ``GN``."""
         return self.backbone_layers if self.norm == "GN" else {}

@@ -1,8 +1,8 @@
-"""From an Architecture to the model part of an MMDetection config.
+"""Converts an Architecture to the ``model`` of an MMDetection config.
 
-Settings that an architecture does not choose are those of MMDetection's own configs for Faster R-CNN, Cascade R-CNN,
-RetinaNet and Guided Anchoring, so that the classic detectors come out as MMDetection ships them. One thing differs: a
-Cascade R-CNN's RPN learns as a Faster R-CNN's does, so that two architectures whose texts share a part share that part.
+Settings that an architecture does not determine are those of MMDetection's own configs for Faster R-CNN, Cascade R-CNN,
+RetinaNet and Guided Anchoring, so the classic detectors are those that MMDetection ships. There is one difference: the
+RPN of a Cascade R-CNN is trained as that of a Faster R-CNN, so that equal texts of a part mean equal parts.
 """
 
 from smnas_optuna.parts.architecture import Architecture
@@ -10,12 +10,12 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features, stride_of
 from smnas_optuna.parts.part import Config
 
-# ImageNet's mean and standard deviation of red, green and blue, 0 to 255.
+# Mean and standard deviation of red, green and blue over ImageNet, on a scale of 0 to 255.
 NORMALIZATION: Config = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 
 
 def custom_imports(architecture: Architecture) -> Config:
-    """Return a config's ``custom_imports``: what registers the modules of an architecture that MMDetection lacks."""
+    """Return a config's ``custom_imports``: the Python modules that register what MMDetection lacks."""
     modules = [type(part).__module__ for part in architecture.parts]
     added = [module for module in dict.fromkeys(modules) if not module.startswith("smnas_optuna.")]
     return {"imports": ["smnas_optuna.detector.layers", *added], "allow_failed_imports": False}
@@ -25,10 +25,10 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
     """Return the ``model`` of an MMDetection config for an architecture.
 
     Args:
-        architecture: What to build; the base channels of a backbone code have to be even.
+        architecture: The architecture; the base channels of a backbone code have to be even to build a network.
         classes: Number of object classes, background not counted.
-        detector: What all detectors of the search have in common.
-        weights: Checkpoint for the backbone, a URI or a file; None to start from random weights.
+        detector: Settings that all detectors of the search share.
+        weights: URI or file of a checkpoint for the backbone; None for random weights.
     """
     backbone, neck, head = architecture.backbone, architecture.neck, architecture.head
     levels = architecture.backbone_levels
@@ -36,7 +36,7 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
     strides = tuple(map(stride_of, neck.output_levels if neck else levels))
     features = Features(
         strides,
-        # Levels made by pooling another are there to propose, as in FPN (Lin et al. 2017); RoIs are cut from others.
+        # As in FPN (Lin et al. 2017), levels above the backbone's only propose regions; RoIs come from the others.
         roi_strides=strides[: len(levels)],
         channels=neck.channels if neck else channels[0],
         one_level=neck is None,

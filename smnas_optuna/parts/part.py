@@ -1,4 +1,4 @@
-"""What every part of a detector has: a text, and a place in the partial order."""
+"""Base class of all parts of a detector: a canonical text, and a place in the partial order."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 # A piece of an MMDetection config.
 Config = dict[str, Any]
 
-# Regular expression of a positive number in a text.
+# Regular expression of a positive integer in a text.
 INTEGER = r"[1-9]\d*"
 
 
 class Part(ABC):
-    """A backbone, neck, RPN or head. Families of them are frozen dataclasses; ``str`` is the canonical text."""
+    """A backbone, neck, RPN or head; a frozen dataclass whose ``str`` is the canonical text."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -20,7 +20,8 @@ class Part(ABC):
     @property
     @abstractmethod
     def place(self) -> tuple[str, tuple[int, ...]]:
-        """Place in the partial order of the structural space: the kind, and the capacity.
+        """Place in the partial order of the structural space: (kind, capacity).
 
-        Of two parts of one kind, one is no bigger than the other iff each of its numbers is at most the other's.
+        A part is no bigger than another one iff both are of the same kind and each entry of its capacity is at most
+        the other's.
         """

@@ -1,4 +1,4 @@
-"""A section of a recipe, and the numbers that it may have."""
+"""Base class of a recipe's sections, and the types of their numbers."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ def _no_boolean(value: object) -> object:
     return value
 
 
-# Neither true nor .inf is a number; 1e-3, which YAML 1.1 takes for text, is.
+# Booleans and .inf are rejected; 1e-3, which YAML 1.1 reads as a string, is accepted.
 PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, allow_inf_nan=False)]
@@ -19,6 +19,6 @@ NonNegativeFloat = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, al
 
 
 class Section(BaseModel):
-    """A mapping of a recipe; a key that it does not have is an error."""
+    """A mapping in a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,1 +1,1 @@
-"""One search as a document: its sections, read from YAML."""
+"""Recipes: YAML documents that describe a search."""

@@ -1,4 +1,4 @@
-"""Recipe: what one search is; ``recipe_file.py`` reads it from YAML."""
+"""Recipe: the description of a search; ``recipe_file.py`` reads it from YAML."""
 
 import importlib
 from pathlib import Path
@@ -21,7 +21,7 @@ StageName = Literal["structural", "modular", "transfer"]
 SamplerName = Literal["pop", "nsga2", "tpe", "random"]
 
 
-def _import(modules: tuple[str, ...]) -> tuple[str, ...]:
+def _import_modules(modules: tuple[str, ...]) -> tuple[str, ...]:
     for name in modules:
         try:
             importlib.import_module(name)
@@ -37,13 +37,13 @@ def _distinct_objectives(objectives: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Stage(Section):
-    """What the two stages have in common.
+    """Keys that the stages ``structural`` and ``modular`` share.
 
     Args:
-        trials: Architectures to evaluate in total, in each study.
-        sampler: Which Optuna sampler proposes them; ``pop`` is the partial-order sampler.
-        detector: What all detectors have in common.
-        training: How each is trained.
+        trials: Architectures to evaluate in each study, over all runs.
+        sampler: The Optuna sampler that proposes them; ``pop`` is ``PartialOrderPruningSampler``.
+        detector: Settings that all detectors of the stage share.
+        training: How each detector is trained.
     """
 
     trials: PositiveInt
@@ -53,12 +53,12 @@ class Stage(Section):
 
 
 class Structural(Stage):
-    """Stage one.
+    """Stage one: which backbone, neck, RPN, head and input size.
 
     Args:
-        objectives: mAPs are maximised, costs minimised.
-        space: What may be combined.
-        seeds: Architectures to evaluate first, in canonical text.
+        objectives: Metrics to optimise; mAPs are maximised, costs minimised.
+        space: The search space.
+        seeds: Architectures to evaluate first, as canonical texts.
     """
 
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct_objectives)] = (
@@ -100,12 +100,13 @@ def _refuse_imagenet_weights_of_other_layers(detector: Detector) -> None:
 
 
 class Modular(Stage):
-    """Stage two, a study for each candidate from the front of stage one.
+    """Stage two: a study for each candidate of stage one, which searches its backbone's depth and width.
 
     Args:
-        candidates: How many of the front's architectures stage two refines.
-        objectives: mAPs are maximised, costs minimised; the backbone's costs are known without building it.
-        space: What the backbones may consist of.
+        candidates: Number of candidates, which are taken from the Pareto front of stage one.
+        objectives: Metrics to optimise; mAPs are maximised, costs minimised. ``backbone_flops`` and
+            ``backbone_params`` are computed without building the network.
+        space: The search space of the backbones and of the FPN's channels.
     """
 
     candidates: PositiveInt = 6
@@ -119,27 +120,28 @@ class Modular(Stage):
     @model_validator(mode="after")
     def _trained_from_scratch(self) -> "Modular":
         if self.training.weights != "none":
-            raise ValueError("training.weights: searched backbones have no pre-trained weights; expected none")
+            raise ValueError("training.weights: searched backbones have no pretrained weights; expected none")
         return self
 
 
-def _by_backbone(files: dict[str, Path]) -> dict[str, Path]:
-    named = {str(parse_backbone(text)): file for text, file in files.items()}
-    if len(named) < len(files):
+def _with_canonical_keys(files: dict[str, Path]) -> dict[str, Path]:
+    canonical = {str(parse_backbone(text)): file for text, file in files.items()}
+    if len(canonical) < len(files):
         raise ValueError("a backbone is listed more than once")
-    return named
+    return canonical
 
 
 class Transfer(Section):
-    """Training of architectures that were found elsewhere on this recipe's data set, beside baselines.
+    """The stage ``transfer``: trains architectures that another study found on this recipe's data set, and baselines.
 
     Args:
-        objectives: mAPs are maximised, costs minimised.
-        baselines: Architectures to compare with, in canonical text, trained in the same way.
-        pretrained: Pre-trained weights of backbones by their texts, such as ``python -m smnas_optuna.pretrain`` makes
-            of a searched one; of others ``training.weights`` decides, and a searched one is trained from scratch.
-        detector: What all detectors have in common.
-        training: How each is trained.
+        objectives: Metrics to record; mAPs are maximised, costs minimised.
+        baselines: Architectures to compare with, as canonical texts, trained in the same way.
+        pretrained: Files of weights by the text of a backbone, such as ``python -m smnas_optuna.pretrain`` writes for
+            a searched backbone. For a published backbone that is not listed, ``training.weights`` decides; a searched
+            one is trained from scratch.
+        detector: Settings that all detectors of the stage share.
+        training: How each detector is trained.
     """
 
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct_objectives)] = (
@@ -147,7 +149,7 @@ class Transfer(Section):
         "latency_ms",
     )
     baselines: tuple[str, ...] = ()
-    pretrained: Annotated[dict[str, Path], AfterValidator(_by_backbone)] = Field(default={})
+    pretrained: Annotated[dict[str, Path], AfterValidator(_with_canonical_keys)] = Field(default={})
     detector: Detector = Detector()
     training: Training
 
@@ -166,32 +168,32 @@ class Transfer(Section):
         return self
 
 
-# What may change between two runs that share a study: it decides how far and how the search goes on, not what a trial's
-# values mean. Of a stage:
-_FREE_KEYS = (
+# Keys of a stage that may change between two runs of a study: they affect how the search continues, not what the values
+# of a trial mean.
+_FREE_STAGE_KEYS = (
     *("trials", "sampler", "seeds", "candidates", "baselines"),
     *("training.loader_workers", "training.time_limit_minutes"),
 )
-# And of the recipe; a batch in parts is the same training, see training/fitting.py.
-_FREE_KEYS_OF_ALL = ("device.memory_gb",)
+# The other keys of a recipe that may change. Splitting a batch does not change the training, see training/fitting.py.
+_FREE_KEYS = ("device.memory_gb",)
 
 
 class Recipe(Section):
-    """One search.
+    """The description of a search.
 
     Args:
-        name: Studies are called ``<name>/structural`` and so on.
-        dataset: What to train and validate on.
-        device: What to measure time on.
+        name: First part of the names of its studies: ``<name>/structural``, ``<name>/modular/C0`` and so on.
+        dataset: Data set to train and validate on.
+        device: Device to train and to measure inference time on.
         structural: Stage one.
-        modular: Stage two; null for a search that ends after stage one.
-        transfer: Training of architectures that were found elsewhere; null for none.
-        imports: Python modules that add to what can be searched, such as
-            :func:`~smnas_optuna.parts.necks.fpn.register_neck` does; they are imported wherever the recipe is used.
+        modular: Stage two; null to end the search after stage one.
+        transfer: Training of architectures from another study; null for none.
+        imports: Python modules that register further parts, such as necks with
+            :func:`~smnas_optuna.parts.necks.fpn.register_neck`; every process that uses the recipe imports them.
     """
 
-    # First, for what they add is looked for in the sections.
-    imports: Annotated[tuple[str, ...], AfterValidator(_import)] = ()
+    # Validated first, since the other sections may name parts that these modules register.
+    imports: Annotated[tuple[str, ...], AfterValidator(_import_modules)] = ()
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     dataset: Annotated[Dataset, Field(discriminator="kind")]
     device: Device = Device()
@@ -201,33 +203,36 @@ class Recipe(Section):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
-        _import(self.imports)
+        _import_modules(self.imports)
 
     @model_validator(mode="after")
-    def _batch_is_shared_out(self) -> "Recipe":
+    def _batches_divide_among_gpus(self) -> "Recipe":
         for name, stage in self.stages.items():
             batch, gpus = stage.training.batch_size, self.device.gpus_per_trial
             if batch % gpus:
-                raise ValueError(f"{name}.training.batch_size: {batch} images cannot be shared out to {gpus} GPUs")
+                raise ValueError(
+                    f"{name}.training.batch_size: found {batch}, expected a multiple of device.gpus_per_trial, {gpus}"
+                )
         return self
 
     @model_validator(mode="after")
-    def _stage_two_can_begin_where_stage_one_ends(self) -> "Recipe":
+    def _modular_space_contains_every_candidate(self) -> "Recipe":
         if self.modular is None:
             return self
-        found = self.structural.space
-        for name in found.backbones:
-            backbone = found.backbone(name)
-            whole = Architecture(InputSize(64, 64), backbone, FPN(1, 4, 4, found.fpn_channels), None, RetinaNetHead())
+        space = self.structural.space
+        for name in space.backbones:
+            backbone = space.backbone(name)
+            # This neck uses all levels, so all stages of the backbone are built and checked.
+            neck = FPN(1, 4, 4, space.fpn_channels)
             try:
-                self.modular.space.for_candidate(whole)
+                self.modular.space.for_candidate(Architecture(InputSize(64, 64), backbone, neck, None, RetinaNetHead()))
             except ValueError as error:
-                raise ValueError(f"modular.space has no place for a candidate with {backbone}: {error}") from None
+                raise ValueError(f"modular.space does not contain candidates with {backbone}: {error}") from None
         return self
 
     @property
     def stages(self) -> "dict[StageName, Structural | Modular | Transfer]":
-        """The stages that the recipe has, by name."""
+        """The recipe's stages by name."""
         sections: dict[StageName, Structural | Modular | Transfer | None] = {
             "structural": self.structural,
             "modular": self.modular,
@@ -236,17 +241,25 @@ class Recipe(Section):
         return {name: section for name, section in sections.items() if section is not None}
 
     def differing_keys(self, recorded: dict[str, Any], stage: StageName) -> list[str]:
-        """Return the key paths at which this recipe and a study's recorded one mean different trials of a stage."""
+        """Return the keys whose values differ between two recipes, so that their trials cannot share a study.
+
+        Args:
+            recorded: The recipe that a study was created with, as ``model_dump(mode="json")`` gives it.
+            stage: The stage of the study; keys of other stages are ignored.
+
+        Returns:
+            Paths such as ``structural.training.lr``; none for keys that may change between two runs.
+        """
         mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(_with_defaults(recorded))
-        others = set(get_args(StageName)) - {stage}
-        free = {f"{stage}.{key}" for key in _FREE_KEYS} | {*_FREE_KEYS_OF_ALL}
+        other_stages = set(get_args(StageName)) - {stage}
+        free = {f"{stage}.{key}" for key in _FREE_STAGE_KEYS} | {*_FREE_KEYS}
         absent = object()
         different = [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key, absent) != theirs.get(key, absent)]
-        return [key for key in different if key.partition(".")[0] not in others and key not in free]
+        return [key for key in different if key.partition(".")[0] not in other_stages and key not in free]
 
 
 def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded recipe with the keys that have come up since."""
+    """Return a recorded recipe with the defaults of keys that were added to recipes since."""
     try:
         return Recipe.model_validate(recorded).model_dump(mode="json")
     except ValidationError:

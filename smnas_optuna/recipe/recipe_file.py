@@ -1,4 +1,4 @@
-"""Reads a recipe from YAML, and tells what is wrong with it and where."""
+"""Reads a recipe from YAML, with errors that name line and key."""
 
 import difflib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from smnas_optuna.recipe.recipe import Recipe
 
 
 def shipped_recipes() -> list[str]:
-    """Return the names of the recipes that come with the package."""
+    """Return the names of the recipes that are part of the package, sorted."""
     folder = resources.files("smnas_optuna") / "studies"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -25,10 +25,10 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         recipe: A path to a YAML file, or the name of a shipped recipe.
-        overrides: ``key.path=value`` each, the value in YAML; they win over the file.
+        overrides: Values that replace those of the file: ``key.path=value`` each, the value in YAML.
 
     Raises:
-        UserError: With file, line or key path, what was found and what was expected.
+        UserError: The recipe cannot be read or is not valid; the message names file, line and key.
     """
     place, text = _read(recipe)
     try:
@@ -42,20 +42,25 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{place}:{before.count(chr(10)) + 1}: not valid YAML: {error.reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{place}: expected keys such as name, dataset and structural, found {type(content).__name__}")
-    overridden = {_override(content, override) for override in overrides}
+    overridden = {_apply_override(content, override) for override in overrides}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         path, message = first_mistake(error, content)
         key = ".".join(path)
-        given = any(f"{key}.".startswith(f"{override}.") for override in overridden)
-        line = None if given else _line_of(tree, path)
+        is_overridden = any(f"{key}.".startswith(f"{override}.") for override in overridden)
+        line = None if is_overridden else _line_of(tree, path)
         raise UserError(f"{f'{place}:{line}' if line else place}: {message}") from None
 
 
 def first_mistake(error: ValidationError, content: Any) -> tuple[list[str], str]:
-    """Return the keys to what is wrong with a recipe's ``content``, and one line that says which key, and what."""
-    # A misspelt key comes first: that the right one is missing only follows from it.
+    """Return the path of the first wrong key of a recipe, and the one-line error message that begins with it.
+
+    Args:
+        error: The error of validating ``content``.
+        content: The recipe, as read from YAML.
+    """
+    # An unknown key comes first, since a misspelt key also makes the right one missing.
     first, *more = sorted(error.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
     path = _path_of(first, content)
     key = f"{'.'.join(path)}: " if path else ""
@@ -76,7 +81,7 @@ def _read(recipe: str) -> tuple[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, where a key given twice in one mapping is an error; PyYAML lets the last one win."""
+    """PyYAML's safe loader, but a key given twice in one mapping is an error; PyYAML uses the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -95,7 +100,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
-def _override(content: dict[str, Any], override: str) -> str:
+def _apply_override(content: dict[str, Any], override: str) -> str:
+    """Set the value of an override in ``content``, and return its key."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override!r}: expected key.path=value")
@@ -109,14 +115,14 @@ def _override(content: dict[str, Any], override: str) -> str:
         child = {} if section.get(parent) is None else section[parent]
         if not isinstance(child, dict):
             raise UserError(f"--set {override!r}: {parent} holds a value, not keys")
-        section[parent] = dict(child)  # a copy: by an alias in the YAML another key may hold the same mapping
+        section[parent] = dict(child)  # a copy, since an alias in the YAML may give another key the same mapping
         section = section[parent]
     section[last] = value
     return key
 
 
 def _path_of(error: ErrorDetails, content: Any) -> list[str]:
-    """Return the keys to an error in ``content``, without the names that pydantic gives to members of unions."""
+    """Return the path of an error in ``content``, without the names that pydantic gives to members of unions."""
     path: list[str] = []
     node = content
     for part in error["loc"]:
@@ -128,7 +134,7 @@ def _path_of(error: ErrorDetails, content: Any) -> list[str]:
 
 
 def _line_of(node: yaml.Node | None, path: list[str]) -> int | None:
-    """Return the line, from 1, of the deepest part of ``path`` that the file has."""
+    """Return the line, counted from 1, of the deepest key of ``path`` that the file has."""
     line: int | None = None
     for part in path:
         if isinstance(node, yaml.MappingNode):
@@ -165,7 +171,7 @@ def _known_keys(path: Sequence[int | str]) -> list[str]:
             reference = node["discriminator"]["mapping"][part]
         else:
             child = node["properties"][str(part)]
-            # What may be null is a choice of two.
+            # The schema of a section that may be null is a choice of two.
             child = next((choice for choice in child.get("anyOf", ()) if "$ref" in choice), child)
             if "oneOf" in child:
                 node = child

@@ -1,4 +1,4 @@
-"""Settings: what a recipe says of one evaluation, its data set, device and training."""
+"""Sections of a recipe that say how an architecture is evaluated: data set, device and training."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,11 +9,11 @@ from smnas_optuna.parts.section import NonNegativeFloat, NonNegativeInt, Positiv
 
 
 class Split(Section):
-    """One part of a data set.
+    """The training or the validation split of a data set.
 
     Args:
-        annotations: Json file, relative to the data set's root.
-        images: Folder that the json's file names are relative to, itself relative to the root.
+        annotations: JSON file, relative to the data set's ``root``.
+        images: Folder of the images, relative to ``root``; file names in the JSON file are relative to it.
     """
 
     annotations: Path
@@ -27,7 +27,7 @@ def _distinct_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class CocoDataset(Section):
-    """Images with boxes in COCO's json format; the class names are the json's categories."""
+    """Images with boxes in COCO's JSON format; the categories of the JSON file are the classes."""
 
     kind: Literal["coco"] = "coco"
     root: Path = Path()
@@ -36,12 +36,12 @@ class CocoDataset(Section):
 
 
 class DigitsDataset(Section):
-    """Scenes composed of scikit-learn's handwritten digits, made on first use; see ``data/digits.py``.
+    """Demo data: scenes of scikit-learn's handwritten digits, generated on first use; see ``data/digits.py``.
 
     Args:
-        classes: The first so many digits, counted from 0.
-        train_images: Scenes to train on.
-        val_images: Scenes to validate on, composed of other digits.
+        classes: Number of classes, 1 to 10; the digits from 0 to ``classes - 1`` are used.
+        train_images: Number of training scenes.
+        val_images: Number of validation scenes, which show other digits than training scenes.
         width: Scene width in pixels.
         height: Scene height in pixels.
     """
@@ -57,15 +57,15 @@ class DigitsDataset(Section):
 class VocDataset(Section):
     """Images with boxes in Pascal VOC's XML format; see ``data/voc.py``.
 
-    An image set is called ``FOLDER/NAME``, or ``NAME`` where the root itself is laid out so: the images that
-    ``FOLDER/ImageSets/Main/NAME.txt`` lists, with boxes in ``FOLDER/Annotations`` and pictures in
-    ``FOLDER/JPEGImages``. Without such a list it is a folder of XML files with the pictures beside them.
+    An image set ``FOLDER/NAME`` consists of the images that ``FOLDER/ImageSets/Main/NAME.txt`` lists, with boxes in
+    ``FOLDER/Annotations`` and pictures in ``FOLDER/JPEGImages``; ``FOLDER/`` may be omitted where these are in the root
+    itself. If there is no such list, an image set is a folder of XML files with the pictures beside them.
 
     Args:
-        root: Folder that the image sets are below, such as VOCdevkit.
+        root: Folder that contains the image sets, such as VOCdevkit.
         train: Image sets to train on.
         val: Image sets to validate on.
-        classes: Names in the order of their labels; every object has one of them.
+        classes: Class names in the order of their labels; an object of another class is an error.
     """
 
     kind: Literal["voc"]
@@ -94,14 +94,15 @@ class Timing(Section):
     """How inference time is measured.
 
     Args:
-        images: Validation images timed, one at a time.
-        warmup: Images run before, untimed.
-        rounds: Times that the timed images are gone through; the spread is that of the rounds' medians.
-        spread_limit: Largest spread, as a share of the time, with which a measurement is taken as it is.
-        attempts: Measurements at the most; of several the one with the least spread counts.
-        compiled: Time layers as torch.compile compiles them, on a GPU with CUDA graphs. Otherwise the time of a small
-            detector on a fast GPU is that of Python. Only images of the commonest size are timed then. It takes a
-            minute or more per trial.
+        images: Number of validation images that are timed, one at a time.
+        warmup: Number of images that are run untimed before.
+        rounds: How often the images are timed; the spread of a measurement is the interquartile range of the medians
+            of its rounds.
+        spread_limit: Largest spread, as a share of the time, with which a measurement is not repeated.
+        attempts: Largest number of measurements; the one with the least spread is used.
+        compiled: Time layers that torch.compile has compiled, on a GPU with CUDA graphs. Without it, the time of a
+            small detector on a fast GPU is mostly that of Python. Compiling takes a minute or more per trial, and only
+            images of the most frequent size are timed.
     """
 
     images: PositiveInt = 100
@@ -113,17 +114,16 @@ class Timing(Section):
 
 
 class Device(Section):
-    """The target device.
+    """The device that detectors are trained and timed on.
 
     Args:
         kind: ``auto`` is a CUDA GPU where there is one, else the CPU.
-        gpus_per_trial: GPUs that train one architecture together.
-        cpu_threads: Threads that torch computes with; null for its own choice, one per core. Small networks train
-            fastest with 1.
-        memory_gb: GiB that training may take, on each GPU or of this machine; null for what there is, less a margin.
-            A batch that takes more goes through the detector in parts, and an architecture of which not even one
-            image fits is skipped.
-        timing: How inference time is measured there.
+        gpus_per_trial: Number of GPUs that train one architecture together.
+        cpu_threads: Number of torch's threads; null for torch's default, one per core. Small networks train fastest
+            with 1.
+        memory_gb: Memory that training may use, in GiB, of each GPU or of this machine; null for all memory, less a
+            margin. A larger batch is split, and an architecture is skipped if not even one image fits.
+        timing: How inference time is measured.
     """
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
@@ -138,22 +138,22 @@ class Training(Section):
 
     Args:
         epochs: Passes over the training split.
-        batch_size: Images per step, over all GPUs of a trial.
+        batch_size: Images per step, over all GPUs of a trial; a multiple of ``device.gpus_per_trial``.
         lr: Highest learning rate.
-        base_batch_size: Batch size that ``lr`` is meant for; it is scaled linearly to ``batch_size``. Null: ``lr`` is
-            meant for ``batch_size``.
-        final_lr: Learning rate that the cosine ends at.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        warmup_iterations: Steps over which the learning rate rises linearly.
-        clip_gradients: Largest L2 norm of the gradient; null for none.
+        base_batch_size: Batch size that ``lr`` is meant for; the learning rate is scaled linearly to ``batch_size``.
+            Null if ``lr`` is meant for ``batch_size``.
+        final_lr: Learning rate at the end of the cosine schedule.
+        momentum: Momentum of SGD, from 0 to below 1.
+        weight_decay: Weight decay of SGD.
+        warmup_iterations: Steps over which the learning rate rises linearly at the start.
+        clip_gradients: Largest L2 norm of the gradient; null to not clip it.
         flip: Probability of a horizontal flip.
-        weights: Where the backbones start: ``imagenet``, ``none`` (from scratch), or a file per backbone.
-        amp: Automatic mixed precision in training; CUDA only.
-        loader_workers: Processes that load images, per GPU; null for 2 on a CPU, and on GPUs for what the cores allow,
-            2 to 8.
-        time_limit_minutes: Longest time for one trial; null for none.
-        seed: Of initialisation and shuffling.
+        weights: Initial weights of the backbones: ``imagenet``, ``none`` to train from scratch, or a file per backbone.
+        amp: Train with automatic mixed precision; CUDA only.
+        loader_workers: Processes that load images, per GPU; null for 2 on a CPU, and on GPUs for 2 to 8, depending on
+            the number of cores.
+        time_limit_minutes: Longest duration of a trial; null for no limit.
+        seed: Seed of the weights' initialisation and of the shuffling of images.
     """
 
     epochs: PositiveInt

@@ -1,1 +1,1 @@
-"""Which combinations of parts exist, suggested define-by-run."""
+"""Search spaces: which architectures a study may try, suggested define-by-run."""

@@ -1,4 +1,4 @@
-"""A space that is a list: the stage ``transfer`` trains each of its architectures."""
+"""A search space that is a list; the stage ``transfer`` trains each of its architectures."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING, Any
 from smnas_optuna.parts.architecture import Architecture
 
 if TYPE_CHECKING:
-    import optuna  # what reads a recipe to build detectors needs none
+    import optuna  # reading a recipe to build detectors needs no Optuna
 
 
 @dataclass(frozen=True)
 class ListedSpace:
-    """Architectures by their places in a list, which may grow while a study goes on.
+    """A list of architectures, which may grow during a study.
 
     Args:
-        architectures: All different.
+        architectures: The architectures, without duplicates.
     """
 
     architectures: tuple[Architecture, ...]
 
     def suggest(self, trial: "optuna.trial.BaseTrial") -> Architecture:
-        """Let a trial choose a place in the list, from 0.
+        """Suggest an architecture by its index in the list.
 
-        An integer, since Optuna lets its range grow within a study; the choices of a category it does not.
+        The parameter is an integer, since Optuna allows its range to grow within a study; categories are fixed.
         """
         return self.architectures[trial.suggest_int("architecture", 0, self.size - 1)]
 
     def params(self, architecture: Architecture) -> dict[str, Any]:
-        """Return the parameters with which :meth:`suggest` gives ``architecture``; raises ValueError for another."""
+        """Return the parameters that :meth:`suggest` turns into ``architecture``; raises ValueError for another."""
         return {"architecture": self.architectures.index(architecture)}
 
     @property
@@ -37,5 +37,5 @@ class ListedSpace:
 
 
 def order(architecture: Architecture) -> tuple[str, tuple[int, ...]]:
-    """Return (group, capacity vector) with which no architecture precedes another: each is trained, whatever it is."""
+    """Return (group, capacity vector) that make no two architectures comparable, so that none is pruned."""
     return str(architecture), ()

@@ -1,4 +1,4 @@
-"""Stage two: how deep and how wide a candidate's backbone is, and where it widens (SM-NAS, section 3.2.2)."""
+"""Search space of stage two: depth, width and channel doublings of a candidate's backbone (SM-NAS, section 3.2.2)."""
 
 import re
 from collections import Counter
@@ -16,15 +16,15 @@ from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.parts.necks.fpn import FPN
 
 if TYPE_CHECKING:
-    import optuna  # what reads a recipe to build detectors needs none
+    import optuna  # reading a recipe to build detectors needs no Optuna
 
 STAGES = ("s2", "s3", "s4", "s5")
-# Every backbone of the paper ends at 8 times the base channels.
+# Every backbone of the paper doubles its channels three times.
 DOUBLINGS = 3
 _DOUBLING_NAMES = tuple(f"doubling_{number}" for number in range(1, DOUBLINGS + 1))
 
 # The backbones of E0 to E5. Tables 6 and 7 misprint the base channels of E1 (56) and E2 (48): the parameters and FLOPs
-# that stand beside them are those of 72 and 56.
+# in these tables are those of 72 and 56.
 PUBLISHED = tuple(
     BackboneCode.parse(text)
     for text in (
@@ -50,7 +50,7 @@ def _ascending(channels: tuple[int, ...]) -> tuple[int, ...]:
 def _even(channels: tuple[int, ...]) -> tuple[int, ...]:
     odd = [count for count in channels if count % 2]
     if odd:
-        # The stem's first convolution has half of them, and so many groups has a ResNeXt block.
+        # Half of the base channels is the width of the stem's first convolution and the groups of a ResNeXt block.
         raise ValueError(f"found {odd[0]}, expected an even number of channels")
     return channels
 
@@ -76,14 +76,15 @@ ChannelChoices = Annotated[
 
 
 class BlockSpace(BaseModel):
-    """What backbones of one kind of block may consist of.
+    """The choices for backbones with one kind of block.
 
     Args:
-        base_channels: Planes before the first doubling: positive, even, distinct; kept in ascending order.
-        blocks: The fewest and the most blocks, ``LOW-HIGH``, of the stages s2 to s5 at stride 4, 8, 16 and 32.
+        base_channels: Choices of the channels (planes) before the first doubling: positive, even, distinct; they are
+            sorted.
+        blocks: Fewest and most blocks, ``LOW-HIGH``, of each of the stages s2 to s5 at stride 4, 8, 16 and 32.
 
     Raises:
-        pydantic.ValidationError: With what was found and what was expected.
+        pydantic.ValidationError: A value is not valid; the message says what was found and what was expected.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,20 +102,20 @@ class BlockSpace(BaseModel):
 
 
 class ModularSpace(BaseModel):
-    """The modular search space; a recipe need only tell what it changes.
+    """The search space of stage two; keys that a recipe omits have the defaults.
 
-    The default base channels and FPN channels are the paper's, and 24 base channels are MobileNetV2's own. The paper
-    does not tell its bounds on blocks; these hold E0 to E5 and every published backbone of the structural space.
+    The default base channels and FPN channels are the paper's; 24 base channels are those of MobileNetV2. The paper
+    does not give its bounds on blocks; with these the space contains E0 to E5 and all published backbones of stage one.
 
     Args:
-        basicblock: Of ResNet18 and 34.
-        bottleneck: Of ResNet50 and 101.
-        Xbottleneck: Of ResNeXt50 and 101.
-        MBblock: Of MobileNetV2.
-        fpn_channels: Channels of every FPN level: positive, distinct; kept in ascending order.
+        basicblock: Choices for candidates with ResNet18 or 34.
+        bottleneck: Choices for candidates with ResNet50 or 101.
+        Xbottleneck: Choices for candidates with ResNeXt50 or 101.
+        MBblock: Choices for candidates with MobileNetV2.
+        fpn_channels: Choices of the channels of every FPN level: positive, distinct; they are sorted.
 
     Raises:
-        pydantic.ValidationError: With what was found and what was expected.
+        pydantic.ValidationError: A value is not valid; the message says what was found and what was expected.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,20 +128,20 @@ class ModularSpace(BaseModel):
 
     @field_validator(*BackboneCode.BLOCKS, mode="before")
     @classmethod
-    def _narrow(cls, value: object, info: ValidationInfo) -> object:
-        """Let a recipe tell only what it changes of one kind of block."""
+    def _with_defaults(cls, value: object, info: ValidationInfo) -> object:
+        """Return the choices of one kind of block, with the defaults for keys that the recipe omits."""
         assert info.field_name is not None
         default: BlockSpace = cls.model_fields[info.field_name].default
         return default.model_dump() | value if isinstance(value, dict) else value
 
     def for_candidate(self, architecture: Architecture) -> "CandidateSpace":
-        """Return the space around one architecture, whose own backbone must be part of it.
+        """Return the search space of one candidate of stage one.
 
         Args:
-            architecture: With a published backbone, as stage one finds them, or with a code.
+            architecture: The candidate; its backbone may be a published one or a code.
 
         Raises:
-            ValueError: The architecture is not in its own space; the text names the bound that it is outside of.
+            ValueError: The space would not contain the candidate itself; the message names the bound.
         """
         block = architecture.backbone.code.block
         space = CandidateSpace(architecture, getattr(self, block), self.fpn_channels)
@@ -155,26 +156,27 @@ class ModularSpace(BaseModel):
 class CandidateSpace:
     """The architectures that differ from one candidate in depth and width only.
 
-    Searched are the base channels, the blocks of each stage, which three blocks double the channels, and the channels
-    of the FPN. Kind of block, input size, levels of the neck, RPN and head are the candidate's.
+    The base channels, the number of blocks of each stage, the three blocks that double the channels, and the channels
+    of the FPN are searched. Kind of block, input size, levels of the neck, RPN and head are the candidate's.
 
-    A detector builds the backbone up to the last level that it uses. Stages behind that are written as one block each,
-    and doublings that are not among the blocks before are written into the last of those, ``11-21-1-2``: networks that
-    are the same have the same code.
+    A detector builds the backbone up to the last level that it uses. In a code, later stages have one block each, and
+    doublings that do not occur in the stages that are built are put into the last of them, such as ``11-21-1-2``.
+    Networks that are equal thus have equal codes.
 
-    Parameters, all of which have the same distribution in every trial:
+    The parameters have the same distributions in every trial:
 
-    - ``base_channels``, ``fpn_channels`` (only with an FPN): as listed.
-    - ``blocks_s2`` to ``blocks_s5``, of the stages that are built: number of blocks.
-    - ``doubling_1`` to ``doubling_3``: where the channels double, in any order, on a ruler on which each stage has as
-      many places as it may have blocks, and a stage that is not built one. A stage with fewer blocks is stretched to
-      its places, so a doubling stays in its stage when the number of blocks of another one changes. Of doublings that
-      meet in one block all but one move to the next free block or, at the end, to the one before.
+    - ``base_channels``, ``fpn_channels`` (only with an FPN): one of the choices.
+    - ``blocks_s2`` to ``blocks_s5``: number of blocks of each stage that is built.
+    - ``doubling_1`` to ``doubling_3``: positions of the doublings, in any order. A stage has as many positions as it
+      may have blocks, one if it is not built; positions are counted through all stages. A stage with fewer blocks is
+      stretched over its positions, so a doubling stays in its stage when the number of blocks of another stage changes.
+      Where several doublings fall into one block, all but one move to the next free block or, at the end, to the
+      previous one.
 
     Args:
         candidate: The architecture from stage one.
-        blocks: What its backbone may consist of.
-        fpn_channels: What its FPN may have.
+        blocks: Choices for its backbone.
+        fpn_channels: Choices of the channels of its FPN.
     """
 
     candidate: Architecture
@@ -183,7 +185,7 @@ class CandidateSpace:
 
     @property
     def _built(self) -> int:
-        """How many stages are built: stage s2 ends at level P1."""
+        """Number of stages that are built; the output of stage s2 is level P1."""
         return self.candidate.backbone_levels[-1]
 
     @property
@@ -195,12 +197,12 @@ class CandidateSpace:
         return self.blocks.bounds[: self._built]
 
     @property
-    def _places(self) -> list[int]:
-        """How many places each stage has on the ruler of doublings."""
+    def _positions(self) -> list[int]:
+        """Number of positions for doublings in each stage."""
         return [high for _, high in self._bounds] + [1] * (len(STAGES) - self._built)
 
     def suggest(self, trial: "optuna.trial.BaseTrial") -> Architecture:
-        """Let a trial choose an architecture; every combination of values is one."""
+        """Suggest an architecture; every combination of parameter values is valid."""
         base = trial.suggest_categorical("base_channels", self.blocks.base_channels)
         neck = self.candidate.neck
         if neck is not None:
@@ -209,22 +211,22 @@ class CandidateSpace:
             trial.suggest_int(f"blocks_{stage}", low, high)
             for stage, (low, high) in zip(STAGES, self._bounds, strict=False)
         ]
-        places = self._places
-        values = [trial.suggest_int(name, 0, sum(places) - 1) for name in _DOUBLING_NAMES]
-        depths = lengths + places[self._built :]
-        doublings = _part((_block_at(value, depths, places) for value in values), sum(depths))
+        positions = self._positions
+        values = [trial.suggest_int(name, 0, sum(positions) - 1) for name in _DOUBLING_NAMES]
+        depths = lengths + positions[self._built :]
+        doublings = _make_distinct((_block_at(value, depths, positions) for value in values), sum(depths))
         digits = ("2" if block in doublings else "1" for block in range(sum(depths)))
         stages = ["".join(islice(digits, length)) for length in lengths]
         code = BackboneCode(self._block, base, _four_stages(stages))
         return replace(self.candidate, backbone=code, neck=neck)
 
     def params(self, architecture: Architecture) -> dict[str, int]:
-        """Return the parameters with which :meth:`suggest` gives ``architecture``.
+        """Return the parameters that :meth:`suggest` turns into ``architecture``.
 
-        Each doubling is at the first place of its block.
+        Several positions may mean the same block; each doubling gets the first of its block.
 
         Raises:
-            ValueError: The architecture is not in this space; the text names the part and the choices.
+            ValueError: The architecture is not in this space; the message names the part and the choices.
         """
         code = self._code_in_space(architecture)
         params = {"base_channels": code.base}
@@ -234,15 +236,15 @@ class CandidateSpace:
             f"blocks_{stage}": len(digits) for stage, digits in zip(STAGES, code.stages[: self._built], strict=False)
         }
         start, values = 0, []
-        for digits, places in zip(code.stages, self._places, strict=True):
-            # Rounded up, for the first of the places that a block is stretched to.
-            values += [start + -(-block * places // len(digits)) for block, digit in enumerate(digits) if digit == "2"]
-            start += places
+        for digits, width in zip(code.stages, self._positions, strict=True):
+            # Rounded up, to the first of the positions that a block is stretched over.
+            values += [start + -(-block * width // len(digits)) for block, digit in enumerate(digits) if digit == "2"]
+            start += width
         return params | dict(zip(_DOUBLING_NAMES, values, strict=True))
 
     @cached_property
     def size(self) -> int:
-        """Exact number of different architectures."""
+        """Exact number of different architectures in this space."""
         depths = Counter({0: 1})
         for low, high in self._bounds:
             longer: Counter[int] = Counter()
@@ -261,12 +263,12 @@ class CandidateSpace:
 
     @property
     def baseline(self) -> Architecture:
-        """The candidate itself, its backbone as a code."""
+        """The candidate itself, with its backbone written as a code."""
         return self._with_backbone(self.candidate.backbone.code)
 
     @property
     def published_starts(self) -> tuple[Architecture, ...]:
-        """The candidate with each of the backbones of E0 to E5 that lie in this space."""
+        """The candidate with the backbones of E0 to E5 of the paper, as far as this space contains them."""
         starts = []
         for code in PUBLISHED:
             architecture = self._with_backbone(code)
@@ -275,24 +277,24 @@ class CandidateSpace:
             except ValueError:
                 continue
             starts.append(architecture)
-        # Two of them may be the same up to the last level that is used.
+        # Two of them may be equal up to the last level that is used.
         return tuple(dict.fromkeys(starts))
 
     def order(self, architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return (group, capacity vector) of an architecture from this space.
 
         x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's:
-        x comes of y by deleting blocks and narrowing stem, blocks and FPN. The vector has the base channels, then for
-        each stage that is built the planes of its blocks, largest first, with 0 for each block less than there may be,
-        and last the channels of the FPN. Li et al. ("Partial Order Pruning", CVPR 2019) compare blocks only; without
-        the stem, which has the base channels, 48_1 would precede 24_2 and cost more.
+        x results from y by deleting blocks and narrowing stem, blocks and FPN. The vector consists of the base
+        channels; the planes of the blocks of each stage that is built, largest first, padded with 0 to the most blocks
+        that the stage may have; and the channels of the FPN. Li et al. ("Partial Order Pruning", CVPR 2019) compare
+        blocks only. The base channels are needed too, for the stem: without them 48_1 would precede 24_2 and cost more.
 
         Raises:
-            ValueError: The architecture is not in this space; the text names the part and the choices.
+            ValueError: The architecture is not in this space; the message names the part and the choices.
         """
         code = self._code_in_space(architecture)
         vector = [code.base]
-        # Along a backbone planes never fall, so the last ones are the largest.
+        # Planes never decrease along a backbone, so reversing puts the largest first.
         for planes, (_, most) in zip(code.planes, self._bounds, strict=False):
             vector += [*reversed(planes), *[0] * (most - len(planes))]
         if architecture.neck is not None:
@@ -310,7 +312,7 @@ class CandidateSpace:
                 raise ValueError(f"{part} {found} is not the candidate's, {mine[part]}")
         code = architecture.backbone
         if not isinstance(code, BackboneCode) or code.block != self._block:
-            raise ValueError(f"backbone {code} is not a code of {self._block}s")
+            raise ValueError(f"backbone {code}: expected a code with the candidate's block, {self._block}")
         choices = [("base_channels", code.base, self.blocks.base_channels)]
         if architecture.neck is not None:
             choices.append(("fpn_channels", architecture.neck.channels, self.fpn_channels))
@@ -322,12 +324,14 @@ class CandidateSpace:
                 raise ValueError(f"blocks_{stage} {len(digits)} is not within {low}-{high}")
         canonical = _canonical(code, self._built)
         if code != canonical:
-            raise ValueError(f"backbone {code} is written {canonical} where P{self._built} is the last level used")
+            raise ValueError(
+                f"backbone {code}: expected {canonical}, its code where P{self._built} is the last level used"
+            )
         return code
 
 
 def _inherited(architecture: Architecture) -> dict[str, str]:
-    """Return what all architectures of a candidate's space have in common, but for the kind of block."""
+    """Return what all architectures of a candidate's space share, except the kind of block."""
     return {
         "input_size": str(architecture.input_size),
         "neck": _levels(architecture.neck),
@@ -340,42 +344,42 @@ def _levels(neck: FPN | None) -> str:
     return f"{neck.NAME} from P{neck.first}-P{neck.last_input} to P{neck.last_output}" if neck else "none"
 
 
-def _block_at(value: int, depths: Sequence[int], places: Sequence[int]) -> int:
-    """Return the block, counted through all stages from 0, at a place of the ruler."""
+def _block_at(value: int, depths: Sequence[int], positions: Sequence[int]) -> int:
+    """Return the block, counted through all stages from 0, at a position of a doubling."""
     blocks = 0
-    for depth, width in zip(depths, places, strict=True):
+    for depth, width in zip(depths, positions, strict=True):
         if value < width:
             return blocks + value * depth // width
         value -= width
         blocks += depth
-    raise AssertionError("beyond the ruler's end")
+    raise AssertionError("beyond the last position")
 
 
-def _part(blocks: Iterable[int], total: int) -> set[int]:
-    """Return as many different blocks out of ``range(total)``, those that meet moved on to the next free one."""
-    apart: list[int] = []
+def _make_distinct(blocks: Iterable[int], total: int) -> set[int]:
+    """Return as many different numbers from ``range(total)``; equal ones move to the next free number."""
+    distinct: list[int] = []
     for block in sorted(blocks):
-        apart.append(max(block, apart[-1] + 1) if apart else block)
-    return {min(block, total - len(apart) + rank) for rank, block in enumerate(apart)}
+        distinct.append(max(block, distinct[-1] + 1) if distinct else block)
+    return {min(block, total - len(distinct) + rank) for rank, block in enumerate(distinct)}
 
 
 def _canonical(code: BackboneCode, built: int) -> BackboneCode:
-    """Return the one code of all that mean the same network up to level P``built``; raises ValueError."""
+    """Return the canonical one of all codes that mean the same network up to level P``built``; raises ValueError."""
     return replace(code, stages=_four_stages(code.stages[:built]))
 
 
 def _four_stages(built: Sequence[str]) -> tuple[str, str, str, str]:
-    """Return the stages that are built and, behind them, one block each with the doublings that are missing.
+    """Return the stages that are built, and later stages of one block each with the doublings that are missing.
 
     Raises:
-        ValueError: There are too many doublings, or too few for the others to fit behind.
+        ValueError: There are too many doublings, or too few for the later stages to have all others.
     """
-    behind = len(STAGES) - len(built)
+    later = len(STAGES) - len(built)
     doublings = sum(digits.count("2") for digits in built)
     missing = DOUBLINGS - doublings
-    if not 0 <= missing <= behind:
-        expected = f"{DOUBLINGS - behind} to {DOUBLINGS}" if behind else f"{DOUBLINGS}"
+    if not 0 <= missing <= later:
+        expected = f"{DOUBLINGS - later} to {DOUBLINGS}" if later else f"{DOUBLINGS}"
         found = f"backbone {'-'.join(built)} doubles its channels in {doublings} blocks up to P{len(built)}"
         raise ValueError(f"{found}, expected {expected}")
-    s2, s3, s4, s5 = (*built, *"1" * (behind - missing), *"2" * missing)
+    s2, s3, s4, s5 = (*built, *"1" * (later - missing), *"2" * missing)
     return s2, s3, s4, s5

@@ -1,4 +1,4 @@
-"""Stage one: which backbone, neck, RPN, head and input size (SM-NAS, section 3.2.1)."""
+"""Search space of stage one: backbone, neck, RPN, head and input size (SM-NAS, section 3.2.1)."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +9,7 @@ from smnas_optuna.parts.backbones.backbone import ClassicBackbone
 from smnas_optuna.parts.necks.fpn import NECKS
 
 if TYPE_CHECKING:
-    import optuna  # what reads a recipe to build detectors needs none
+    import optuna  # reading a recipe to build detectors needs no Optuna
 
 
 def _distinct(choices: tuple[str, ...]) -> tuple[str, ...]:
@@ -37,27 +37,27 @@ HeadKind = Literal["RetinaNet", "2FC", "Cascade(n=2)", "Cascade(n=3)", "Cascade(
 
 
 class StructuralSpace(BaseModel):
-    """The structural search space: lists of modules, each of which a recipe may narrow.
+    """The search space of stage one: choices for each part of a detector.
 
-    With no argument this is the paper's space of 7 backbones x 4 input sizes x 41 necks x 9 pairs of RPN and head
-    = 10,332 architectures. The original Faster R-CNN setting (neck ``none``) puts the heads on the backbone's level
-    P3 alone, stride 16: the stride that Ren et al. (2015) chose and that MMDetection's C4 models keep.
+    The default is the paper's space of 7 backbones x 4 input sizes x 41 necks x 9 pairs of RPN and head = 10,332
+    architectures. With the neck ``none``, as in the original Faster R-CNN, the heads use the backbone's level P3 alone,
+    at stride 16: the stride of Ren et al. (2015) and of MMDetection's C4 models.
 
     Args:
         backbones: Names of published backbones.
-        base_channels: Width of each backbone's first stage, in channels; 64 is the published network.
-        necks: ``none``, ``FPN``, and pyramids of one's own
-            (:func:`~smnas_optuna.parts.necks.fpn.register_neck`), which have the levels and channels of an FPN.
-        fpn_inputs: Backbone levels Pa-Pb that a pyramid may take in.
-        fpn_last_outputs: Levels Pd at which a pyramid may end; only those with d >= b are ever used.
-        fpn_channels: Channels of every level of a pyramid.
-        rpns: ``none`` belongs to the RetinaNet head, ``RPN`` and ``GA-RPN`` to all others.
+        base_channels: Channels of the first stage of every backbone; 64 is the published network.
+        necks: ``none``, ``FPN``, and names of necks that are registered with
+            :func:`~smnas_optuna.parts.necks.fpn.register_neck`; these have the levels and channels of an FPN.
+        fpn_inputs: Ranges Pa-Pb of input levels of a neck.
+        fpn_last_outputs: Last output levels Pd of a neck; with the inputs Pa-Pb those with d >= b are used.
+        fpn_channels: Channels of every output level of a neck.
+        rpns: ``none`` for the RetinaNet head, ``RPN`` and ``GA-RPN`` for all others.
         heads: ``RetinaNet``, ``2FC``, ``Cascade(n=2)`` to ``Cascade(n=4)``.
-        input_sizes: ``WIDTHxHEIGHT`` in pixels.
+        input_sizes: Sizes ``WIDTHxHEIGHT`` in pixels that images are scaled to fit into.
 
     Raises:
-        pydantic.ValidationError: For lists that are empty or repeat themselves, unknown names, and combinations
-            that leave a choice without a partner.
+        pydantic.ValidationError: A list is empty or repeats an entry, a name is unknown, or a choice cannot be combined
+            with any other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,7 +111,7 @@ class StructuralSpace(BaseModel):
     ] = ("512x512", "800x600", "1080x720", "1333x800")
 
     @model_validator(mode="after")
-    def _every_choice_has_a_partner(self) -> "StructuralSpace":
+    def _every_choice_can_be_combined(self) -> "StructuralSpace":
         if ("RetinaNet" in self.heads) != ("none" in self.rpns):
             raise ValueError("heads and rpns: RetinaNet goes with the RPN 'none', so list both or neither")
         if bool(self._rcnn_heads) != bool(self._proposing_rpns):
@@ -161,10 +161,10 @@ class StructuralSpace(BaseModel):
         return Architecture(InputSize.parse(input_size), self.backbone(backbone), neck, rpn, head)
 
     def params(self, architecture: Architecture) -> dict[str, str]:
-        """Return the parameters with which :meth:`suggest` gives ``architecture``.
+        """Return the parameters that :meth:`suggest` turns into ``architecture``.
 
         Raises:
-            ValueError: The architecture is not in this space; the text names the part and the choices.
+            ValueError: The architecture is not in this space; the message names the part and the choices.
         """
         backbone, neck = architecture.backbone, architecture.neck
         if not isinstance(backbone, ClassicBackbone) or backbone.width != self.base_channels:
@@ -190,7 +190,7 @@ class StructuralSpace(BaseModel):
 
     @property
     def size(self) -> int:
-        """Exact number of architectures."""
+        """Exact number of architectures in this space."""
         levels = sum(len(self._last_outputs(inputs)) for inputs in self.fpn_inputs)
         necks = ("none" in self.necks) + len(self._pyramids) * levels
         heads = ("RetinaNet" in self.heads) + len(self._rcnn_heads) * len(self._proposing_rpns)
@@ -204,13 +204,14 @@ def _last_output_name(inputs: str) -> str:
 def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return (group, capacity vector) of an architecture from the structural space.
 
-    x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's:
-    deeper and wider within one block family, larger input (both sides), a superset of FPN levels in and out, more FPN
-    channels, more cascade stages (``2FC`` being a cascade of one). One-stage and two-stage detectors, RPN kinds, and
-    kinds of necks are not comparable.
+    x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's. That
+    is so where y's backbone has the same kind of block and is as deep and wide as x's or more so, and y has no smaller
+    input (in either side), a superset of x's input and output levels of the neck, as many or more channels of the neck,
+    and as many or more cascade stages (``2FC`` counts as a cascade of one). One-stage and two-stage detectors, kinds of
+    RPNs, and kinds of necks are not comparable.
 
     Raises:
-        TypeError: The backbone is a searched code, which the modular space orders.
+        TypeError: The backbone is a searched one, which only ``CandidateSpace.order`` compares.
     """
     size, neck, rpn = architecture.input_size, architecture.neck, architecture.rpn
     block, depth_and_width = architecture.backbone.place

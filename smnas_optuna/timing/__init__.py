@@ -1,1 +1,1 @@
-"""How long a detector takes for an image, and on which device."""
+"""Measures the inference time of detectors, and serialises it against other work on the device."""

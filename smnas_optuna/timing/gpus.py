@@ -1,7 +1,7 @@
 """The CUDA GPUs that a process may use, by the names that they have in CUDA_VISIBLE_DEVICES.
 
-A name, ``2``, ``GPU-8932f937-...`` or ``MIG-...``, means the same GPU in every process of a machine. An index into the
-list that a process sees means another GPU wherever the list differs, so no process hands an index to another.
+A name, such as ``2``, ``GPU-8932f937-...`` or ``MIG-...``, means the same GPU in every process of a machine. An index
+into the list of GPUs that a process sees does not, so processes pass names to each other.
 """
 
 import contextlib
@@ -14,15 +14,16 @@ from smnas_optuna.timing.owned_lock import OwnedLock, Owner, shared_folder
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
-# Seconds.
+# How long to wait, in seconds, for another process that chooses its GPUs.
 _LONGEST_CHOICE = 60.0
 
-# Holds the variable's former value while GPUs are hidden, after "="; empty if it was not set.
+# Environment variable that keeps the value of CUDA_VISIBLE_DEVICES, after "=", while GPUs are hidden; empty if that was
+# not set.
 _HIDDEN = "SMNAS_HIDDEN_CUDA_DEVICES"
 
 
 def make_visible(listed: str | None) -> None:
-    """Set CUDA_VISIBLE_DEVICES of this process, or unset it if None; CUDA reads it when it is first used."""
+    """Set CUDA_VISIBLE_DEVICES of this process, or unset it if None; call it before CUDA is first used."""
     os.environ.pop(VARIABLE, None)
     if listed is not None:
         os.environ[VARIABLE] = listed
@@ -30,7 +31,7 @@ def make_visible(listed: str | None) -> None:
 
 @contextlib.contextmanager
 def hidden() -> Iterator[None]:
-    """Hide all GPUs from this process and from those that it starts meanwhile, until they call :func:`show_again`."""
+    """Hide all GPUs from this process, and from processes started meanwhile until they call :func:`show_again`."""
     visible = os.environ.get(VARIABLE)
     os.environ[_HIDDEN] = "" if visible is None else f"={visible}"
     make_visible("")
@@ -41,7 +42,7 @@ def hidden() -> Iterator[None]:
 
 
 def show_again() -> None:
-    """Show those GPUs that were visible before they were hidden; nothing if they were not."""
+    """Make the GPUs visible again that were visible before :func:`hidden`; does nothing if none were hidden."""
     visible = os.environ.pop(_HIDDEN, None)
     if visible is not None:
         make_visible(visible[1:] if visible else None)
@@ -51,39 +52,39 @@ def gpu_names(listed: str | None, count: int) -> tuple[str, ...]:
     """Return the names of the GPUs that CUDA finds.
 
     Args:
-        listed: Value of CUDA_VISIBLE_DEVICES, or None where it is not set.
-        count: How many GPUs CUDA finds with it. They are the first in the list, since an entry that CUDA does not
-            accept ends it; there are none if one is listed twice.
+        listed: Value of CUDA_VISIBLE_DEVICES, or None if it is not set.
+        count: Number of GPUs that CUDA finds with it. They are the first ones listed, since CUDA ignores everything
+            from an invalid entry on; it finds none if a GPU is listed twice.
     """
     if listed is None:
         return tuple(map(str, range(count)))
     names = tuple(name.strip() for name in listed.split(","))
     if count and listed.startswith("MIG-"):
-        # CUDA gives a process the first of them only, and other processes the others.
+        # CUDA lets a process use only the first MIG instance of the list; other processes can use the others.
         return tuple(takewhile(lambda name: name.startswith("MIG-"), names))
     return names[:count]
 
 
 def assign_gpus(names: Sequence[str], each: int, workers: int | None) -> list[tuple[str, ...] | None]:
-    """Return the GPUs of each worker; all None where there are not enough for one.
+    """Return the names of each worker's GPUs; None for every worker if there are too few GPUs for one.
 
     Args:
-        names: Of the GPUs that there are.
-        each: GPUs per worker. Workers share them where there are more workers than GPUs for them.
-        workers: How many; None for as many as have GPUs of their own.
+        names: Names of all GPUs.
+        each: Number of GPUs per worker. If there are too few for all workers, several workers share GPUs.
+        workers: Number of workers; None for as many as can have GPUs that they do not share.
     """
-    places = len(names) // each
-    if places == 0:
+    groups = len(names) // each
+    if groups == 0:
         return [None] * (workers or 1)
-    firsts = [worker % places * each for worker in range(workers or places)]
+    firsts = [worker % groups * each for worker in range(workers or groups)]
     return [tuple(names[first : first + each]) for first in firsts]
 
 
 @contextlib.contextmanager
 def choosing() -> Iterator[None]:
-    """Serialises the choice of GPUs, up to its announcement: searches that start together choose different ones.
+    """Serialise the choice of GPUs and its announcement, so that searches that start together choose different GPUs.
 
-    A process that takes longer than a minute for its choice is not waited for.
+    After a minute of waiting for another process, it continues without the lock.
     """
     lock = OwnedLock(shared_folder() / "gpus.choice")
     try:
@@ -98,16 +99,16 @@ def announce_search(uuid: str, purpose: str) -> None:
 
     Args:
         uuid: Unique identifier of the GPU.
-        purpose: What for, such as the search's folder.
+        purpose: What the process trains, such as the search's folder.
     """
     lock = OwnedLock.unique(_searches_folder(uuid), Owner(os.getpid(), purpose))
-    # Another process may be looking at the new file at this moment.
+    # Waits, since another process may be checking the new file at this moment.
     lock.acquire()
 
 
 def announced_searches(uuid: str) -> list[Owner]:
     """Return the processes that have announced that they train on a GPU and have not ended."""
-    found = []
+    searches = []
     for path in _searches_folder(uuid).iterdir():
         try:
             lock = OwnedLock(path, create=False)
@@ -116,9 +117,9 @@ def announced_searches(uuid: str) -> list[Owner]:
         if lock.try_acquire():
             lock.discard_if_abandoned()
         elif (owner := lock.owner) is not None:
-            found.append(owner)
+            searches.append(owner)
         lock.close()
-    return found
+    return searches
 
 
 def _searches_folder(uuid: str) -> Path:

@@ -1,4 +1,4 @@
-"""Inference time, measured."""
+"""Measures the inference time of detectors."""
 
 import gc
 import time
@@ -20,14 +20,14 @@ def measure_latency(
 
     Args:
         model: An MMDetection detector on ``device``.
-        samples: Batches of one image, as a test data loader gives them, of the architecture's input size.
-        timing: How many images to warm up with and how many rounds to go through.
-        device: Where the model is; its queue is waited for before each reading of the clock.
+        samples: Batches of one image from a test data loader, of the architecture's input size.
+        timing: Its ``warmup`` and ``rounds`` are used.
+        device: Device of the model; it is synchronised before each reading of the clock.
 
     Returns:
-        The median over all readings, and the interquartile range of the rounds' medians, in milliseconds. The spread
-        says how far apart the rounds of this measurement lie; images that take longer than others do not widen it,
-        and what changes between processes or hours is not in it.
+        The median time of an image, and its spread: the interquartile range of the medians of the rounds. Both are in
+        milliseconds. The spread says how much the rounds of this measurement differ; it includes neither differences
+        between images nor changes between processes or hours.
     """
     model.eval()
     rounds = []
@@ -49,17 +49,17 @@ def measure_latency(
 
 
 def gpu_busy_time(model: nn.Module, samples: Sequence[Any]) -> float | None:
-    """Return for how many milliseconds a GPU computes or copies for one image, on average.
+    """Return how many milliseconds the GPU computes or copies for one image, on average.
 
-    The rest of the inference time it waits for the CPU. Where both differ much, a faster CPU, a larger input or a
-    compiled network changes the time more than another architecture does.
+    During the rest of the inference time it waits for the CPU. If that is much of it, the time depends more on the CPU,
+    the input size and the compilation of the network than on the architecture.
 
     Args:
         model: An MMDetection detector on the GPU.
-        samples: See :func:`measure_latency`.
+        samples: Batches of one image, as for :func:`measure_latency`.
 
     Returns:
-        None where the driver does not let processes look at what the GPU does.
+        The time; None if the driver does not allow processes to profile the GPU.
     """
     model.eval()
     with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:

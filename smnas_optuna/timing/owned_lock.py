@@ -1,4 +1,4 @@
-"""A lock on a file in which its owner is written; it ends with the owner's process."""
+"""A file lock that names its owner; the lock ends when the owner's process ends."""
 
 import fcntl
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-# Seconds between two looks at a lock that is waited for.
+# Seconds between two attempts to take a lock.
 _PAUSE = 0.01
 
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
@@ -21,8 +21,8 @@ class Owner:
     """A process that has taken a lock.
 
     Args:
-        pid: Its number.
-        purpose: What it does, such as the folder of the trial that it trains.
+        pid: ID of the process.
+        purpose: What the process does, such as the folder of the trial that it trains.
     """
 
     pid: int
@@ -33,7 +33,7 @@ class Owner:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the process is suspended, as by SIGSTOP."""
+        """Whether the process is suspended, such as by SIGSTOP."""
         try:
             return psutil.Process(self.pid).status() in _STOPPED
         except psutil.Error:
@@ -44,8 +44,11 @@ class OwnedLock:
     """An exclusive lock on a file.
 
     Args:
-        path: The file.
-        create: Make the file if it is absent; otherwise FileNotFoundError is raised.
+        path: Path of the file.
+        create: Create the file if it does not exist.
+
+    Raises:
+        FileNotFoundError: The file does not exist, and ``create`` is False.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
@@ -54,7 +57,7 @@ class OwnedLock:
 
     @classmethod
     def unique(cls, folder: Path, owner: Owner) -> "OwnedLock":
-        """Make a lock on a file of its own in a folder, whose name no other lock has or will have."""
+        """Create a lock with a new file in a folder, whose name is unique."""
         file, path = tempfile.mkstemp(dir=folder, prefix=f"{owner.pid}.")
         os.close(file)
         lock = cls(Path(path))
@@ -62,7 +65,7 @@ class OwnedLock:
         return lock
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody has it, and tell whether this one has it now."""
+        """Take the lock if it is free, and return whether it was."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -70,30 +73,30 @@ class OwnedLock:
         return True
 
     def acquire(self, patience: float = math.inf) -> bool:
-        """Wait for the lock, at most so many seconds, and tell whether this one has it now."""
+        """Wait for the lock for at most ``patience`` seconds, and return whether it was taken."""
         deadline = time.monotonic() + patience
         while not (is_taken := self.try_acquire()) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
         return is_taken
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close the file, which gives the lock back too."""
+        """Close the file, which also releases the lock."""
         os.close(self._file)
 
     def discard_if_abandoned(self) -> None:
-        """Remove the file of a process that has ended; call it with the lock held."""
+        """Remove the file if its owner has ended; call it with the lock held."""
         owner = self.owner
         if owner is not None and not psutil.pid_exists(owner.pid):
-            # Another process may have been faster.
+            # Another process may have removed it already.
             self.path.unlink(missing_ok=True)
 
     @property
     def owner(self) -> Owner | None:
-        """Who has written itself into the file last; None if nobody has."""
+        """The process that was last set as the owner; None if none was."""
         pid, _, purpose = os.pread(self._file, 4096, 0).decode(errors="replace").partition("\n")
         return Owner(int(pid), purpose) if pid.isdigit() else None
 
@@ -104,7 +107,7 @@ class OwnedLock:
 
 
 def shared_folder(*parts: str) -> Path:
-    """Return a folder that all processes of this user on this machine find; made if absent."""
+    """Return a folder, created if absent, that all processes of this user on this machine share."""
     folder = Path(tempfile.gettempdir()) / f"smnas_optuna-{os.getuid()}"
     for each in (folder, *(folder.joinpath(*parts[: count + 1]) for count in range(len(parts)))):
         each.mkdir(mode=0o700, exist_ok=True)

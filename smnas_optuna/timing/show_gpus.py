@@ -1,4 +1,4 @@
-"""Imported last by the server of processes, which then shows the GPUs to all that are forked from it."""
+"""Imported last by the server that forks training processes, to make the GPUs visible to them."""
 
 from smnas_optuna.timing.gpus import show_again
 

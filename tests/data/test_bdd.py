@@ -122,7 +122,7 @@ def test_a_class_may_have_its_name_of_2018(tmp_path: Path, category: str, name: 
 @pytest.mark.parametrize(
     ("category", "name"), [("other person", "pedestrian"), ("other vehicle", "car"), ("trailer", "truck")]
 )
-def test_what_cannot_be_told_apart_counts_neither_way(tmp_path: Path, category: str, name: str) -> None:
+def test_crowds_and_other_categories_are_not_scored(tmp_path: Path, category: str, name: str) -> None:
     frames = bdd_frames_of_2020({"a.jpg": [Thing(category, (1, 2, 30, 40))]})
     assert things_of(read(frames, tmp_path)) == {"a.jpg": [(name, [1, 2, 29, 38], True)]}
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_told_apart_counts_neither_way(tmp_path: Path, category: 
 @pytest.mark.parametrize(
     ("attributes", "is_crowd"), [({"crowd": True}, True), ({"crowd": False}, False), ({}, False), (None, False)]
 )
-def test_a_crowd_says_so_in_its_attributes(tmp_path: Path, attributes: dict[str, Any] | None, is_crowd: bool) -> None:
+def test_the_attribute_crowd_marks_a_crowd(tmp_path: Path, attributes: dict[str, Any] | None, is_crowd: bool) -> None:
     frames = bdd_frames_of_2020({"a.jpg": [Thing("rider", (1, 2, 30, 40))]})
     frames[0]["labels"][0]["attributes"] = attributes
     assert things_of(read(frames, tmp_path)) == {"a.jpg": [("rider", [1, 2, 29, 38], is_crowd)]}
@@ -151,7 +151,7 @@ def test_any_boxes_are_read_as_they_were_written(images: list[list[Thing]]) -> N
     assert [box["id"] for box in content["annotations"]] == list(range(1, 1 + sum(map(len, images))))
 
 
-def test_what_was_converted_is_used_until_the_labels_change(tmp_path: Path) -> None:
+def test_converted_labels_are_reused_until_the_labels_change(tmp_path: Path) -> None:
     path = tmp_path / "det_val.json"
     path.write_text(json.dumps(bdd_frames_of_2020(VAL)), encoding="utf-8")
     first = bdd_annotations("", path)
@@ -182,20 +182,20 @@ def frame(**label: Any) -> list[dict[str, Any]]:
         ([{"name": "a.jpg", "labels": [3]}], "a.jpg: expected a list of records under 'labels'"),
         (frame(category="tram"), f"a.jpg: a box has the category 'tram'; expected one of {', '.join(CLASSES)}"),
         (frame(category=None), "a.jpg: a box has the category 'None'; expected one of pedestrian, rider"),
-        (frame(box2d=[1, 2, 3, 4]), "a.jpg: has the box [1, 2, 3, 4]; expected numbers x1, y1, x2 and y2"),
-        (frame(box2d={"x1": 1}), "a.jpg: has the box {'x1': 1}; expected numbers x1, y1, x2 and y2"),
+        (frame(box2d=[1, 2, 3, 4]), "a.jpg: found the box [1, 2, 3, 4], expected numbers x1, y1, x2 and y2"),
+        (frame(box2d={"x1": 1}), "a.jpg: found the box {'x1': 1}, expected numbers x1, y1, x2 and y2"),
         (
             frame(box2d={"x1": 1, "y1": "2", "x2": 3, "y2": 4}),
-            "a.jpg: has the box {'x1': 1, 'y1': '2', 'x2': 3, 'y2': 4}; expected numbers x1, y1, x2 and y2",
+            "a.jpg: found the box {'x1': 1, 'y1': '2', 'x2': 3, 'y2': 4}, expected numbers x1, y1, x2 and y2",
         ),
         (
             frame(box2d={"x1": 1, "y1": float("nan"), "x2": 3, "y2": 4}),
-            "a.jpg: has the box {'x1': 1, 'y1': nan, 'x2': 3, 'y2': 4}; expected numbers x1, y1, x2 and y2",
+            "a.jpg: found the box {'x1': 1, 'y1': nan, 'x2': 3, 'y2': 4}, expected numbers x1, y1, x2 and y2",
         ),
-        (frame(box2d={"x1": 1, "y1": 2, "x2": 10**400, "y2": 4}), "a.jpg: has the box {'x1': 1, 'y1': 2, 'x2': 1000"),
+        (frame(box2d={"x1": 1, "y1": 2, "x2": 10**400, "y2": 4}), "a.jpg: found the box {'x1': 1, 'y1': 2, 'x2': 1000"),
     ],
 )
-def test_labels_that_cannot_be_read_are_one_line(tmp_path: Path, frames: Any, message: str) -> None:
+def test_the_error_of_unreadable_labels_is_one_line(tmp_path: Path, frames: Any, message: str) -> None:
     with pytest.raises(UserError) as refused:
         read(frames, tmp_path)
     assert str(refused.value).startswith(f"dataset.train.annotations: {message}")

@@ -77,7 +77,7 @@ def test_the_data_is_the_same_wherever_and_whenever_it_is_made(tmp_path: Path, m
     assert len(made[0]) == 12 + 6 + 2
 
 
-def test_data_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_data_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMNAS_CACHE", str(tmp_path))
     folder = make_digits(3, 4, 2, width=64, height=48)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -215,7 +215,7 @@ def test_validation_scenes_are_composed_of_other_digits(digits: Path) -> None:
 MAKE_MANY = "from smnas_optuna.data.digits import make_digits; make_digits(10, 500, 100, width=96, height=64)"
 
 
-def test_what_a_killed_run_leaves_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_data_of_a_killed_run_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMNAS_CACHE", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", MAKE_MANY]) as process:
         while process.poll() is None and not any(tmp_path.rglob("*.png")):
@@ -267,7 +267,7 @@ def test_two_processes_may_make_the_data_at_once(tmp_path: Path) -> None:
     assert len(list(folders[0].rglob("*.png"))) == 200
 
 
-def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
     monkeypatch.setenv("SMNAS_CACHE", "/demo")

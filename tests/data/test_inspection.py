@@ -58,7 +58,7 @@ def drop(part: str, number: int, field: str) -> Spoil:
     return lambda content: content[part][number].pop(field)
 
 
-def test_what_is_sound_has_no_fault_and_is_summed_up() -> None:
+def test_valid_annotations_have_no_fault_and_are_summarised() -> None:
     found = inspect_annotations("train", CONTENT, [InputSize(400, 200)])
     assert found.faults == ()
     assert found.classes == ("zebra", "ant")
@@ -104,7 +104,7 @@ def test_images_are_scaled_as_mmdetection_scales_them(width: int, height: int, a
         (lambda c: c["annotations"].clear(), "no box to learn from or be scored on", None),
     ],
 )
-def test_what_a_search_is_refused_for_is_an_error(spoil: Spoil, what: str, example: str | None) -> None:
+def test_a_fault_that_a_search_is_refused_for_is_an_error(spoil: Spoil, what: str, example: str | None) -> None:
     content = copy.deepcopy(CONTENT)
     spoil(content)
     first = next(fault for fault in inspect_annotations("train", content, []).faults if fault.stops)
@@ -116,7 +116,7 @@ def test_what_a_search_is_refused_for_is_an_error(spoil: Spoil, what: str, examp
 
 
 @pytest.mark.parametrize("content", [[], None, "", 3, {}, {"images": 1}])
-def test_whatever_json_holds_is_inspected(content: Any) -> None:
+def test_any_json_can_be_inspected(content: Any) -> None:
     found = inspect_annotations("train", content, [InputSize(40, 30)])
     assert any(fault.stops for fault in found.faults)
     assert (found.summary.images, found.summary.boxes, found.summary.boxes_per_image) == (0, 0, None)
@@ -153,13 +153,13 @@ def test_a_box_that_training_passes_over_is_a_warning(bbox: list[float], area: f
 
 
 @pytest.mark.parametrize("bbox", [[-1.5, 2, 16, 16], [1, 90, 16, 11.5], [190, 2, 12, 16]])
-def test_a_box_that_reaches_beyond_its_image_is_a_warning_and_counts(bbox: list[float]) -> None:
+def test_a_box_that_exceeds_its_image_is_a_warning_and_is_used(bbox: list[float]) -> None:
     (fault,) = faults_after(put("annotations", 0, bbox=bbox))
     assert (fault.what, fault.stops) == ("boxes reaching more than 1 pixel beyond their image", False)
 
 
 @pytest.mark.parametrize("bbox", [[-1, 2, 16, 16], [1, 85, 16, 16], [185, 2, 16, 16]])
-def test_a_pixel_beyond_the_image_is_how_some_tools_count(bbox: list[float]) -> None:
+def test_a_box_may_exceed_its_image_by_a_pixel(bbox: list[float]) -> None:
     assert faults_after(put("annotations", 0, bbox=bbox)) == ()
 
 
@@ -181,7 +181,7 @@ def test_an_image_listed_twice_is_a_warning() -> None:
     )
 
 
-def test_coordinates_relative_to_the_image_leave_nothing_to_learn_from() -> None:
+def test_coordinates_relative_to_the_image_leave_no_box_to_train_on() -> None:
     def shrink(content: Content) -> None:
         for box in content["annotations"]:
             box["bbox"] = [0.1, 0.2, 0.3, 0.4]
@@ -191,7 +191,7 @@ def test_coordinates_relative_to_the_image_leave_nothing_to_learn_from() -> None
     assert nothing == NO_BOX
 
 
-def test_crowds_alone_are_nothing_to_learn_from() -> None:
+def test_crowds_alone_are_no_boxes_to_train_on() -> None:
     def crowd(content: Content) -> None:
         for box in content["annotations"]:
             box["iscrowd"] = 1
@@ -226,7 +226,7 @@ json_values = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_an_inspection_finds_an_error_in_whatever_a_search_is_refused_for(data: st.DataObject) -> None:
+def test_an_inspection_finds_an_error_wherever_a_search_is_refused(data: st.DataObject) -> None:
     content = copy.deepcopy(CONTENT)
     for _ in range(data.draw(st.integers(0, 3))):
         part = data.draw(st.sampled_from(sorted(content)))

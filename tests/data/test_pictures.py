@@ -9,7 +9,7 @@ from PIL import Image
 
 from smnas_optuna.data.datasets import DatasetSplit, LocatedSplit
 from smnas_optuna.data.inspection import Fault
-from smnas_optuna.data.pictures import Depth, Picture, inspect_pictures, look_at, shared_pictures
+from smnas_optuna.data.pictures import Depth, Picture, inspect_picture, inspect_pictures, shared_pictures
 
 NOISE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 
@@ -35,23 +35,23 @@ def inspected(
 @pytest.mark.parametrize("depth", ["header", "pixels"])
 def test_an_image_is_opened(tmp_path: Path, suffix: str, depth: Depth) -> None:
     path = write(tmp_path / f"a.{suffix}")
-    assert look_at(path, depth) == Picture(path.stat().st_size, (32, 24))
+    assert inspect_picture(path, depth) == Picture(path.stat().st_size, (32, 24))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_that_which_training_sees(tmp_path: Path, orientation: int) -> None:
+def test_the_size_is_the_one_in_training(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(NOISE).save(tmp_path / "a.jpg", exif=exif)
     seen = cv2.imread(str(tmp_path / "a.jpg"))
     assert seen is not None
     height, width, _ = seen.shape
-    picture = look_at(tmp_path / "a.jpg", "header")
+    picture = inspect_picture(tmp_path / "a.jpg", "header")
     assert picture.size == (width, height)
     assert picture.is_turned == ((width, height) == (24, 32))
 
 
-def test_all_is_well_with_images_as_annotated(tmp_path: Path) -> None:
+def test_images_as_annotated_have_no_faults(tmp_path: Path) -> None:
     paths = [write(tmp_path / name) for name in ("a.png", "night/b.jpg")]
     pictures, faults = inspected(tmp_path, record("a.png"), record("night/b.jpg", 32.0, 24.0))
     assert list(pictures) == paths
@@ -98,7 +98,7 @@ def test_a_format_that_training_cannot_read_stops_a_search(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("suffix", "stops"), [("jpg", False), ("png", True), ("bmp", True)])
-def test_an_image_cut_off_is_found_in_its_pixels_and_stops_a_search_if_training_cannot_read_it(
+def test_decoding_finds_a_truncated_image_which_stops_a_search_if_training_cannot_read_it(
     tmp_path: Path, suffix: str, stops: bool
 ) -> None:
     path = write(tmp_path / f"a.{suffix}")
@@ -141,6 +141,6 @@ def test_images_in_both_splits_are_found_by_path_and_by_content(tmp_path: Path) 
     }
 
 
-def test_images_that_were_not_opened_are_told_apart_by_path_alone(tmp_path: Path) -> None:
+def test_images_that_were_not_opened_are_compared_by_path_only(tmp_path: Path) -> None:
     one, other, both = (write(tmp_path / f"{name}.png") for name in ("one", "other", "both"))
     assert shared_pictures({one: Picture(), both: Picture()}, {other: Picture(), both: Picture()}) == {both: both}

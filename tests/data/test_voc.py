@@ -118,7 +118,7 @@ def test_a_folder_of_xml_files_with_the_pictures_beside_them_is_an_image_set(tmp
     assert list(found) == ["mine/a.PNG", "mine/b.jpeg"]
 
 
-def test_of_several_pictures_of_a_name_the_jpeg_is_meant(devkit: Path) -> None:
+def test_the_jpeg_is_used_of_several_pictures_with_one_name(devkit: Path) -> None:
     for suffix in ("bmp", "png"):
         write_image(devkit / f"VOC2007/JPEGImages/000001.{suffix}", [])
     assert list(things_of(read(devkit, "VOC2007/test"))) == ["VOC2007/JPEGImages/000001.jpg"]
@@ -131,7 +131,7 @@ def rewrite(path: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("new", ["<size><width>0</width><height>0</height></size>", "<size/>", ""])
-def test_an_image_tells_its_size_where_its_annotation_does_not(devkit: Path, new: str) -> None:
+def test_the_size_is_read_from_the_image_if_its_annotation_has_none(devkit: Path, new: str) -> None:
     path = devkit / "VOC2007/Annotations/000001.xml"
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition("<size>")
@@ -142,7 +142,7 @@ def test_an_image_tells_its_size_where_its_annotation_does_not(devkit: Path, new
 
 
 @pytest.mark.parametrize("difficult", ["<difficult>0</difficult>", "<difficult> </difficult>", "<difficult/>", ""])
-def test_an_object_is_not_difficult_unless_it_says_so(devkit: Path, difficult: str) -> None:
+def test_an_object_is_not_difficult_by_default(devkit: Path, difficult: str) -> None:
     rewrite(devkit / "VOC2007/Annotations/000001.xml", "<difficult>0</difficult>", difficult)
     (box,) = read(devkit, "VOC2007/test")["annotations"]
     assert box["iscrowd"] == 0
@@ -198,14 +198,14 @@ def opened(root: Path) -> CheckedDataset:
     return open_dataset(voc(root))
 
 
-def test_what_was_converted_is_used_again(devkit: Path) -> None:
+def test_converted_annotations_are_reused(devkit: Path) -> None:
     first = opened(devkit)
     written = first.train.annotations.stat().st_mtime_ns
     assert opened(devkit) == first
     assert first.train.annotations.stat().st_mtime_ns == written
 
 
-def test_a_changed_annotation_is_read_anew(devkit: Path) -> None:
+def test_changed_annotations_are_converted_again(devkit: Path) -> None:
     first = opened(devkit)
     rewrite(devkit / "VOC2012/Annotations/2008_000002.xml", "<xmax>50</xmax>", "<xmax>51</xmax>")
     os.utime(devkit / "VOC2012/Annotations/2008_000002.xml", ns=(1, 1))
@@ -216,13 +216,13 @@ def test_a_changed_annotation_is_read_anew(devkit: Path) -> None:
     assert things_of(content)["VOC2012/JPEGImages/2008_000002.jpg"] == [Thing("person", (5, 6, 51, 40))]
 
 
-def test_another_order_of_classes_is_other_annotations(devkit: Path) -> None:
+def test_annotations_are_converted_again_for_another_order_of_classes(devkit: Path) -> None:
     found = [read(devkit, "VOC2007/trainval", classes=classes) for classes in (CLASSES, CLASSES[::-1])]
     names = [content["categories"][0]["name"] for content in found]
     assert names == ["person", "tvmonitor"]
 
 
-def test_a_list_with_one_more_image_is_read_anew(devkit: Path) -> None:
+def test_annotations_are_converted_again_for_another_list_of_images(devkit: Path) -> None:
     assert len(read(devkit, "VOC2007/test")["images"]) == 1
     with open(devkit / "VOC2007/ImageSets/Main/test.txt", "a") as listing:
         listing.write("000005\n")
@@ -295,12 +295,14 @@ def without_size(root: Path) -> None:
         ),
         (
             lambda r: rewrite(r / XML, "<width>64<", "<width>wide<"),
-            "dataset.val: {root}/" + XML + ": has the size ['wide', '48']; expected two numbers",
+            "dataset.val: {root}/" + XML + ": found the size ['wide', '48'], expected two numbers",
         ),
-        (without_size, "dataset.val: {root}/" + XML + ": tells no size, and {root}/" + PICTURE + " cannot be read: "),
+        (without_size, "dataset.val: {root}/" + XML + ": has no size, and {root}/" + PICTURE + " cannot be read: "),
     ],
 )
-def test_what_cannot_be_read_is_one_line(devkit: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_the_error_of_unreadable_annotations_is_one_line(
+    devkit: Path, spoil: Callable[[Path], object], message: str
+) -> None:
     spoil(devkit)
     with pytest.raises(UserError) as refused:
         opened(devkit)
@@ -308,12 +310,12 @@ def test_what_cannot_be_read_is_one_line(devkit: Path, spoil: Callable[[Path], o
     assert str(refused.value).isprintable()
 
 
-def test_all_unknown_classes_are_told(devkit: Path) -> None:
+def test_the_error_lists_all_unknown_classes(devkit: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.classes lacks 'dog', 'tvmonitor', and has person"):
         read(devkit, "VOC2007/trainval", classes=("person",))
 
 
-def test_an_image_in_two_sets_is_told(devkit: Path) -> None:
+def test_an_image_in_two_sets_is_an_error(devkit: Path) -> None:
     with pytest.raises(UserError) as refused:
         read(devkit, "VOC2007/trainval", "VOC2007/trainval")
     assert str(refused.value) == (
@@ -328,7 +330,7 @@ def test_a_folder_without_xml_files_is_no_image_set(tmp_path: Path) -> None:
         read(tmp_path, "mine")
 
 
-def test_a_cache_that_cannot_be_written_is_told(devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMNAS_CACHE", str(devkit / LIST / "cache"))
     with pytest.raises(UserError, match="dataset: the annotations cannot be written below "):
         read(devkit, "VOC2007/test")

@@ -1,4 +1,4 @@
-"""Detectors of the tests of parts: configs, networks and batches."""
+"""Configs, networks and batches for the tests of parts."""
 
 import itertools
 from collections.abc import Sequence

@@ -165,7 +165,7 @@ def test_a_wrong_part_is_named_with_what_was_expected(text: str, named: str) -> 
 def test_retinanet_alone_goes_without_an_rpn(text: str, head: str) -> None:
     message = error_of(text)
     assert text in message
-    assert "RetinaNet goes with no RPN, every other head needs one" in message
+    assert "RetinaNet has no RPN, every other head needs one" in message
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_retinanet_alone_goes_without_an_rpn(text: str, head: str) -> None:
         (lambda: FPN(1, 5, 5), "input levels"),
         (lambda: FPN(2, 4, 3), "input levels"),
         (lambda: FPN(1, 4, 5, 0), "0 is not a positive number of channels"),
-        (lambda: RCNNHead(0), "2 to 4 stages, not 0"),
-        (lambda: RCNNHead(5), "2 to 4 stages, not 5"),
+        (lambda: RCNNHead(0), "found a cascade of 0 stages, expected 2 to 4"),
+        (lambda: RCNNHead(5), "found a cascade of 5 stages, expected 2 to 4"),
         (lambda: parse_rpn("none"), "RPN 'none'"),
         (lambda: parse_head("Cascade"), "head 'Cascade'"),
     ],

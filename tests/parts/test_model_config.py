@@ -1,4 +1,4 @@
-"""Configs against MMDetection's own, over the structural space, and at work: loss, gradients and boxes."""
+"""Configs compared with MMDetection's own, over the structural space, and in use: loss, gradients and boxes."""
 
 import inspect
 import itertools
@@ -196,7 +196,7 @@ def test_the_sample_is_of_the_whole_space() -> None:
 
 
 @pytest.mark.parametrize("neck_number", range(len(NECKS)), ids=[str(neck) for neck in NECKS])
-def test_the_space_builds_with_exactly_the_wanted_levels(neck_number: int, tmp_path: Path) -> None:
+def test_every_neck_of_the_space_builds_with_exactly_its_levels(neck_number: int, tmp_path: Path) -> None:
     neck = NECKS[neck_number]
     taken = neck.input_levels if neck else (SINGLE_LEVEL,)
     given = neck.output_levels if neck else (SINGLE_LEVEL,)
@@ -220,7 +220,7 @@ def test_the_space_builds_with_exactly_the_wanted_levels(neck_number: int, tmp_p
 
 
 @pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
-def test_the_detectors_that_the_paper_found_build_as_they_are_printed(text: str) -> None:
+def test_the_papers_detectors_build_from_their_printed_texts(text: str) -> None:
     architecture = Architecture.parse(text)
     neck = architecture.neck
     assert neck is not None
@@ -264,7 +264,7 @@ def test_every_combination_learns_and_detects(text: str, norm: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
-def test_the_detectors_that_the_paper_found_learn_and_detect_with_the_layers_that_found_them(text: str) -> None:
+def test_the_papers_detectors_train_and_detect_with_the_layers_of_its_search(text: str) -> None:
     check_that_it_learns_and_detects(text.partition(" ")[2], NORMS["GN and WS"], shrink=2)
 
 

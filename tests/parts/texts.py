@@ -1,4 +1,4 @@
-"""Strategies for parts, and the message that a wrong text gets."""
+"""Hypothesis strategies for parts, and the error message of a wrong text."""
 
 import pytest
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ backbone_codes = st.builds(
 
 
 def error_of(text: str) -> str:
-    """Return the message with which an architecture is refused."""
+    """Return the error message of a text that is no architecture."""
     with pytest.raises(ValueError, match=r".") as refused:
         Architecture.parse(text)
     return str(refused.value)

@@ -53,7 +53,7 @@ def load(tmp_path: Path) -> Loader:
 
 @pytest.fixture
 def error_of(load: Loader, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that gives the one line with which a recipe is refused, its file's folder left out."""
+    """Return a function that returns the error message of a recipe, without the folder of its file."""
 
     def refuse(text: str = TEXT, *overrides: str) -> str:
         with pytest.raises(UserError) as refused:
@@ -94,7 +94,7 @@ def test_coco_is_the_papers_structural_search() -> None:
     assert "800x600 ResNet50 FPN(P1-P5,c=256) RPN 2FC" in structural.seeds
 
 
-def test_what_a_recipe_leaves_out_has_defaults(load: Loader) -> None:
+def test_omitted_keys_of_a_recipe_have_defaults(load: Loader) -> None:
     recipe = load()
     assert recipe.device.kind == "auto"
     assert (recipe.device.timing.rounds, recipe.device.timing.images) == (3, 100)
@@ -103,7 +103,7 @@ def test_what_a_recipe_leaves_out_has_defaults(load: Loader) -> None:
     assert recipe.structural.space.heads == StructuralSpace().heads
 
 
-def test_a_path_is_read_even_if_it_ends_like_a_shipped_name(tmp_path: Path) -> None:
+def test_a_path_is_read_even_if_its_file_has_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
     (tmp_path / "coco").write_text(TEXT, encoding="utf-8")
     assert load_recipe(str(tmp_path / "coco")).name == "cells"
 
@@ -188,14 +188,14 @@ def test_an_override_leaves_alone_what_an_alias_shares(load: Loader) -> None:
         ("structural=3", "cells.yaml: structural: found 3, expected"),
     ],
 )
-def test_a_bad_override_is_told_by_its_key_without_a_line(
+def test_the_error_of_a_bad_override_has_its_key_and_no_line(
     error_of: Callable[..., str], override: str, message: str
 ) -> None:
     assert error_of(TEXT, override).startswith(message)
 
 
 @pytest.mark.parametrize("recipe", ["cocoo", "studies/nothing.yaml", "coco.yaml"])
-def test_a_missing_recipe_is_answered_with_the_shipped_ones(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_recipe_lists_the_shipped_ones(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     with pytest.raises(UserError) as refused:
         load_recipe(recipe)
@@ -230,7 +230,7 @@ def test_a_folder_or_a_picture_is_no_recipe(tmp_path: Path) -> None:
         ("cells\n", "cells.yaml: expected keys such as name, dataset and structural, found str"),
     ],
 )
-def test_a_text_that_is_no_mapping_in_yaml_is_told_by_its_line(
+def test_the_error_of_a_text_that_is_no_yaml_mapping_has_its_line(
     error_of: Callable[..., str], text: str, message: str
 ) -> None:
     assert error_of(text).startswith(message)
@@ -253,7 +253,7 @@ def test_a_key_given_twice_is_refused_at_its_second_line(
     assert error_of(TEXT.replace(old, new, 1)) == f"cells.yaml:{line}: not valid YAML: key {key!r} given twice"
 
 
-def test_a_key_merged_in_may_be_given_again(load: Loader) -> None:
+def test_a_key_of_a_yaml_merge_may_be_given_again(load: Loader) -> None:
     text = TEXT.replace("train: {", "train: &train {").replace(
         "val: {annotations: val.json, images", "val: {<<: *train, images"
     )
@@ -348,7 +348,9 @@ def test_a_key_merged_in_may_be_given_again(load: Loader) -> None:
         ),
     ],
 )
-def test_a_wrong_value_is_told_by_line_and_key(error_of: Callable[..., str], old: str, new: str, message: str) -> None:
+def test_the_error_of_a_wrong_value_has_its_line_and_key(
+    error_of: Callable[..., str], old: str, new: str, message: str
+) -> None:
     assert TEXT.count(old) == 1
     assert error_of(TEXT.replace(old, new)).startswith(message)
 
@@ -372,7 +374,9 @@ def test_a_seed_outside_the_space_is_refused(error_of: Callable[..., str], seed:
 
 
 @pytest.mark.parametrize("weights", ["{ResNet18: a.pth}", "{ResNet18: a, ResNet50: b, ResNet101: c}", "{}"])
-def test_weights_are_given_for_the_backbones_of_the_space(error_of: Callable[..., str], weights: str) -> None:
+def test_weights_have_to_be_given_for_exactly_the_backbones_of_the_space(
+    error_of: Callable[..., str], weights: str
+) -> None:
     message = error_of(TEXT, f"structural.training.weights={weights}")
     assert "training.weights names" in message
     assert message.endswith("expected a file for each of ResNet18, ResNet50")
@@ -425,15 +429,15 @@ MEANING = {
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from([*FREE, *MEANING])))
-def test_the_keys_that_give_trials_another_meaning_are_told_exactly(load: Loader, keys: set[str]) -> None:
+def test_exactly_the_keys_that_change_the_meaning_of_trials_differ(load: Loader, keys: set[str]) -> None:
     recorded = json.loads(json.dumps(load().model_dump(mode="json")))
     values = FREE | MEANING
     overrides = [f"{key}={yaml.safe_dump(values[key], default_flow_style=True)}" for key in sorted(keys)]
     changed = load(TEXT, *overrides)
     assert set(changed.differing_keys(recorded, "structural")) == keys & set(MEANING)
     assert len(changed.differing_keys(recorded, "structural")) == len(keys & set(MEANING))
-    told = changed.differing_keys(recorded, "structural")
-    assert load().differing_keys(changed.model_dump(mode="json"), "structural") == told
+    differing = changed.differing_keys(recorded, "structural")
+    assert load().differing_keys(changed.model_dump(mode="json"), "structural") == differing
 
 
 def test_a_key_that_only_one_version_of_the_package_knows_differs(load: Loader) -> None:
@@ -444,7 +448,7 @@ def test_a_key_that_only_one_version_of_the_package_knows_differs(load: Loader) 
     assert load().differing_keys(recorded, "structural") == ["device.cpu_threads", "structural.detector.soft_nms"]
 
 
-def test_a_key_that_has_come_up_since_has_its_default_in_an_older_record(load: Loader) -> None:
+def test_a_key_that_an_older_recorded_recipe_lacks_has_its_default(load: Loader) -> None:
     recorded = load().model_dump(mode="json")
     del recorded["structural"]["training"]["base_batch_size"]
     assert load().differing_keys(recorded, "structural") == []
@@ -452,7 +456,7 @@ def test_a_key_that_has_come_up_since_has_its_default_in_an_older_record(load: L
     assert changed.differing_keys(recorded, "structural") == ["structural.training.base_batch_size"]
 
 
-def test_a_stage_only_minds_its_own_keys_and_those_of_both(load: Loader) -> None:
+def test_a_stage_ignores_the_keys_of_other_stages(load: Loader) -> None:
     modular = "modular={trials: 3, training: {epochs: 9, batch_size: 8, lr: 0.24, weights: none}}"
     recorded = load(TEXT, modular).model_dump(mode="json")
     changed = load(TEXT, modular, "modular.training.epochs=12", "modular.trials=4", "structural.training.epochs=7")
@@ -469,15 +473,15 @@ def test_the_learning_rate_is_scaled_to_the_batch_linearly(load: Loader) -> None
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("modular.training.weights=imagenet", "modular: training.weights: searched backbones have no pre-trained"),
-        ("modular.space.basicblock.blocks=[1-3, 1-4, 1-5, 3-4]", "modular.space has no place for a candidate with"),
-        ("modular.space.fpn_channels=[32]", "modular.space has no place for a candidate with"),
+        ("modular.training.weights=imagenet", "modular: training.weights: searched backbones have no pretrained"),
+        ("modular.space.basicblock.blocks=[1-3, 1-4, 1-5, 3-4]", "modular.space does not contain candidates with"),
+        ("modular.space.fpn_channels=[32]", "modular.space does not contain candidates with"),
         ("modular.space.basicblock.block=3", "unknown key; did you mean blocks?"),
         ("modular.trial=3", "unknown key; did you mean trials?"),
         ("modular.objectives=[map, map]", "an objective is listed more than once"),
     ],
 )
-def test_a_stage_two_that_cannot_be_is_refused(load: Loader, override: str, expected: str) -> None:
+def test_an_impossible_stage_two_is_refused(load: Loader, override: str, expected: str) -> None:
     modular = "modular={trials: 3, training: {epochs: 9, batch_size: 8, lr: 0.24, weights: none}}"
     with pytest.raises(UserError) as error:
         load(TEXT, modular, override)

@@ -69,7 +69,7 @@ def small_space(
     block: str = "basicblock",
     neck: bool = True,
 ) -> CandidateSpace:
-    """Return the space around its own shortest backbone, of which the first ``built`` stages are built."""
+    """Return the space of a candidate with the shortest backbone, of which the first ``built`` stages are built."""
     lengths = [int(text[0]) for text in ranges[:built]] + [1] * (4 - built)
     digits = iter("1" * (sum(lengths) - 3) + "222")
     s2, s3, s4, s5 = ["".join(itertools.islice(digits, length)) for length in lengths]
@@ -111,7 +111,7 @@ def built_stages(space: CandidateSpace) -> int:
 
 
 def every_network(space: CandidateSpace) -> set[Network]:
-    """Return base, built stages and FPN channels of every network that is meant to be there, by trying all digits."""
+    """Return base, built stages and FPN channels of every network that the space should contain, by brute force."""
     built = built_stages(space)
     stages = [
         ["".join(digits) for length in range(low, high + 1) for digits in itertools.product("12", repeat=length)]
@@ -140,7 +140,7 @@ def network_of(architecture: Architecture) -> Network:
     ],
     ids=" ".join,
 )
-def test_all_values_of_the_parameters_together_give_every_network_and_no_other(
+def test_the_values_of_the_parameters_suggest_every_network_of_the_space_and_no_other(
     built: int, ranges: tuple[str, ...]
 ) -> None:
     space = small_space(built, ranges)
@@ -174,7 +174,7 @@ def test_the_default_spaces_have_these_sizes(backbone: str, sizes: tuple[int, ..
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), small_spaces() | default_spaces())
-def test_any_values_give_an_architecture_whose_parameters_lead_back_to_it(
+def test_the_parameters_of_a_suggested_architecture_suggest_it_again(
     data: st.DataObject, space: CandidateSpace
 ) -> None:
     trial = FixedTrial(data.draw(params_of(space)))
@@ -235,14 +235,14 @@ def test_a_baseline_is_the_candidate_with_its_backbone_as_a_code_up_to_the_last_
 
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", [*CLASSIC_BACKBONES, *(text.split()[1] for text in FOUND.values())])
-def test_published_and_found_backbones_lie_in_the_default_space(backbone: str, neck: str) -> None:
+def test_the_default_space_contains_published_and_found_backbones(backbone: str, neck: str) -> None:
     space = own_space(f"800x600 {backbone} {neck}RPN 2FC")
     for architecture in (space.baseline, *space.published_starts):
         assert space.suggest(FixedTrial(space.params(architecture))) == architecture
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_the_paper_found_is_where_its_own_search_starts(name: str) -> None:
+def test_a_search_with_a_candidate_of_the_paper_starts_from_the_papers_backbone(name: str) -> None:
     space = own_space(FOUND[name])
     assert space.baseline == space.candidate
     assert space.candidate in space.published_starts
@@ -264,21 +264,21 @@ def test_what_the_paper_found_is_where_its_own_search_starts(name: str) -> None:
         ("512x512 MobileNetV2 RPN 2FC", []),
     ],
 )
-def test_the_papers_backbones_of_the_same_block_are_starts(text: str, starts: list[str]) -> None:
+def test_published_starts_are_the_papers_backbones_with_the_same_block(text: str, starts: list[str]) -> None:
     candidate = Architecture.parse(text)
     assert [str(start) for start in own_space(text).published_starts] == [
         str(candidate).replace(str(candidate.backbone), start) for start in starts
     ]
 
 
-def test_a_start_outside_of_the_space_is_left_out() -> None:
+def test_published_starts_outside_of_the_space_are_omitted() -> None:
     space = ModularSpace.model_validate({"basicblock": {"base_channels": [56, 64], "blocks": ["1-3"] * 4}})
     candidate = Architecture.parse("512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC")
     starts = space.for_candidate(candidate).published_starts
     assert [str(start.backbone) for start in starts] == ["basicblock_64_1-21-21-12"]
 
 
-def test_a_recipe_tells_only_what_it_changes() -> None:
+def test_keys_that_a_recipe_omits_have_defaults() -> None:
     space = ModularSpace.model_validate(
         {"basicblock": {"base_channels": [12, 8]}, "MBblock": {"blocks": [" 1-2", "1 - 3", "2-2", "1-1"]}}
     )
@@ -313,7 +313,7 @@ def test_a_recipe_tells_only_what_it_changes() -> None:
         ({"fpn_channels": [-128]}, "found -128, expected a positive number of channels"),
     ],
 )
-def test_a_space_without_sense_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
+def test_the_error_of_an_impossible_space_names_the_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refused:
         ModularSpace.model_validate(settings)
     assert message in str(refused.value)
@@ -349,15 +349,21 @@ def test_a_candidate_outside_of_its_own_space_is_refused(text: str, message: str
         ("96x72 basicblock_16_1-2-2-2 FPN(P1-P3,c=32) GA-RPN 2FC", "rpn GA-RPN is not the candidate's, RPN"),
         ("96x72 basicblock_16_1-2-2-2 FPN(P1-P3,c=32) RetinaNet", "rpn none is not the candidate's, RPN"),
         ("96x72 basicblock_16_1-2-2-2 FPN(P1-P3,c=32) RPN Cascade(n=2)", "head Cascade(n=2) is not the candidate's"),
-        ("96x72 MBblock_16_1-2-2-2 FPN(P1-P3,c=32) RPN 2FC", "MBblock_16_1-2-2-2 is not a code of basicblocks"),
-        ("96x72 ResNet18(w=16) FPN(P1-P3,c=32) RPN 2FC", "ResNet18(w=16) is not a code of basicblocks"),
+        (
+            "96x72 MBblock_16_1-2-2-2 FPN(P1-P3,c=32) RPN 2FC",
+            "MBblock_16_1-2-2-2: expected a code with the candidate's block, basicblock",
+        ),
+        (
+            "96x72 ResNet18(w=16) FPN(P1-P3,c=32) RPN 2FC",
+            "ResNet18(w=16): expected a code with the candidate's block, basicblock",
+        ),
         ("96x72 basicblock_64_1-2-2-2 FPN(P1-P3,c=32) RPN 2FC", "base_channels 64 is not among 16, 24"),
         ("96x72 basicblock_16_1-2-2-2 FPN(P1-P3,c=64) RPN 2FC", "fpn_channels 64 is not among 32"),
         ("96x72 basicblock_16_1-2-2111-2 FPN(P1-P3,c=32) RPN 2FC", "blocks_s4 4 is not within 1-3"),
         ("96x72 basicblock_16_11-1-2-2 FPN(P1-P3,c=32) RPN 2FC", "11-1-2 doubles its channels in 1 blocks up to P3"),
         (
             "96x72 basicblock_16_1-2-2-21 FPN(P1-P3,c=32) RPN 2FC",
-            "basicblock_16_1-2-2-21 is written basicblock_16_1-2-2-2 where P3 is the last level used",
+            "basicblock_16_1-2-2-21: expected basicblock_16_1-2-2-2, its code where P3 is the last level used",
         ),
     ],
 )
@@ -381,12 +387,12 @@ def precedes(space: CandidateSpace, one: Architecture, other: Architecture) -> b
 
 
 @cache
-def comes_of(smaller: tuple[int, ...], larger: tuple[int, ...]) -> bool:
-    """Say whether a stage comes of a larger one by deleting and narrowing its blocks, by trying all ways."""
+def results_from(smaller: tuple[int, ...], larger: tuple[int, ...]) -> bool:
+    """Whether a stage results from a larger one by deleting and narrowing blocks, by brute force."""
     if not smaller or not larger:
         return not smaller
-    deleted = comes_of(smaller, larger[1:])
-    return deleted or (smaller[0] <= larger[0] and comes_of(smaller[1:], larger[1:]))
+    deleted = results_from(smaller, larger[1:])
+    return deleted or (smaller[0] <= larger[0] and results_from(smaller[1:], larger[1:]))
 
 
 @st.composite
@@ -404,7 +410,7 @@ def chains(draw: st.DrawFn, length: int) -> tuple[CandidateSpace, list[Architect
 
 @settings(max_examples=300, deadline=None)
 @given(chains(2))
-def test_one_precedes_another_exactly_where_it_comes_of_it_by_deleting_and_narrowing(
+def test_one_precedes_another_iff_it_results_from_it_by_deleting_and_narrowing_blocks(
     drawn: tuple[CandidateSpace, list[Architecture]],
 ) -> None:
     space, pair = drawn
@@ -412,7 +418,7 @@ def test_one_precedes_another_exactly_where_it_comes_of_it_by_deleting_and_narro
         small, large = code_of(one), code_of(other)
         stages = list(zip(small.planes, large.planes, strict=True))[: built_stages(space)]
         necks = one.neck is None or other.neck is None or one.neck.channels <= other.neck.channels
-        expected = small.base <= large.base and necks and all(itertools.starmap(comes_of, stages))
+        expected = small.base <= large.base and necks and all(itertools.starmap(results_from, stages))
         assert precedes(space, one, other) == expected
 
 
@@ -453,14 +459,14 @@ def test_an_architecture_precedes_the_larger_one(smaller: str, larger: str) -> N
         ("12-1-22-1", "111-21-21-2"),
     ],
 )
-def test_a_block_of_one_stage_does_not_make_up_for_one_of_another(one: str, other: str) -> None:
+def test_blocks_of_different_stages_do_not_compensate_for_each_other(one: str, other: str) -> None:
     space = own_space("512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC")
     pair = [Architecture.parse(f"512x512 basicblock_64_{code} FPN(P2-P5,c=256) RPN 2FC") for code in (one, other)]
     assert not precedes(space, pair[0], pair[1])
     assert not precedes(space, pair[1], pair[0])
 
 
-def test_networks_of_equal_blocks_are_told_apart_by_their_stems() -> None:
+def test_networks_with_equal_blocks_are_ordered_by_their_stems() -> None:
     space = own_space("512x512 MobileNetV2 RPN 2FC")
     narrow, wide = (Architecture.parse(f"512x512 MBblock_{code} RPN 2FC") for code in ("24_2-2-2-1", "48_1-2-2-2"))
     assert code_of(narrow).planes[:3] == code_of(wide).planes[:3]

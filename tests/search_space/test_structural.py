@@ -28,7 +28,7 @@ Choices = Sequence[Any]
 
 
 class Walk(FixedTrial):
-    """A trial that takes the choices it is told, then the first of every further list, and remembers the lists."""
+    """A trial that suggests the choices with given indices, then the first of each list, and records the lists."""
 
     def __init__(self, indices: Sequence[int]) -> None:
         super().__init__({})
@@ -42,7 +42,7 @@ class Walk(FixedTrial):
 
 
 def walk_through(space: StructuralSpace) -> Iterator[tuple[Walk, Architecture]]:
-    """Take every way through the tree of choices that ``suggest`` opens."""
+    """Yield every architecture that ``suggest`` can return, with its trial."""
     indices: list[int] = []
     while True:
         walk = Walk(indices)
@@ -104,7 +104,7 @@ def test_a_space_has_as_many_architectures_as_its_size_says(space: StructuralSpa
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_the_parameters_of_an_architecture_lead_back_to_it(space: StructuralSpace) -> None:
+def test_the_parameters_of_an_architecture_suggest_it_again(space: StructuralSpace) -> None:
     for walk, architecture in walk_through(space):
         params = space.params(architecture)
         assert params == {name: choices[index] for name, index, choices in walk.taken}
@@ -172,7 +172,7 @@ def test_an_fpn_ends_at_or_above_its_last_input() -> None:
         ({"resolutions": ["800x600"]}, "resolutions"),
     ],
 )
-def test_a_space_without_sense_is_refused_by_name(lists: dict[str, Any], message: str) -> None:
+def test_the_error_of_an_impossible_space_names_the_key(lists: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refused:
         StructuralSpace.model_validate(lists)
     assert message in str(refused.value)
@@ -382,7 +382,7 @@ def chains(draw: st.DrawFn, length: int) -> list[Architecture]:
 
 
 def contains(larger: Architecture, smaller: Architecture) -> bool:
-    """Say whether the larger has all that the smaller has, part by part, as the docstring of ``order`` puts it."""
+    """Whether each part of the larger contains that of the smaller, as the docstring of ``order`` defines it."""
     big, small = larger.backbone, smaller.backbone
     assert isinstance(big, ClassicBackbone)
     assert isinstance(small, ClassicBackbone)
@@ -406,7 +406,7 @@ def contains(larger: Architecture, smaller: Architecture) -> bool:
 
 @settings(max_examples=300)
 @given(chains(2))
-def test_one_precedes_another_exactly_where_every_part_is_contained(pair: list[Architecture]) -> None:
+def test_one_precedes_another_iff_each_part_is_contained(pair: list[Architecture]) -> None:
     for one, other in itertools.product(pair, repeat=2):
         assert precedes(one, other) == contains(other, one)
 

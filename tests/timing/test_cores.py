@@ -10,7 +10,7 @@ from smnas_optuna.timing.cores import usable_cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs limits of the system")
-def test_cores_that_the_system_forbids_are_not_counted() -> None:
+def test_only_cores_that_the_system_allows_are_returned() -> None:
     core = max(usable_cores())
     program = (
         "import os, sys; from smnas_optuna.timing.cores import usable_cores;"

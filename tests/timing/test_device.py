@@ -42,7 +42,7 @@ def test_conditions_are_those_of_the_gpus_in_use(gpus: list[str], limit: str) ->
     assert (found["driver"], found["power limit"]) == ("570.86.15", limit)
 
 
-def test_a_part_of_a_gpu_has_no_power_limit_of_its_own() -> None:
+def test_a_mig_instance_has_no_power_limit() -> None:
     found = conditions("cuda", ["MIG-c9dd5b6f-5f1f-5a0a-8e57-0c3e1a6b7d21"])
     assert found["driver"] == "570.86.15"
     assert "power limit" not in found
@@ -61,7 +61,7 @@ def test_a_cpu_has_no_conditions_of_a_gpu() -> None:
         (False, False, "off"),
     ],
 )
-def test_a_time_says_what_tensorfloat_32_has_rounded(
+def test_the_conditions_say_where_tensorfloat_32_is_used(
     convolutions: bool, matrices: bool, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     former = torch.backends.cuda.matmul.allow_tf32
@@ -74,7 +74,7 @@ def test_a_time_says_what_tensorfloat_32_has_rounded(
     assert (found["precision"], found["TF32"]) == ("float32", told)
 
 
-def test_standardised_weights_are_told_to_be_timed_as_constants() -> None:
+def test_the_conditions_say_that_standardised_weights_are_constants() -> None:
     assert conditions("cpu", standardized=True)["standardised weights"] == "folded"
 
 

@@ -1,4 +1,4 @@
-"""Timing has a device alone, and waits for nobody in vain: real processes, stopped, hanging and killed."""
+"""Timing holds a device alone, and no wait is endless: tests with processes that are stopped, hang or are killed."""
 
 import contextlib
 import fcntl
@@ -39,7 +39,7 @@ def _server() -> None:
 
 @pytest.fixture
 def device() -> Iterator[str]:
-    """A device of this test's own, which no other process locks."""
+    """Name of a device that no other process locks."""
     name = f"test-{os.getpid()}-{os.urandom(4).hex()}"
     users = DeviceLock(name, "this test")._users
     yield name
@@ -49,11 +49,11 @@ def device() -> Iterator[str]:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> "Queue[str]":
-    """What is said of waits, at once."""
-    said: Queue[str] = Queue()
-    monkeypatch.setattr(device_lock, "_warn", said.put)
+    """The warnings about waits, which are logged at once."""
+    messages: Queue[str] = Queue()
+    monkeypatch.setattr(device_lock, "_warn", messages.put)
     monkeypatch.setattr(device_lock, "_WARNING_SECONDS", 0.0)
-    return said
+    return messages
 
 
 def _hold(name: str, action: str, ready: Connection) -> None:
@@ -67,7 +67,7 @@ def _hold(name: str, action: str, ready: Connection) -> None:
 
 
 class Holder:
-    """A process that trains or times on a device until it is told to let go."""
+    """A process that trains or times on a device until ``let_go`` is called."""
 
     def __init__(self, name: str, action: str) -> None:
         self._connection, theirs = context.Pipe()
@@ -112,7 +112,7 @@ def hold(device: str) -> Iterator[Callable[[str], Holder]]:
 
 
 class Background(threading.Thread):
-    """Something that may have to wait."""
+    """A thread that calls a function which may have to wait."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -151,18 +151,18 @@ Hold = Callable[[str], Holder]
     ("action", "other", "word"),
     [(time_on, "train", "timing"), (train_on, "time", "training"), (time_on, "time", "timing")],
 )
-def test_who_waits_for_another_says_for_whom(
+def test_a_warning_names_the_process_that_is_waited_for(
     device: str, hold: Hold, warnings: "Queue[str]", action: Callable[[str], None], other: str, word: str
 ) -> None:
     holder = hold(other)
     waiting = Background(lambda: action(device))
-    said = warnings.get(timeout=SECONDS)
+    message = warnings.get(timeout=SECONDS)
     holder.let_go()
     waiting.wait()
-    assert re.fullmatch(rf"{word} has waited \d+ s for {re.escape(holder.name)}", said)
+    assert re.fullmatch(rf"{word} has waited \d+ s for {re.escape(holder.name)}", message)
 
 
-def test_no_iteration_begins_while_one_waits_to_time(device: str, hold: Hold, warnings: "Queue[str]") -> None:
+def test_no_iteration_starts_while_a_process_waits_to_time(device: str, hold: Hold, warnings: "Queue[str]") -> None:
     holder = hold("train")
     timing = Background(lambda: time_on(device))
     warnings.get(timeout=SECONDS)
@@ -180,12 +180,12 @@ def test_trainings_share_a_device(device: str, hold: Hold) -> None:
     train_on(device)
 
 
-def test_timing_goes_ahead_beside_a_process_that_is_stopped(device: str, hold: Hold, warnings: "Queue[str]") -> None:
+def test_timing_does_not_wait_for_a_stopped_process(device: str, hold: Hold, warnings: "Queue[str]") -> None:
     holder = hold("train")
     holder.stop()
     Background(lambda: time_on(device)).wait()
     stopped = holder.name.replace(")", ", stopped)")
-    assert warnings.get(timeout=SECONDS) == f"timing goes ahead within an iteration of {stopped}"
+    assert warnings.get(timeout=SECONDS) == f"timing starts during an iteration of {stopped}"
 
 
 @pytest.mark.usefixtures("warnings")
@@ -202,7 +202,7 @@ def test_timing_gives_up_on_an_iteration_that_does_not_end(
 
 
 @pytest.mark.usefixtures("warnings")
-def test_nobody_takes_the_turn_of_a_process_that_is_stopped_while_it_times(
+def test_a_process_that_is_stopped_while_it_times_keeps_the_device(
     device: str, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder = hold("time")
@@ -210,15 +210,15 @@ def test_nobody_takes_the_turn_of_a_process_that_is_stopped_while_it_times(
     monkeypatch.setattr(device_lock, "_PATIENCE_SECONDS", 0.2)
     for action in (time_on, train_on):
         waiting = Background(lambda action=action: action(device))  # type: ignore[misc]  # mypy: of which type action is
-        with pytest.raises(EvaluationInterrupted, match=rf"before process {holder.pid} .*, stopped\) does"):
+        with pytest.raises(EvaluationInterrupted, match=rf"until process {holder.pid} .*, stopped\) continues"):
             waiting.wait()
 
 
-def test_giving_up_is_not_the_architectures_fault(tmp_path: Path) -> None:
+def test_a_given_up_wait_interrupts_the_trial(tmp_path: Path) -> None:
     assert failure_of(EvaluationInterrupted("busy"), tmp_path) == Failure("busy", Outcome.INTERRUPTED)
 
 
-def test_a_process_that_is_killed_within_an_iteration_leaves_nothing_behind(device: str, hold: Hold) -> None:
+def test_the_file_of_a_process_killed_during_an_iteration_is_removed(device: str, hold: Hold) -> None:
     holder = hold("train")
     holder.process.kill()
     holder.process.join()
@@ -229,7 +229,7 @@ def test_a_process_that_is_killed_within_an_iteration_leaves_nothing_behind(devi
 
 
 def _train_together(rank: int, folder: Path, name: str, iterations: Connection) -> None:
-    """Be one of two processes that train on the CPU, and see that nobody times meanwhile."""
+    """Run one of two processes that train together on the CPU, and check that no process times meanwhile."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     hook = ShareDevice(DeviceLock(name, "training"), "cpu")
     for number in range(100):
@@ -244,7 +244,7 @@ def _train_together(rank: int, folder: Path, name: str, iterations: Connection) 
     torch.distributed.destroy_process_group()
 
 
-def test_processes_of_one_training_wait_together_for_who_times(device: str, tmp_path: Path) -> None:
+def test_processes_of_one_training_wait_together_for_timing(device: str, tmp_path: Path) -> None:
     iterations, theirs = context.Pipe(duplex=False)
     ranks = [context.Process(target=_train_together, args=(rank, tmp_path, device, theirs)) for rank in range(2)]
     for rank in ranks:
@@ -280,7 +280,7 @@ def job(tiny_recipe: Path, tmp_path: Path) -> Job:
     return Job(architecture, dataset, stage.detector, stage.training, recipe.device, tmp_path / "trial", kind="cpu")
 
 
-def test_two_processes_train_beside_one_that_times_again_and_again(job: Job) -> None:
+def test_two_processes_train_while_another_times_repeatedly(job: Job) -> None:
     over = threading.Event()
 
     def time_again_and_again() -> None:
@@ -310,7 +310,7 @@ def suspend_in_iteration(pid: int, gate: Path) -> None:
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_a_training_that_is_suspended_holds_up_no_timing(job: Job) -> None:
+def test_a_suspended_training_does_not_delay_timing(job: Job) -> None:
     training = job.training.model_copy(update={"epochs": 10_000})
     with contextlib.closing(evaluate(replace(job, training=training))) as events:
         next(event for event in events if isinstance(event, Progress))

@@ -74,13 +74,11 @@ if __name__ == "__main__":
         ("MIG-1a,MIG-2b", 0, ()),
     ],
 )
-def test_gpus_go_by_the_names_that_the_users_list_has_for_them(
-    listed: str | None, count: int, names: tuple[str, ...]
-) -> None:
+def test_gpus_have_the_names_in_cuda_visible_devices(listed: str | None, count: int, names: tuple[str, ...]) -> None:
     assert gpu_names(listed, count) == names
 
 
-def test_workers_get_gpus_of_their_own_and_share_them_once_there_are_none_left() -> None:
+def test_workers_share_gpus_only_if_there_are_too_few() -> None:
     assert assign_gpus(("2", "3", "5", "7"), 1, None) == [("2",), ("3",), ("5",), ("7",)]
     assert assign_gpus(("2", "3", "5"), 2, None) == [("2", "3")]
     assert assign_gpus(("2", "3"), 1, 3) == [("2",), ("3",), ("2",)]
@@ -88,9 +86,7 @@ def test_workers_get_gpus_of_their_own_and_share_them_once_there_are_none_left()
     assert assign_gpus((), 1, None) == [None]
 
 
-def test_a_training_process_sees_the_gpus_of_its_worker_by_the_users_own_numbers(
-    tiny_recipe: Path, tmp_path: Path
-) -> None:
+def test_a_training_process_sees_the_gpus_of_its_worker_by_the_users_numbers(tiny_recipe: Path, tmp_path: Path) -> None:
     # MMEngine asks the C compiler for its version when a training begins: what that program is given the training has.
     compiler = Path(sysconfig.get_config_var("CC").split()[0]).name
     stand_in = tmp_path / "bin" / compiler
@@ -120,7 +116,7 @@ sys.stdin.read()
 """
 
 
-def test_a_search_knows_which_others_train_on_a_gpu_until_they_end() -> None:
+def test_other_searches_on_a_gpu_are_known_until_they_end() -> None:
     gpu = f"GPU-test-{os.getpid()}"
     assert announced_searches(gpu) == []
     program = [sys.executable, "-c", ANNOUNCE, gpu]

@@ -23,7 +23,7 @@ class Sleeper(nn.Module):
         time.sleep(sample)
 
 
-def test_the_median_is_over_images_and_images_that_differ_do_not_widen_the_spread() -> None:
+def test_the_median_is_over_images_and_differences_between_images_do_not_widen_the_spread() -> None:
     model = Sleeper()
     samples = [0.002, 0.02, 0.04]
     latency, spread = measure_latency(model, samples, Timing(images=3, warmup=4, rounds=3), torch.device("cpu"))
@@ -32,7 +32,7 @@ def test_the_median_is_over_images_and_images_that_differ_do_not_widen_the_sprea
     assert model.seen == [*samples, samples[0], *samples * 3]
 
 
-def test_collection_of_garbage_is_back_on_even_after_an_error() -> None:
+def test_garbage_collection_is_enabled_again_even_after_an_error() -> None:
     class Broken(Sleeper):
         def test_step(self, sample: float) -> None:
             if self.seen:

@@ -25,7 +25,7 @@ def turn(gpu: str, cores: set[int]) -> TimingTurn:
     return TimingTurn(DeviceLock(f"test-{os.getpid()}-{gpu}", "this test"), cores, "this test")
 
 
-def test_training_leaves_a_core_that_timing_takes(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_runs_on_a_core_that_training_leaves(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_turn, "_LEAST_CORES", 2)
     mine = turn("first", cores)
     mine.leave_core()
@@ -59,7 +59,7 @@ def test_detectors_on_two_gpus_are_timed_one_after_the_other(cores: set[int], mo
     assert order == ["first", "second"]
 
 
-def test_a_machine_with_few_cores_keeps_none(cores: set[int]) -> None:
+def test_no_core_is_reserved_on_a_machine_with_few_cores(cores: set[int]) -> None:
     small = turn("first", cores)
     before = os.sched_getaffinity(0)
     small.leave_core()

@@ -3,14 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ..archive import Archive
-from ..space import Candidate, Space
+from ..space import Proposal, Space
 from .problems import Grid, Key
 
 NONE_KNOWN, COST_KNOWN = np.array([False, False]), np.array([False, True])
 RISES = np.array([False, True])
 
 
-def candidate(grid: Grid, key: Key) -> Candidate:
+def proposal(grid: Grid, key: Key) -> Proposal:
     space = Space(grid.search_space, grid.order)
     params = {"group": key[0], **{f"capacity{axis}": level for axis, level in enumerate(key[1:])}}
     found = space.decode(params, {})
@@ -22,7 +22,7 @@ def archive_of(grid: Grid, keys: list[Key], tolerance: float = 0.0) -> Archive:
     archive = Archive(RISES, np.full(2, tolerance))
     for number, key in enumerate(keys):
         accuracy, cost = grid.values(key)
-        archive.add(number, candidate(grid, key), [-accuracy, cost], 0.0)
+        archive.add(number, proposal(grid, key), [-accuracy, cost], 0.0)
     return archive
 
 
@@ -32,13 +32,13 @@ problems = st.builds(
 
 
 @given(problems, st.integers(0, 10**6), st.booleans())
-def test_what_is_pruned_is_never_a_pareto_point(grid: Grid, seed: int, knows_cost: bool) -> None:
+def test_no_pareto_point_is_pruned(grid: Grid, seed: int, knows_cost: bool) -> None:
     order = np.random.default_rng(seed).permutation(len(grid.keys))
     trained = [grid.keys[index] for index in order[: len(order) // 2]]
     others = [grid.keys[index] for index in order[len(order) // 2 :]]
     archive = archive_of(grid, trained)
-    candidates = [candidate(grid, key) for key in others]
-    bounds = archive.bounds(candidates)
+    proposals = [proposal(grid, key) for key in others]
+    bounds = archive.bounds(proposals)
     known = COST_KNOWN if knows_cost else NONE_KNOWN
     losses = np.array([(-accuracy, cost) for accuracy, cost in map(grid.values, others)])
     pruned = archive.dominators(np.where(known, losses, bounds.lower), bounds, known) >= 0
@@ -46,13 +46,13 @@ def test_what_is_pruned_is_never_a_pareto_point(grid: Grid, seed: int, knows_cos
 
 
 @given(problems, st.integers(0, 10**6))
-def test_bounds_hold_and_are_what_the_order_says(grid: Grid, seed: int) -> None:
+def test_bounds_hold_and_are_those_of_the_order(grid: Grid, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(grid.keys))
     trained = [grid.keys[index] for index in order[: len(order) // 2]]
     archive = archive_of(grid, trained)
-    bounds = archive.bounds([candidate(grid, key) for key in grid.keys])
+    bounds = archive.bounds([proposal(grid, key) for key in grid.keys])
     accuracies, costs = zip(*map(grid.values, trained), strict=True)
-    # What several share as the worst of all says nothing.
+    # A worst value that several rows share gives no bounds.
     floor = {min(accuracies)} if accuracies.count(min(accuracies)) > 1 else set()
     ceiling = {max(costs)} if costs.count(max(costs)) > 1 else set()
     for row, key in enumerate(grid.keys):
@@ -70,14 +70,14 @@ def test_bounds_hold_and_are_what_the_order_says(grid: Grid, seed: int) -> None:
 def test_an_equal_cost_does_not_prune() -> None:
     grid = Grid(np.array([[0.1, 0.2, 0.3], [0.0, 0.4, 0.5]]), np.array([[1.0, 2.0, 3.0], [0.5, 2.0, 3.0]]))
     archive = archive_of(grid, [(0, 2), (1, 1)])
-    x = candidate(grid, (0, 1))
+    x = proposal(grid, (0, 1))
     bounds = archive.bounds([x])
     equal, dearer = np.array([[bounds.lower[0, 0], 2.0]]), np.array([[bounds.lower[0, 0], 2.1]])
     assert archive.dominators(equal, bounds, COST_KNOWN).tolist() == [-1]
     assert archive.dominators(dearer, bounds, COST_KNOWN).tolist() == [1]
 
 
-def test_all_violations_are_counted_and_those_of_noise_are_tolerated() -> None:
+def test_all_violations_are_counted_and_noise_is_tolerated() -> None:
     noisy = [0.1, 0.2, 0.19, 0.3, 0.4, 0.39, 0.5, 0.6, 0.59, 0.7]
     grid = Grid(np.array([noisy]), np.arange(10.0)[None])
     archive = archive_of(grid, grid.keys)
@@ -89,7 +89,7 @@ def test_all_violations_are_counted_and_those_of_noise_are_tolerated() -> None:
     assert archive_of(grid, grid.keys, tolerance=0.015).violations.tolist() == [0, 0]
 
 
-def test_one_contradiction_between_two_tells_of_neither_and_the_next_ones_of_the_culprit() -> None:
+def test_a_single_contradiction_blames_both_rows_and_further_ones_the_wrong_row() -> None:
     # The largest is trained first and diverges.
     grid = Grid(np.array([[0.1, 0.2, 0.3, 0.4, 0.0]]), np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]))
     order: list[Key] = [(0, 4), (0, 0), (0, 2), (0, 1), (0, 3)]
@@ -101,14 +101,14 @@ def test_one_contradiction_between_two_tells_of_neither_and_the_next_ones_of_the
     archive = archive_of(grid, order)
     assert archive.violations.tolist() == [4, 0]
     assert not archive.slack.any()
-    bounds = archive.bounds([candidate(grid, key) for key in grid.keys])
+    bounds = archive.bounds([proposal(grid, key) for key in grid.keys])
     assert bounds.lower[:, 0].tolist() == [-0.1, -0.2, -0.3, -0.4, -np.inf]
 
 
-def test_what_diverged_to_the_score_of_the_smallest_prunes_nothing() -> None:
+def test_a_diverged_training_that_scores_as_the_smallest_one_prunes_nothing() -> None:
     grid = Grid(np.array([[0.0, 0.2, 0.3, 0.4, 0.0]]), np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]))
     archive = archive_of(grid, [(0, 0), (0, 4)])
-    others = [candidate(grid, key) for key in grid.keys[1:4]]
+    others = [proposal(grid, key) for key in grid.keys[1:4]]
     bounds = archive.bounds(others)
     costs = np.array([[np.nan, 2.0], [np.nan, 3.0], [np.nan, 4.0]])
     corners = np.where(COST_KNOWN, costs, bounds.lower)
@@ -122,7 +122,7 @@ def test_what_diverged_to_the_score_of_the_smallest_prunes_nothing() -> None:
     st.sampled_from([0.0, 0.3, 5.0]),
     st.booleans(),
 )
-def test_what_contradicts_the_rest_prunes_no_pareto_point(
+def test_rows_that_contradict_the_rest_prune_no_pareto_point(
     seed: int, shape: tuple[int, ...], n_wrong: int, scored: float, knows_cost: bool
 ) -> None:
     true = Grid.additive(seed, shape)
@@ -135,21 +135,21 @@ def test_what_contradicts_the_rest_prunes_no_pareto_point(
     archive = archive_of(seen, trained)
     contradicting = {trained[row] for row in np.flatnonzero(archive.contradictions.rows.any(axis=1))}
     others = [key for key in true.keys if key not in trained]
-    candidates = [candidate(true, key) for key in others]
-    bounds = archive.bounds(candidates)
+    proposals = [proposal(true, key) for key in others]
+    bounds = archive.bounds(proposals)
     known = COST_KNOWN if knows_cost else NONE_KNOWN
     losses = np.array([(-accuracy, cost) for accuracy, cost in map(true.values, others)])
     by = archive.dominators(np.where(known, losses, bounds.lower), bounds, known)
     assert not {trained[row] for row in by if row >= 0} & contradicting
     assert not {trained[row] for row in bounds.witness[:, 0] if row >= 0} & contradicting
-    # Who escapes the evidence agrees with all that can be compared with it; then nothing is known.
+    # A wrong row that is not found agrees with all rows that it can be compared with.
     if set(wrong) <= contradicting:
         pruned = {key for key, row in zip(others, by, strict=True) if row >= 0}
         assert not pruned & true.pareto_keys()
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3))
-def test_few_that_diverged_among_many_are_all_found_and_nothing_else(seed: int, n_wrong: int) -> None:
+def test_exactly_the_few_diverged_trainings_among_many_are_found(seed: int, n_wrong: int) -> None:
     true = Grid.additive(seed, (1, 4, 4, 3))
     rng = np.random.default_rng(seed)
     largest = sorted(true.keys, key=sum)[-12:]
@@ -158,30 +158,30 @@ def test_few_that_diverged_among_many_are_all_found_and_nothing_else(seed: int, 
     for key in wrong:
         seen.accuracy[key] = 0.0
     archive = archive_of(seen, [true.keys[index] for index in rng.permutation(len(true.keys))])
-    found = {archive.candidates[row].architecture for row in np.flatnonzero(archive.contradictions.rows[:, 0])}  # type: ignore[union-attr]
+    found = {archive.proposals[row].architecture for row in np.flatnonzero(archive.contradictions.rows[:, 0])}  # type: ignore[union-attr]
     assert found == wrong
     assert not archive.slack.any()
-    assert not archive.untrue.any()
+    assert not archive.violated_too_often.any()
 
 
-def test_nothing_as_large_as_what_ran_out_of_memory_fits() -> None:
+def test_no_architecture_as_large_as_one_that_ran_out_of_memory_fits() -> None:
     grid = Grid.additive(0, (2, 3, 3))
     archive = Archive(RISES, np.zeros(2))
-    archive.add_too_large(candidate(grid, (0, 1, 1)))
-    too_large = {key for key in grid.keys if archive.is_too_large(candidate(grid, key))}
+    archive.add_too_large(proposal(grid, (0, 1, 1)))
+    too_large = {key for key in grid.keys if archive.is_too_large(proposal(grid, key))}
     assert too_large == {(0, 1, 1), (0, 1, 2), (0, 2, 1), (0, 2, 2)}
 
 
-def test_what_has_been_trained_shows_that_what_is_no_larger_fits() -> None:
+def test_architectures_no_larger_than_a_trained_one_fit() -> None:
     grid = Grid.additive(0, (2, 3, 3))
-    small, large = candidate(grid, (0, 1, 1)), candidate(grid, (0, 2, 2))
+    small, large = proposal(grid, (0, 1, 1)), proposal(grid, (0, 2, 2))
     archive = Archive(RISES, np.zeros(2))
     archive.add_too_large(small)
     assert archive.is_too_large(large)
-    archive.add(0, candidate(grid, (0, 1, 2)), [0.0, 0.0], 0.0)
+    archive.add(0, proposal(grid, (0, 1, 2)), [0.0, 0.0], 0.0)
     assert not archive.is_too_large(small)
     assert not archive.is_too_large(large)
-    # Whichever of the two is seen first.
+    # The order of the two does not matter.
     archive.add_too_large(small)
     assert not archive.is_too_large(small)
     archive.add_too_large(large)
@@ -189,13 +189,13 @@ def test_what_has_been_trained_shows_that_what_is_no_larger_fits() -> None:
 
 
 @given(problems)
-def test_the_front_is_what_no_other_dominates(grid: Grid) -> None:
+def test_the_front_consists_of_the_non_dominated_rows(grid: Grid) -> None:
     archive = archive_of(grid, grid.keys)
     front = {grid.values(grid.keys[row]) for row in archive.front}
     assert front == {grid.values(key) for key in grid.pareto_keys()}
 
 
 @given(problems, st.integers(1, 8))
-def test_a_former_front_is_that_of_the_rows_there_were(grid: Grid, n_rows: int) -> None:
+def test_a_former_front_is_that_of_the_first_rows(grid: Grid, n_rows: int) -> None:
     now, then = archive_of(grid, grid.keys), archive_of(grid, grid.keys[:n_rows])
     np.testing.assert_array_equal(now.front_of_first(n_rows), then.front)

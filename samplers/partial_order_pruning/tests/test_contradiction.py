@@ -14,7 +14,7 @@ def found(pairs: list[tuple[int, int]], n_rows: int) -> list[int]:
 
 
 @given(graphs)
-def test_no_pair_is_left_and_nobody_is_blamed_who_is_in_none(graph: tuple[int, set[tuple[int, int]]]) -> None:
+def test_culprits_cover_all_pairs_and_are_part_of_one(graph: tuple[int, set[tuple[int, int]]]) -> None:
     n_rows, edges = graph
     pairs = sorted({(min(pair), max(pair)) for pair in edges if pair[0] != pair[1]})
     blamed = set(found(pairs, n_rows))
@@ -22,17 +22,17 @@ def test_no_pair_is_left_and_nobody_is_blamed_who_is_in_none(graph: tuple[int, s
     assert blamed <= {row for pair in pairs for row in pair}
 
 
-def test_one_against_one_or_two_is_undecided_and_against_three_it_is_decided() -> None:
+def test_one_row_is_blamed_alone_if_it_contradicts_three_others() -> None:
     assert found([(0, 1)], 3) == [0, 1]
     assert found([(0, 1), (0, 2)], 3) == [0, 1, 2]
     assert found([(0, 1), (0, 2), (0, 3)], 4) == [0]
 
 
-def test_several_culprits_are_told_from_the_many_that_they_contradict() -> None:
+def test_several_culprits_are_found_among_many_rows_that_they_contradict() -> None:
     assert found([(wrong, right) for wrong in (0, 1, 2) for right in range(3, 12)], 12) == [0, 1, 2]
 
 
-def test_violations_of_most_rows_are_noise_and_a_large_one_stands_out() -> None:
+def test_small_violations_of_most_rows_are_noise_and_large_ones_of_one_row_are_not() -> None:
     noise = [(row, row + 1) for row in range(0, 20, 2)]
     gross = [(20, row) for row in range(20)]
     violations = Violations(np.array(noise + gross), np.array([[0.01]] * len(noise) + [[0.5]] * len(gross)))

@@ -12,7 +12,7 @@ def is_dominated(point: tuple[int, ...], points: list[tuple[int, int, int]]) -> 
 
 
 @given(points_of_three)
-def test_what_is_not_dominated_agrees_with_the_definition(points: list[tuple[int, int, int]]) -> None:
+def test_non_dominated_points_agree_with_the_definition(points: list[tuple[int, int, int]]) -> None:
     losses = np.array(points, dtype=float).reshape(-1, 3)
     assert list(non_dominated(losses)) == [not is_dominated(point, points) for point in points]
 

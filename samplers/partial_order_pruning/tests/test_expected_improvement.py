@@ -5,7 +5,7 @@ from ..expected_improvement import expected_hypervolume_improvement, expected_sh
 
 
 @pytest.mark.parametrize("n_objectives", [1, 2, 3, 4])
-def test_boxes_are_disjoint_and_fill_what_the_front_leaves(n_objectives: int) -> None:
+def test_boxes_are_disjoint_and_fill_the_undominated_region(n_objectives: int) -> None:
     rng = np.random.default_rng(n_objectives)
     front, points = rng.random((6, n_objectives)), rng.uniform(-0.2, 1.1, (2000, n_objectives))
     lower, upper = non_dominated_boxes(front, np.full(n_objectives, 1.1))
@@ -32,7 +32,7 @@ def test_closed_form_agrees_with_sampling(n_objectives: int) -> None:
         assert abs(expected[row] - np.mean(gained)) < 5 * error + 1e-12
 
 
-def test_bounds_far_from_the_mean_leave_the_nearer_bound() -> None:
+def test_with_bounds_far_from_the_mean_the_nearer_bound_is_expected() -> None:
     one = np.ones(1)
     assert expected_shortfall(2.0 * one, 50.0 * one, one, 0.0 * one, one)[0] == pytest.approx(1.0)
     assert expected_shortfall(2.0 * one, -50.0 * one, one, 0.0 * one, one)[0] == pytest.approx(2.0)

@@ -21,7 +21,7 @@ DISTRIBUTIONS: list[BaseDistribution] = [
 
 
 @given(st.sampled_from(DISTRIBUTIONS), st.integers())
-def test_drawn_and_changed_values_are_the_distributions_own(distribution: BaseDistribution, seed: int) -> None:
+def test_drawn_and_changed_values_are_in_the_distribution(distribution: BaseDistribution, seed: int) -> None:
     rng = random.Random(seed)
     value = draw(distribution, rng)
     assert contains(distribution, value)
@@ -38,32 +38,32 @@ def conditional(trial: Any) -> tuple[Any, ...]:
     return neck, first, trial.suggest_int(f"last_from_{first}", first, 4)
 
 
-def test_every_architecture_of_a_conditional_space_is_found_once() -> None:
-    found = [candidate.architecture for candidate in Space(conditional, None).every()]
+def test_every_architecture_of_a_conditional_space_is_enumerated_once() -> None:
+    found = [proposal.architecture for proposal in Space(conditional, None).every()]
     assert found == [("none",), *(("FPN", 1, last) for last in (1, 2, 3, 4)), *(("FPN", 3, last) for last in (3, 4))]
 
 
-def test_offspring_are_complete_whatever_branch_they_mutate_to() -> None:
+def test_offspring_have_all_conditional_parameters() -> None:
     space, rng = Space(conditional, None), random.Random(0)
     parent = space.decode({"neck": "none"}, {})
     assert parent is not None
     children = [space.offspring([parent], rng, {}) for _ in range(100)]
     architectures = {child.architecture for child in children if child is not None}
-    assert architectures == {candidate.architecture for candidate in space.every()} - {("none",)}
+    assert architectures == {proposal.architecture for proposal in space.every()} - {("none",)}
 
 
-def test_fixed_values_stay() -> None:
+def test_fixed_values_are_kept() -> None:
     space, rng = Space(conditional, None), random.Random(0)
     for _ in range(50):
-        candidate = space.random_candidate(rng, {"first": 3})
-        assert candidate is not None
-        assert candidate.params.get("first", 3) == 3
+        proposal = space.random_proposal(rng, {"first": 3})
+        assert proposal is not None
+        assert proposal.params.get("first", 3) == 3
 
 
 @pytest.mark.parametrize(
     "params", [{"neck": "FPN", "first": 1}, {"neck": "PAN"}, {"neck": "none", "first": 1}, {"neck": "FPN", "first": 9}]
 )
-def test_parameters_of_another_space_are_no_candidate(params: dict[str, Any]) -> None:
+def test_parameters_of_another_space_are_no_proposal(params: dict[str, Any]) -> None:
     assert Space(conditional, None).decode(params, {}) is None
 
 

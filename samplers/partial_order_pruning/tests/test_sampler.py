@@ -36,7 +36,7 @@ def test_no_architecture_is_proposed_twice_and_the_search_ends_with_the_whole_fr
     assert not study.trials[-1].params
 
 
-def test_it_finds_the_front_sooner_than_random_search() -> None:
+def test_the_front_is_found_sooner_than_by_random_search() -> None:
     grid = Grid.additive(3, (3, 4, 4, 4))
     areas = []
     for sampler in (sampler_for(grid), optuna.samplers.RandomSampler(seed=0)):
@@ -102,7 +102,7 @@ KERNELS: list[list[Any]] = [
 @pytest.mark.parametrize("kernels", KERNELS, ids=["lists", "dictionaries", "tuples"])
 @pytest.mark.parametrize("knows_space", [True, False])
 @pytest.mark.parametrize("is_stored", [True, False])
-def test_choices_without_a_hash_are_tried_once_each(
+def test_unhashable_choices_are_tried_once_each(
     kernels: list[Any], knows_space: bool, is_stored: bool, tmp_path: Path
 ) -> None:
     def suggest(trial: Any) -> tuple[Any, int]:
@@ -125,7 +125,7 @@ def test_choices_without_a_hash_are_tried_once_each(
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_running_trials_are_not_proposed_again_and_spread_out(exclusive: bool) -> None:
+def test_running_trials_have_different_architectures_that_are_spread_out(exclusive: bool) -> None:
     grid = Grid.additive(4, (2, 5, 5))
     study = create_study(sampler_for(grid, exclusive=exclusive))
     study.optimize(grid.objective, n_trials=12)
@@ -134,7 +134,7 @@ def test_running_trials_are_not_proposed_again_and_spread_out(exclusive: bool) -
     assert len({*proposed, *architectures(study)[:12]}) == 20
 
 
-def test_enqueued_and_imported_trials_join_like_any_other() -> None:
+def test_enqueued_and_imported_trials_are_used_like_any_other() -> None:
     grid = Grid.additive(4, (2, 5, 5))
     study = create_study(sampler_for(grid))
     first = {"group": 1, "capacity0": 4, "capacity1": 0}
@@ -159,7 +159,7 @@ def _distributions(grid: Grid) -> dict[str, optuna.distributions.BaseDistributio
     return study.trials[0].distributions
 
 
-def test_the_gate_names_its_witnesses() -> None:
+def test_the_reason_of_a_dominated_trial_names_the_trials_that_prove_it() -> None:
     grid = Grid(np.array([[0.1, 0.2, 0.3], [0.0, 0.4, 0.5]]), np.array([[1.0, 2.0, 3.0], [0.5, 1.9, 3.0]]))
     sampler = PartialOrderPruningSampler(grid.search_space, grid.order)
     study = create_study(sampler)
@@ -174,7 +174,7 @@ def test_the_gate_names_its_witnesses() -> None:
     assert reason == "dominated: trial 1 is better even than the best that this can be, as trial 0 bounds it"
 
 
-def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
+def test_architectures_that_are_dominated_even_at_best_are_never_proposed() -> None:
     grid = Grid.additive(5, (2, 5, 5))
     sampler = sampler_for(grid)
     study = create_study(sampler)
@@ -200,7 +200,9 @@ def test_what_is_dominated_even_at_its_best_is_never_proposed() -> None:
         ({"reason": "loss became nan"}, False),
     ],
 )
-def test_nothing_larger_than_what_did_not_fit_is_proposed(attributes: dict[str, str], bounds_memory: bool) -> None:
+def test_no_architecture_larger_than_one_that_did_not_fit_is_proposed(
+    attributes: dict[str, str], bounds_memory: bool
+) -> None:
     grid = Grid.additive(6, (1, 5, 5))
     study = create_study(sampler_for(grid, tolerance=math.inf))
     study.enqueue_trial({"group": 0, "capacity0": 2, "capacity1": 2})
@@ -244,7 +246,7 @@ def test_trainings_that_diverge_do_not_end_the_search(knows_cost: bool) -> None:
     assert areas[0] > areas[1] - 0.01
 
 
-def test_violated_order_hardly_costs_hypervolume() -> None:
+def test_an_order_with_violations_hardly_reduces_the_hypervolume() -> None:
     kept = []
     for seed in range(4):
         grid = Grid.additive(seed, (2, 5, 5, 4))
@@ -282,7 +284,7 @@ def test_any_number_of_objectives_and_directions(directions: list[Any], selectio
     assert len(study.trials) == 30
 
 
-def test_what_breaks_a_constraint_is_soon_left_alone() -> None:
+def test_architectures_that_violate_constraints_are_soon_avoided() -> None:
     grid = Grid.additive(7, (3, 5, 5, 4))
     study = create_study(sampler_for(grid, tolerance=math.inf))
 
@@ -296,7 +298,7 @@ def test_what_breaks_a_constraint_is_soon_left_alone() -> None:
     assert len(feasible) > 0.8 * len(study.trials[15:])
 
 
-def test_an_objective_that_falls_with_capacity_is_named() -> None:
+def test_decreasing_names_an_objective_that_falls_with_capacity() -> None:
     grid = Grid.additive(8, (2, 5, 5))
     sampler = sampler_for(grid, decreasing=[0])
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
@@ -317,12 +319,12 @@ def test_an_objective_that_falls_with_capacity_is_named() -> None:
         ({"tolerance": -1.0}, "tolerance must not be negative, but got -1.0"),
     ],
 )
-def test_a_wrong_argument_is_named(options: dict[str, Any], named: str) -> None:
+def test_the_error_of_a_wrong_argument_names_it(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         PartialOrderPruningSampler(**options)
 
 
-def test_a_pruner_that_shows_only_part_of_the_study_is_no_obstacle() -> None:
+def test_a_pruner_that_filters_the_study_does_not_disturb() -> None:
     grid = Grid.additive(9, (2, 5, 5))
     sampler = PartialOrderPruningSampler(grid.search_space, grid.order, decreasing=[0], tolerance=math.inf, seed=0)
     study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.HyperbandPruner(max_resource=9))
@@ -336,7 +338,7 @@ def test_a_pruner_that_shows_only_part_of_the_study_is_no_obstacle() -> None:
     assert len(study.trials) == 20
 
 
-def test_an_order_that_is_not_true_is_dropped() -> None:
+def test_an_order_that_is_violated_too_often_is_not_used() -> None:
     grid = Grid.additive(8, (3, 5, 5))
     sampler = PartialOrderPruningSampler(grid.search_space, grid.order, seed=0)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
@@ -351,7 +353,7 @@ def test_an_order_that_is_not_true_is_dropped() -> None:
     assert grid.hypervolume(trained) > 0.999 * grid.hypervolume([grid.values(key) for key in grid.keys])
 
 
-def test_a_restart_in_a_long_study_between_two_fits_changes_nothing() -> None:
+def test_a_restart_between_two_fits_does_not_change_the_proposals() -> None:
     grid = Grid.additive(2, (3, 6, 6, 6))
     study = create_study(sampler_for(grid, tolerance=math.inf))
     study.optimize(grid.objective, n_trials=175)

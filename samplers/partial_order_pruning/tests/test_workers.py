@@ -18,18 +18,18 @@ def work(storage: str, seed: int) -> None:
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         key = grid.search_space(trial)
-        # A training takes its time, so that several run at once.
+        # As long as a training, so that several run at once.
         time.sleep(0.05)
         return grid.values(key)
 
     study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(N_TRIALS)])
 
 
-def test_workers_of_one_study_train_nothing_twice(tmp_path: Path) -> None:
+def test_workers_of_one_study_train_no_architecture_twice(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     create_study(PartialOrderPruningSampler(), storage=storage, study_name="shared")
     context = multiprocessing.get_context("spawn")
-    # The same seed for all: that they part is not to be left to chance.
+    # All have the same seed, so that they select different architectures by design, not by chance.
     workers = [context.Process(target=work, args=(storage, 0)) for _ in range(N_WORKERS)]
     for worker in workers:
         worker.start()

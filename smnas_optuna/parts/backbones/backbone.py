@@ -1,4 +1,4 @@
-"""What backbones of every family have in common, and those that have a published name."""
+"""Base classes of all backbones and of published ones."""
 
 import re
 from abc import abstractmethod
@@ -16,54 +16,58 @@ if TYPE_CHECKING:
 
 
 class Backbone(Part):
-    """A network that puts out feature levels of an image."""
+    """A network that computes feature levels of an image."""
 
     @property
     @abstractmethod
     def family(self) -> str:
-        """What backbones that differ in depth and width only have in common, or the published name."""
+        """Name shared by backbones that differ in depth and width only, or the published name."""
 
     @property
     @abstractmethod
     def depth(self) -> int:
-        """How deep it is, in the unit of its family."""
+        """Depth: weighted layers of a published backbone, blocks of a searched one."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Channels at its beginning, in the unit of its family."""
+        """Channels of the first stage, or of the published network's if the family scales them."""
 
     @property
     @abstractmethod
     def code(self) -> "BackboneCode":
-        """The same backbone, or the nearest one, as a code, whose depth and width stage two searches."""
+        """The code of this backbone, or of the nearest one that has a code; stage two starts from it."""
 
     @property
     def imagenet_weights(self) -> str | None:
-        """Where MMDetection fetches the ImageNet weights of the published width; None if there are none."""
+        """Checkpoint of ImageNet weights for the published width, as MMEngine names it; None if there is none."""
         return None
 
     @abstractmethod
     def channels(self, levels: tuple[int, ...]) -> list[int]:
-        """Return the channels of feature levels P1 to P4, such as ``(2, 3, 4)``."""
+        """Return the channels of each feature level.
+
+        Args:
+            levels: Numbers of levels, 1 to 4, such as ``(2, 3, 4)`` for P2 to P4.
+        """
 
     @abstractmethod
     def config(self, levels: tuple[int, ...], detector: Detector, weights: str | None = None) -> Config:
-        """Return the ``backbone`` of a config, which stops after its last used level.
+        """Return the ``backbone`` of an MMDetection config, without the stages after its last level.
 
         Args:
-            levels: Feature levels that it puts out, ascending.
-            detector: What all detectors of the search have in common.
-            weights: Checkpoint, a URI or a file; None to start from random weights.
+            levels: Numbers of the feature levels that it outputs, 1 to 4, ascending.
+            detector: Settings that all detectors of the search share.
+            weights: URI or file of a checkpoint to start from; None for random weights.
         """
 
 
 def training_config(detector: Detector, weights: str | None) -> Config:
-    """Return the settings that backbones of all families have: layers, weights, and what of these stays as it is."""
+    """Return the settings that backbones of all families share: layers, initial weights, and what is frozen."""
     return {
         **detector.backbone_layers,
         "init_cfg": {"type": "Pretrained", "checkpoint": weights} if weights else None,
-        # Statistics and early layers stay as pre-trained; from scratch there is nothing to keep.
+        # Pretrained statistics and early layers are kept; trained from scratch there is nothing to keep.
         "frozen_stages": 1 if weights else -1,
         "norm_eval": weights is not None,
     }
@@ -71,16 +75,19 @@ def training_config(detector: Detector, weights: str | None) -> Config:
 
 @dataclass(frozen=True)
 class ClassicBackbone(Backbone):
-    """A published backbone, or the same with every channel count scaled: ``ResNet50``, ``ResNet18(w=16)``.
+    """A published backbone, or the same with all channels scaled: ``ResNet50``, ``ResNet18(w=16)``.
 
     Args:
-        name: One of ``DEPTHS``.
-        width: Channels of the first stage; 64 is the published network (for MobileNetV2 the multiplier 1.0) and
-            every other count scales by ``width / 64``.
+        name: The published name, one of ``DEPTHS``.
+        width: Channels of the first stage. 64 is the published network (for MobileNetV2 the multiplier 1.0); all
+            channels are scaled by ``width / 64``.
+
+    Raises:
+        ValueError: The name is unknown, or the width is not positive.
     """
 
     PUBLISHED_WIDTH: ClassVar[int] = 64
-    # By the published names: weighted layers, and where ImageNet weights are.
+    # By published name: the number of weighted layers, and the checkpoint of ImageNet weights.
     DEPTHS: ClassVar[Mapping[str, int]]
     WEIGHTS: ClassVar[Mapping[str, str]]
 
@@ -98,7 +105,7 @@ class ClassicBackbone(Backbone):
 
     @classmethod
     def parse(cls, text: str) -> "Self | None":
-        """Return the backbone that ``NAME`` or ``NAME(w=WIDTH)`` means; None where it means none of this family."""
+        """Parse ``NAME`` or ``NAME(w=WIDTH)``; None if the text is no backbone of this family."""
         match = re.fullmatch(rf"({'|'.join(cls.DEPTHS)})(?:\(w=({INTEGER})\))?", re.sub(r"\s", "", text))
         return cls(match[1], int(match[2] or cls.PUBLISHED_WIDTH)) if match else None
 
@@ -115,7 +122,7 @@ class ClassicBackbone(Backbone):
     @property
     @abstractmethod
     def block(self) -> str:
-        """Kind of residual block, which tells the families apart within which deeper is bigger."""
+        """Kind of residual block; backbones of one kind can be compared in the partial order."""
 
     @property
     def place(self) -> tuple[str, tuple[int, ...]]:
@@ -124,5 +131,5 @@ class ClassicBackbone(Backbone):
 
     @property
     def imagenet_weights(self) -> str:
-        """Where MMDetection fetches the ImageNet weights of the published width."""
+        """Checkpoint of ImageNet weights for the published width, as MMEngine names it."""
         return self.WEIGHTS[self.name]

@@ -9,7 +9,7 @@ from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.part import Config
 
-# Channels of levels P1..P4 at the published width, and the layers that end there.
+# Channels of levels P1..P4 at the published width, and the indices of the layers that output them.
 _CHANNELS = (24, 32, 96, 320)
 _LAYERS = (1, 2, 4, 6)
 
@@ -28,7 +28,7 @@ class MobileNetV2(ClassicBackbone):
 
     @property
     def code(self) -> BackboneCode:
-        """The nearest code: MobileNetV2 widens in smaller steps."""
+        """The nearest code; MobileNetV2 itself widens in smaller steps than codes can say."""
         base = max(2, round(self.width * 24 / self.PUBLISHED_WIDTH / 2) * 2)
         return BackboneCode("MBblock", base, ("11", "211", "2111111", "2111"))
 
@@ -50,6 +50,6 @@ class MobileNetV2(ClassicBackbone):
 
 
 def _divisible_by_8(channels: float) -> int:
-    """Round as MobileNetV2 does: to a multiple of 8, and never by more than a tenth down."""
+    """Round as MobileNetV2 does: to a multiple of 8, and down by no more than a tenth."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

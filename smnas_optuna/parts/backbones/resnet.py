@@ -44,7 +44,7 @@ class ResNet(ClassicBackbone):
 
     @property
     def code(self) -> BackboneCode:
-        """The same backbone as a code; narrowed, it has another stem than this."""
+        """This backbone as a code. With a width other than 64 the code's network has another stem."""
         block = _CODE_BLOCKS[self.block]
         return BackboneCode(block, self.width, RESNET_STAGES[block][self.depth])
 

@@ -16,7 +16,7 @@ RESNET_STAGES = {
     "bottleneck": {50: _STAGES_OF_50, 101: _STAGES_OF_101},
     "Xbottleneck": {50: _STAGES_OF_50, 101: _STAGES_OF_101},
 }
-"""Stages of the published ResNets and ResNeXts, by block and depth."""
+"""Stages of the published ResNets and ResNeXts as digits of a code, by kind of block and depth."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,13 @@ class BackboneCode(Backbone):
     base 64, mean those networks themselves, whose stem is one 7x7 convolution and max-pooling.
 
     Args:
-        block: One of ``BLOCKS``.
-        base: Channels (planes) before the first doubling.
-        stages: Four strings for the stages at stride 4, 8, 16 and 32, a digit per block: 1 keeps the channels, 2
-            doubles them in that block.
+        block: Kind of block, one of ``BLOCKS``.
+        base: Channels (planes) before the first doubling, at least 1.
+        stages: Four strings for the stages at stride 4, 8, 16 and 32, with a digit per block: 1 keeps the channels, 2
+            doubles them.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     BLOCKS: ClassVar[tuple[str, ...]] = ("basicblock", "bottleneck", "Xbottleneck", "MBblock")
@@ -45,14 +48,14 @@ class BackboneCode(Backbone):
         if self.base < 1:
             raise ValueError(f"backbone code {self}: base {self.base} is not a positive number of channels")
         if len(self.stages) != 4 or not all(re.fullmatch("[12]+", stage) for stage in self.stages):
-            raise ValueError(f"backbone code {self}: expected four stages of digits 1 and 2, parted by '-'")
+            raise ValueError(f"backbone code {self}: expected four stages of digits 1 and 2, separated by '-'")
 
     def __str__(self) -> str:
         return f"{self.block}_{self.base}_{'-'.join(self.stages)}"
 
     @property
     def planes(self) -> tuple[tuple[int, ...], ...]:
-        """Channels of each block, stage by stage; bottleneck and ResNeXt blocks put out four times as many."""
+        """Channels of each block, stage by stage; bottleneck and ResNeXt blocks output four times as many."""
         widths, width = [], self.base
         for stage in self.stages:
             row = []
@@ -69,7 +72,7 @@ class BackboneCode(Backbone):
 
     @property
     def family(self) -> str:
-        """The block."""
+        """Kind of block."""
         return self.block
 
     @property
@@ -79,17 +82,17 @@ class BackboneCode(Backbone):
 
     @property
     def width(self) -> int:
-        """The base channels."""
+        """Base channels."""
         return self.base
 
     @property
     def code(self) -> "BackboneCode":
-        """This itself."""
+        """This code itself."""
         return self
 
     @property
     def place(self) -> tuple[str, tuple[int, ...]]:
-        """None: the modular space orders codes; raises TypeError."""
+        """Raises TypeError: only the modular space orders backbone codes."""
         raise TypeError(f"{self} has no place in the structural order")
 
     def channels(self, levels: tuple[int, ...]) -> list[int]:
@@ -98,9 +101,9 @@ class BackboneCode(Backbone):
         return [self.planes[level - 1][-1] * expansion for level in levels]
 
     def config(self, levels: tuple[int, ...], detector: Detector, weights: str | None = None) -> Config:
-        """Return the config, for which the base has to be even.
+        """Return the config; see :class:`~smnas_optuna.parts.backbones.backbone.Backbone`.
 
-        See :class:`~smnas_optuna.parts.backbones.backbone.Backbone`.
+        A network can only be built from it if the base is even.
         """
         return training_config(detector, weights) | {
             "type": "SearchedBackbone",
@@ -110,9 +113,10 @@ class BackboneCode(Backbone):
 
     @classmethod
     def parse(cls, text: str) -> "BackboneCode":
-        """Parse ``BLOCK_BASE_S2-S3-S4-S5``, blanks as good as underscores; raises ValueError that points at the error.
+        """Parse ``BLOCK_BASE_S2-S3-S4-S5``, in which spaces may replace the underscores.
 
-        The position in the error counts from 1 in ``text``.
+        Raises:
+            ValueError: The text is not a code; the message has the position of the first wrong character, from 1.
         """
         patterns = (
             ("|".join(cls.BLOCKS), f"a block: {', '.join(cls.BLOCKS)}"),

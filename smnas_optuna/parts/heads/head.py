@@ -1,4 +1,4 @@
-"""What heads of every family have in common."""
+"""Base class of all heads."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 class Head(Part):
     """The part of a detector that finds objects, in feature levels or in the proposals of an RPN."""
 
-    # What a reader is told that texts of the family look like.
+    # The texts of this family, for error messages.
     TEXTS: ClassVar[str]
     NEEDS_RPN: ClassVar[bool]
-    # What a neck's levels above the backbone's are convolved from; False to pool them.
+    # The neck's ``add_extra_convs``: how it makes levels above the backbone's.
     EXTRA_CONVS: ClassVar[Literal["on_input", False]] = False
 
     @classmethod
     @abstractmethod
     def parse(cls, text: str) -> "Self | None":
-        """Return the head that a text without blanks means; None where it means none of this family."""
+        """Parse a text without spaces; None if it is no head of this family."""
 
     @abstractmethod
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
-        """Return what a config has besides preprocessor, backbone and neck, its ``type`` among it.
+        """Return all of a detector's config but preprocessor, backbone and neck; it includes the detector's ``type``.
 
         Args:
-            features: Levels that it works on.
-            rpn: Where its proposals are from; None exactly where it needs none.
-            classes: Number of object classes.
-            detector: What all detectors of the search have in common.
+            features: Feature levels that the head uses.
+            rpn: The RPN that proposes regions; None if and only if the head needs none.
+            classes: Number of object classes, background not counted.
+            detector: Settings that all detectors of the search share.
         """

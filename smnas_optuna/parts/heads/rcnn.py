@@ -1,4 +1,4 @@
-"""RCNN heads: that of Faster R-CNN (Ren et al. 2015) and the cascade (Cai & Vasconcelos 2018)."""
+"""RCNN heads: the one of Faster R-CNN (Ren et al. 2015) and the cascade (Cai & Vasconcelos 2018)."""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from smnas_optuna.parts.rpns.rpn import RPN
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-# Of stage i of a cascade: overlap that makes a proposal a positive, loss weight, spread of the box deltas. They are
-# those of Cascade R-CNN (Cai & Vasconcelos 2018), whose Table 4 has the fourth overlap; the fourth weight and spread,
-# which it does not tell, go on as the others do.
-_CASCADE_OVERLAPS = (0.5, 0.6, 0.7, 0.75)
+# For each stage of a cascade: IoU above which a proposal is positive, loss weight, standard deviations of box deltas;
+# all from Cascade R-CNN (Cai & Vasconcelos 2018), the fourth IoU from its Table 4. The paper does not give the fourth
+# weight and deviations; they continue the series.
+_CASCADE_IOUS = (0.5, 0.6, 0.7, 0.75)
 _CASCADE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
 _CASCADE_DELTA_STDS = (
     (0.1, 0.1, 0.2, 0.2),
@@ -26,14 +26,21 @@ _CASCADE_DELTA_STDS = (
     (0.025, 0.025, 0.05, 0.05),
 )
 
-# Boxes of all classes that one call of non-maximum suppression takes; above it, mmcv calls it once per class. Its own
-# 10,000 are fewer than guided anchoring's 300 proposals of 80 classes.
-_MOST_BOXES_AT_ONCE = 30_000
+# Largest number of boxes, of all classes, that one call of non-maximum suppression gets; with more, mmcv calls it once
+# per class. Its default of 10,000 is less than 300 proposals of guided anchoring times 80 classes.
+_MAX_BOXES_PER_NMS_CALL = 30_000
 
 
 @dataclass(frozen=True)
 class RCNNHead(Head):
-    """Two-fully-connected-layer RCNN head: ``2FC``, or a cascade of 2 to 4 such stages: ``Cascade(n=3)``."""
+    """RCNN head with two fully connected layers, ``2FC``, or a cascade of 2 to 4 such stages, ``Cascade(n=3)``.
+
+    Args:
+        stages: 1 for ``2FC``, 2 to 4 for a cascade.
+
+    Raises:
+        ValueError: ``stages`` is out of range.
+    """
 
     TEXTS: ClassVar[str] = "2FC or Cascade(n=2), Cascade(n=3), Cascade(n=4)"
     NEEDS_RPN: ClassVar[bool] = True
@@ -42,20 +49,20 @@ class RCNNHead(Head):
 
     def __post_init__(self) -> None:
         if not 1 <= self.stages <= 4:
-            raise ValueError(f"head: a cascade has 2 to 4 stages, not {self.stages}")
+            raise ValueError(f"head: found a cascade of {self.stages} stages, expected 2 to 4")
 
     def __str__(self) -> str:
         return f"Cascade(n={self.stages})" if self.is_cascade else "2FC"
 
     @classmethod
     def parse(cls, text: str) -> "Self | None":
-        """Return the head if the text is ``2FC`` or ``Cascade(n=STAGES)``."""
+        """Parse ``2FC`` or ``Cascade(n=STAGES)``; None for any other text."""
         match = re.fullmatch(r"2FC|Cascade\(n=([2-4])\)", text)
         return cls(int(match[1] or 1)) if match else None
 
     @property
     def is_cascade(self) -> bool:
-        """Whether it has several stages."""
+        """Whether the head has several stages."""
         return self.stages > 1
 
     @property
@@ -66,7 +73,7 @@ class RCNNHead(Head):
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
         """Return the config's ``type``, ``rpn_head``, ``roi_head``, ``train_cfg`` and ``test_cfg``.
 
-        Fully connected layers have no normalisation.
+        Its fully connected layers have no normalisation, whatever ``detector.norm`` is.
         """
         assert rpn is not None
         return {
@@ -88,10 +95,10 @@ class RCNNHead(Head):
             "roi_layer": {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 0},
             "out_channels": features.channels,
             "featmap_strides": strides,
-            # 56 pixels at stride 4, as FPN's equation 1 has it for any first level.
+            # 56 pixels at stride 4, by equation 1 of FPN (Lin et al. 2017); in proportion for other first levels.
             "finest_scale": 14 * strides[0],
         }
-        # Guided anchors are better placed, so the single stage refines less (Wang et al. 2019).
+        # Guided anchors fit better, so the deltas of a single stage are smaller (Wang et al. 2019).
         first = 1 if rpn.PRECISE and not self.is_cascade else 0
         stages = [
             {
@@ -121,23 +128,23 @@ class RCNNHead(Head):
 
     def _train_config(self, rpn: RPN, detector: Detector) -> Config | list[Config]:
         samples = max(1, detector.roi_samples // 2) if rpn.PRECISE else detector.roi_samples
-        overlaps = (0.6,) if rpn.PRECISE and not self.is_cascade else _CASCADE_OVERLAPS[: self.stages]
+        ious = (0.6,) if rpn.PRECISE and not self.is_cascade else _CASCADE_IOUS[: self.stages]
         stages: list[Config] = [
             {
-                "assigner": assigner(overlap, overlap, overlap, match_low_quality=False),
-                "sampler": random_sampler(samples, 0.25, with_truth=True),
+                "assigner": assigner(iou, iou, iou, match_low_quality=False),
+                "sampler": random_sampler(samples, 0.25, with_ground_truth=True),
                 "pos_weight": -1,
                 "debug": False,
             }
-            for overlap in overlaps
+            for iou in ious
         ]
         return stages if self.is_cascade else stages[0]
 
 
 def _test_config(rpn: RPN, detector: Detector) -> Config:
     return {
-        # Fewer but better proposals score lower, so more of them are kept.
+        # With fewer but better proposals scores are lower, so the threshold is lower too.
         "score_thr": 0.001 if rpn.PRECISE else 0.05,
-        "nms": {"type": "nms", "iou_threshold": 0.5, **({"split_thr": _MOST_BOXES_AT_ONCE} if rpn.PRECISE else {})},
+        "nms": {"type": "nms", "iou_threshold": 0.5, **({"split_thr": _MAX_BOXES_PER_NMS_CALL} if rpn.PRECISE else {})},
         "max_per_img": detector.max_detections,
     }

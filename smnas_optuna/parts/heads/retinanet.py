@@ -27,12 +27,12 @@ class RetinaNetHead(Head):
 
     @classmethod
     def parse(cls, text: str) -> "Self | None":
-        """Return the head if the text is ``RetinaNet``."""
+        """Parse ``RetinaNet``; None for any other text."""
         return cls() if text == "RetinaNet" else None
 
     @property
     def place(self) -> tuple[str, tuple[int, ...]]:
-        """There is one size of it."""
+        """All RetinaNet heads are equal."""
         return type(self).__name__, ()
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
@@ -47,7 +47,7 @@ class RetinaNetHead(Head):
                 "type": "RetinaHead",
                 "num_classes": classes,
                 "in_channels": channels,
-                # With the 1024 that ResNet50 has there, the branches would be three times ResNet50 itself.
+                # With ResNet50's 1024 channels at that level, the branches would cost three times ResNet50 itself.
                 "feat_channels": min(channels, 256) if features.one_level else channels,
                 "stacked_convs": detector.retina_convs,
                 "anchor_generator": {"type": "AnchorGenerator", "ratios": [0.5, 1.0, 2.0], "strides": strides, **sizes},

@@ -1,4 +1,4 @@
-"""Feature pyramid networks (Lin et al. 2017), and how others with the same arguments are registered."""
+"""Feature pyramid networks (Lin et al. 2017), and the registry of other necks with the same arguments."""
 
 import re
 from dataclasses import dataclass
@@ -16,21 +16,24 @@ _Neck = TypeVar("_Neck", bound="FPN")
 
 @dataclass(frozen=True)
 class FPN(Part):
-    """Feature pyramid network from the backbone's levels Pa..Pb to levels Pa..Pd: ``FPN(P2-P3:P2-P5,c=256)``.
+    """Feature pyramid network with the input levels Pa..Pb and the output levels Pa..Pd: ``FPN(P2-P3:P2-P5,c=256)``.
 
-    The inputs are left out of the text where they are all of the outputs that a backbone has, as the paper writes it:
-    ``FPN(P2-P5,c=256)`` takes P2-P4.
+    As in the paper, the text omits the input levels where they are all output levels that a backbone has:
+    ``FPN(P2-P5,c=256)`` has the input levels P2-P4.
 
-    Another pyramid between the same levels is a subclass with a ``NAME`` of its own, see :func:`register_neck`.
+    Another kind of pyramid is a subclass with a ``NAME`` of its own, see :func:`register_neck`.
 
     Args:
-        first: a, the first level in and out; 1 to 4.
-        last_input: b, the last backbone level used; a to 4.
-        last_output: d, the last level put out; b to 6.
-        channels: Channels of every output level.
+        first: a, the first input and output level; 1 to 4.
+        last_input: b, the last input level; a to 4.
+        last_output: d, the last output level; b to 6.
+        channels: Channels of every output level, at least 1.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
-    # What texts and recipes call the neck, and MMDetection's registry the module that is built for it.
+    # Name of the neck in texts and recipes, and of its module in MMDetection's registry.
     NAME: ClassVar[str] = "FPN"
 
     first: int
@@ -46,18 +49,18 @@ class FPN(Part):
 
     @property
     def input_levels(self) -> tuple[int, ...]:
-        """Backbone levels that come in."""
+        """Numbers of the input levels, which the backbone outputs."""
         return tuple(range(self.first, self.last_input + 1))
 
     @property
     def output_levels(self) -> tuple[int, ...]:
-        """Levels put out."""
+        """Numbers of the output levels."""
         return tuple(range(self.first, self.last_output + 1))
 
     def __str__(self) -> str:
         outputs = f"P{self.first}-P{self.last_output}"
-        natural = self.last_input == min(self.last_output, BACKBONE_LEVELS[-1])
-        inputs = "" if natural else f"P{self.first}-P{self.last_input}:"
+        has_default_inputs = self.last_input == min(self.last_output, BACKBONE_LEVELS[-1])
+        inputs = "" if has_default_inputs else f"P{self.first}-P{self.last_input}:"
         return f"{self.NAME}({inputs}{outputs},c={self.channels})"
 
     @classmethod
@@ -79,12 +82,13 @@ class FPN(Part):
         return self.NAME, (BACKBONE_LEVELS[-1] - self.first, self.last_input, self.last_output, self.channels)
 
     def config(self, channels: list[int], extra_convs: Literal["on_input", False], detector: Detector) -> Config:
-        """Return the ``neck`` of a config.
+        """Return the ``neck`` of an MMDetection config.
 
         Args:
-            channels: Channels of the input levels.
-            extra_convs: What levels above the backbone's are convolved from; False to pool them.
-            detector: What all detectors of the search have in common.
+            channels: Channels of each input level.
+            extra_convs: How to make levels above the backbone's: ``on_input`` convolves the backbone's last level,
+                False pools the neck's last.
+            detector: Settings that all detectors of the search share.
         """
         return {
             "type": self.NAME,
@@ -97,21 +101,21 @@ class FPN(Part):
 
 
 NECKS: dict[str, type[FPN]] = {FPN.NAME: FPN}
-"""Every pyramid that texts and recipes may name, by its name."""
+"""All registered necks by name."""
 
 
 def register_neck(neck: type[_Neck]) -> type[_Neck]:
-    """Let texts, recipes and search spaces name another feature pyramid; a decorator of a subclass of :class:`FPN`.
+    """Register a kind of feature pyramid, a subclass of :class:`FPN`, for use in texts and recipes; a class decorator.
 
-    MMDetection's registry has to know a module of the same name that takes FPN's arguments (``in_channels``,
-    ``out_channels``, ``num_outs``, ``add_extra_convs``, ``conv_cfg``, ``norm_cfg``). A recipe whose ``imports`` lists
-    the module with the subclass may then list its name among the space's ``necks``.
+    MMDetection's registry must have a module of the same name with FPN's arguments (``in_channels``,
+    ``out_channels``, ``num_outs``, ``add_extra_convs``, ``conv_cfg``, ``norm_cfg``). A recipe that lists the Python
+    module of the subclass in ``imports`` can then list the name in the ``necks`` of its space.
 
     Args:
-        neck: Its ``NAME`` is made of letters, digits and ``-``.
+        neck: The subclass; its ``NAME`` consists of letters, digits and ``-``, and begins with a letter.
 
     Raises:
-        ValueError: The name is no such name, or another class has it.
+        ValueError: The name has other characters, or another class has it already.
     """
     if not re.fullmatch("[A-Za-z][A-Za-z0-9-]*", neck.NAME):
         raise ValueError(f"neck {neck.NAME!r}: expected a name of letters, digits and '-'")

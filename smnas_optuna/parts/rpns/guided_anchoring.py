@@ -1,4 +1,4 @@
-"""Guided anchoring (Wang et al. 2019): an RPN that learns where its anchors are and what shape they have."""
+"""Guided anchoring (Wang et al. 2019): an RPN that predicts the locations and shapes of its anchors."""
 
 import math
 from dataclasses import dataclass
@@ -51,23 +51,23 @@ class GuidedAnchoringRPN(RPN):
         }
 
     def train_config(self, features: Features) -> Config:
-        """Return how it learns: ``rpn`` of the config's ``train_cfg``."""
-        # Guided anchors start from squares of one size per level. Where one level has to find objects of every size,
-        # each object has to teach the shape of its best square, however unlike.
-        least = 0.0 if features.one_level else 0.3
+        """Return ``rpn`` of the config's ``train_cfg``."""
+        # Guided anchors start from squares of one size per level. A single level has to find objects of all sizes, so
+        # the best square of each object has to learn from it, however small the IoU.
+        min_best_iou = 0.0 if features.one_level else 0.3
         return super().train_config(features) | {
-            "ga_assigner": assigner(0.7, 0.3, least, match_low_quality=True) | {"type": "ApproxMaxIoUAssigner"},
-            "ga_sampler": random_sampler(256, 0.5, with_truth=False),
+            "ga_assigner": assigner(0.7, 0.3, min_best_iou, match_low_quality=True) | {"type": "ApproxMaxIoUAssigner"},
+            "ga_sampler": random_sampler(256, 0.5, with_ground_truth=False),
             "center_ratio": 0.2,
             "ignore_ratio": 0.5,
         }
 
     def proposal_config(self, features: Features, detector: Detector, *, cascade: bool) -> Config:
-        """Return what it proposes in training: ``rpn_proposal`` of the config's ``train_cfg``."""
+        """Return ``rpn_proposal`` of the config's ``train_cfg``: which proposals are kept in training."""
         return super().proposal_config(features, detector, cascade=cascade) | _fewer_proposals(detector)
 
     def test_config(self, features: Features, detector: Detector) -> Config:
-        """Return what it proposes in testing: ``rpn`` of the config's ``test_cfg``."""
+        """Return ``rpn`` of the config's ``test_cfg``: which proposals are kept in testing."""
         return super().test_config(features, detector) | _fewer_proposals(detector)
 
 

@@ -15,7 +15,7 @@ class RPN(Part):
 
     # The canonical text.
     NAME: ClassVar[str] = "RPN"
-    # Whether proposals are fewer but better than those of anchors that slide over all locations.
+    # Whether there are fewer but better proposals than those of anchors at all locations.
     PRECISE: ClassVar[bool] = False
 
     def __str__(self) -> str:
@@ -47,21 +47,21 @@ class RPN(Part):
         }
 
     def train_config(self, features: Features) -> Config:
-        """Return how it learns: ``rpn`` of the config's ``train_cfg``."""
+        """Return ``rpn`` of the config's ``train_cfg``."""
         return {
             "assigner": assigner(0.7, 0.3, 0.3, match_low_quality=True),
-            "sampler": random_sampler(256, 0.5, with_truth=False),
+            "sampler": random_sampler(256, 0.5, with_ground_truth=False),
             "allowed_border": -1,
             "pos_weight": -1,
             "debug": False,
         }
 
     def proposal_config(self, features: Features, detector: Detector, *, cascade: bool) -> Config:
-        """Return what it proposes in training: ``rpn_proposal`` of the config's ``train_cfg``.
+        """Return ``rpn_proposal`` of the config's ``train_cfg``: which proposals are kept in training.
 
         Args:
-            features: Levels that it works on.
-            detector: What all detectors of the search have in common.
+            features: Feature levels that the RPN uses.
+            detector: Settings that all detectors of the search share.
             cascade: Whether the RCNN head has several stages.
         """
         return {
@@ -72,9 +72,9 @@ class RPN(Part):
         }
 
     def test_config(self, features: Features, detector: Detector) -> Config:
-        """Return what it proposes in testing: ``rpn`` of the config's ``test_cfg``."""
+        """Return ``rpn`` of the config's ``test_cfg``: which proposals are kept in testing."""
         return {
-            # Of each level: a single one gives as many as MMDetection's C4 models take.
+            # Per level; a single level has as many as in MMDetection's C4 models.
             "nms_pre": (6 if features.one_level else 1) * detector.proposals,
             "max_per_img": detector.proposals,
             "nms": {"type": "nms", "iou_threshold": 0.7},

@@ -1,4 +1,4 @@
-"""What every published backbone has: text, weights, channels, and what of it is trained."""
+"""Published backbones: text, weights, channels, and what is trained."""
 
 import inspect
 from pathlib import Path

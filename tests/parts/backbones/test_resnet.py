@@ -1,4 +1,4 @@
-"""ResNets and ResNeXts beside torchvision's."""
+"""ResNets and ResNeXts, compared with those of torchvision."""
 
 import pytest
 import torch

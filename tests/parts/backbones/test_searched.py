@@ -39,7 +39,7 @@ from tests.parts.texts import backbone_codes, error_of
         ("MBblock_56_1-1-1-1,", 19, "','", "the end"),
     ],
 )
-def test_an_error_in_a_backbone_code_is_pointed_at(code: str, position: int | None, found: str, expected: str) -> None:
+def test_the_error_of_a_code_has_its_position(code: str, position: int | None, found: str, expected: str) -> None:
     message = error_of(f"800x600 {code} RPN 2FC")
     place = f"at character {position} found {found}, expected" if position else found
     assert place in message
@@ -47,12 +47,12 @@ def test_an_error_in_a_backbone_code_is_pointed_at(code: str, position: int | No
     assert expected in message
 
 
-def test_an_error_in_a_code_written_with_blanks_is_pointed_at() -> None:
+def test_the_error_of_a_code_with_spaces_has_its_position() -> None:
     assert "at character 15 found '3', expected a digit" in error_of("800x600 basicblock 54 3211-1-1-1 RPN 2FC")
 
 
 @given(backbone_codes, st.data())
-def test_the_first_foreign_character_of_a_code_is_the_one_pointed_at(code: BackboneCode, data: st.DataObject) -> None:
+def test_the_error_of_a_code_points_at_the_first_wrong_character(code: BackboneCode, data: st.DataObject) -> None:
     text = str(code)
     place = data.draw(st.integers(len(code.block), len(text) - 1))
     foreign = data.draw(st.sampled_from("x3.,+é"))
@@ -76,7 +76,7 @@ def test_neck_and_heads_expect_the_channels_that_a_code_has(code: BackboneCode, 
     assert len(model.backbone.res_layers) == (neck.last_input if neck else SINGLE_LEVEL)
 
 
-def test_a_searched_backbone_starts_from_given_weights_and_keeps_of_them_what_a_classic_one_keeps(
+def test_a_searched_backbone_starts_from_given_weights_and_freezes_what_a_classic_one_freezes(
     tmp_path: Path,
 ) -> None:
     text = "bottleneck_8_1-21-21-12 FPN(P1-P4,c=16) RPN 2FC"

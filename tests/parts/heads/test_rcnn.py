@@ -1,4 +1,4 @@
-"""RCNN heads: where regions are cut from, and how a cascade's stages learn."""
+"""RCNN heads: the levels that regions are pooled from, and the training of a cascade."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from tests.parts.detectors import small_config
 
 
 @pytest.mark.parametrize("levels", ["P1-P4", "P2-P4", "P3-P4", "P1-P2", "P1-P3:P1-P6", "P2-P3:P2-P5"])
-def test_regions_are_cut_from_the_level_that_equation_1_of_fpn_says(levels: str) -> None:
+def test_regions_are_pooled_from_the_level_of_equation_1_of_fpn(levels: str) -> None:
     model: Any = build_on_meta(small_config(f"ResNet18 FPN({levels},c=16) RPN 2FC"))
     extractor = model.roi_head.bbox_roi_extractor
     strides = extractor.featmap_strides
@@ -22,7 +22,7 @@ def test_regions_are_cut_from_the_level_that_equation_1_of_fpn_says(levels: str)
     assert [strides[level] for level in extractor.map_roi_levels(rois, len(strides))] == expected
 
 
-def test_a_shorter_cascade_is_the_beginning_of_a_longer_one() -> None:
+def test_a_shorter_cascade_has_the_first_stages_of_a_longer_one() -> None:
     def stages(head: str) -> list[tuple[Any, ...]]:
         config = small_config(f"ResNet18 FPN(P1-P5,c=16) RPN {head}")
         heads, settings = config["roi_head"]["bbox_head"], config["train_cfg"]["rcnn"]

@@ -1,4 +1,4 @@
-"""Feature pyramids, and pyramids of one's own."""
+"""FPN, and registered necks."""
 
 import re
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ def test_every_combination_of_fpn_levels_has_a_text_of_its_own() -> None:
         ("FPN(P1-P4:P1-P6,c=8)", FPN(1, 4, 6, 8)),
     ],
 )
-def test_an_fpn_takes_all_levels_that_it_puts_out_unless_it_says_otherwise(text: str, neck: FPN) -> None:
+def test_an_fpn_without_input_levels_in_its_text_has_all_output_levels_as_inputs(text: str, neck: FPN) -> None:
     assert FPN.parse(text) == neck
 
 
-def test_an_fpn_knows_its_levels() -> None:
+def test_an_fpn_lists_its_input_and_output_levels() -> None:
     neck = FPN.parse("FPN(P2-P3:P2-P6,c=64)")
     assert (neck.input_levels, neck.output_levels) == ((2, 3), (2, 3, 4, 5, 6))
 
@@ -42,7 +42,7 @@ class Bottom(FPN):
 
 @pytest.fixture
 def bottom() -> Iterator[type[FPN]]:
-    """A neck of one's own, registered for a test."""
+    """A neck that is registered during a test."""
     yield register_neck(Bottom)
     del NECKS["Bottom-FPN"]
 
@@ -57,7 +57,7 @@ def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) 
         Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P9) RPN 2FC")
 
 
-def test_a_neck_that_is_not_registered_is_none() -> None:
+def test_a_neck_that_is_not_registered_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected FPN(")):
         Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC")
 

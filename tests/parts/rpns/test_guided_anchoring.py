@@ -1,4 +1,4 @@
-"""Guided anchoring at work."""
+"""Guided anchoring: training and detection."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_guided_anchoring_learns_the_shapes_of_small_and_large_objects(text: str
     assert {tuple(box) for box in taught.tolist()} == {tuple(box) for box in boxes.tolist()}
 
 
-def test_guided_anchorings_boxes_of_all_classes_go_through_one_suppression() -> None:
+def test_boxes_of_all_classes_go_through_one_suppression_with_guided_anchoring() -> None:
     model = model_config(
         Architecture.parse("64x48 ResNet18 FPN(P2-P5,c=16) GA-RPN 2FC"), classes=80, detector=Detector()
     )

@@ -1,4 +1,4 @@
-"""A recipe's ``imports``: modules that add to what can be searched, wherever the recipe is used."""
+"""A recipe's ``imports``: Python modules that register further parts."""
 
 import copy
 from pathlib import Path
@@ -15,7 +15,7 @@ LEFT_OUT = (
     "detectors"
 )
 
-# A neck of its own, for the search as for MMDetection: twice an FPN.
+# Registers a neck, whose features are twice those of an FPN, for the search and for MMDetection.
 MODULE = """
 import smnas_optuna.detector.layers  # before mmdet: provides mmcv's operators
 from mmdet.models.necks import FPN as Pyramid
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_neck_of_ones_own_is_searched_trained_and_exported_by_several_workers(folder: Path) -> None:
+def test_a_registered_neck_is_searched_trained_and_exported_by_several_workers(folder: Path) -> None:
     ended = run("run_study", "mine.yaml", "--n-trials", 2, "--workers", 2, folder=folder)
     assert ended.returncode == 0, ended.stderr
     study = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db")
@@ -84,7 +84,7 @@ def test_a_neck_of_ones_own_is_searched_trained_and_exported_by_several_workers(
         ("imports=[]", "structural.space.necks.0: found 'TwiceFPN', expected one of none, FPN"),
     ],
 )
-def test_a_module_that_is_absent_is_one_line(folder: Path, setting: str, message: str) -> None:
+def test_an_absent_module_is_reported_in_one_line(folder: Path, setting: str, message: str) -> None:
     ended = run_alone("run_study", "mine.yaml", "--dry-run", "--set", setting, folder=folder)
     assert ended.returncode == 2
     assert message in ended.stderr
