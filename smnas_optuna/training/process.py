@@ -26,7 +26,6 @@ from smnas_optuna.timing import gpus
 from smnas_optuna.training.job import Comparison, CostRequest, Costs, Demand, Event, Failure, Job, Target
 from smnas_optuna.training.outcome import Outcome
 
-_TRAINING = "smnas_optuna.training.training"
 _PRELOADED = "smnas_optuna.training.preloaded"
 _SHOW_GPUS = "smnas_optuna.timing.show_gpus"
 context = multiprocessing.get_context("forkserver")
@@ -107,7 +106,7 @@ def probe(demand: Demand, output: Path) -> Target:
     Raises:
         UserError: The device is not available, or weights cannot be fetched or do not fit.
     """
-    (target,) = _call("probe", demand, output)
+    (target,) = _call("device_choice.probe", demand, output)
     assert isinstance(target, Target)
     return target
 
@@ -117,7 +116,7 @@ def visible_gpus(output: Path) -> tuple[tuple[str, ...], str]:
 
     The second value says in one line why other GPUs cannot be used; it is empty if all can.
     """
-    (answer,) = _call("visible_gpus", None, output)
+    (answer,) = _call("device_choice.visible_gpus", None, output)
     assert isinstance(answer, tuple)
     names, problem = answer
     return names, problem
@@ -130,7 +129,7 @@ def count(request: CostRequest, output: Path) -> list[Costs]:
         request: The architectures.
         output: File for the process's output.
     """
-    costs = _call("count", request, output)
+    costs = _call("training.count", request, output)
     return [cost for cost in costs if isinstance(cost, Costs)]
 
 
@@ -145,7 +144,7 @@ def draw(comparison: Comparison, output: Path) -> None:
         UserError: An image or the data set is absent, weights belong to another trial, or the picture cannot be
             written.
     """
-    _call("draw", comparison, output)
+    _call("drawing.draw", comparison, output)
 
 
 def _call(function: str, argument: object, output: Path) -> list[object]:
@@ -175,7 +174,7 @@ def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None,
         yield failure_of(error, job.folder)
         return
     output = job.folder / "output.log"
-    with closing(_run("evaluate", job, output, time_limit=limit and limit * 60, until=until)) as events:
+    with closing(_run("training.evaluate", job, output, time_limit=limit and limit * 60, until=until)) as events:
         for event in events:
             if isinstance(event, UserError):
                 raise event
@@ -189,7 +188,7 @@ def evaluate(job: Job, until: Sequence[Waitable] = ()) -> Generator[Event, None,
 def _run(
     function: str, argument: object, output: Path, time_limit: float | None, until: Sequence[Waitable] = ()
 ) -> Generator[object, None, None]:
-    """Call a function of ``training.py`` in a process of its own, and yield what it reports."""
+    """Call a function, such as ``training.evaluate``, in a process of its own, and yield what it reports."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run_child, args=(function, argument, output, sender, _visible_devices(argument)))
     clock = _RunningTime()
@@ -280,11 +279,13 @@ def _end_process(process: multiprocessing.process.BaseProcess, patience: float) 
 
 
 def _run_child(function: str, argument: object, output: Path, sender: Connection, visible_devices: str | None) -> None:
-    """Call a function of ``training.py`` and send what it reports; runs in the training process."""
+    """Call a function of this room and send what it reports; runs in the training process."""
     # This process has inherited the environment that the server was started with.
     gpus.make_visible(visible_devices)
     follow_parent()
-    call: Callable[[object, Callable[[object], None]], None] = getattr(importlib.import_module(_TRAINING), function)
+    module, name = function.split(".")
+    loaded = importlib.import_module(f"smnas_optuna.training.{module}")
+    call: Callable[[object, Callable[[object], None]], None] = getattr(loaded, name)
     try:
         _log_to(output)
         call(argument, sender.send)

@@ -1,14 +1,12 @@
 """What runs in a training process: builds, trains, evaluates and times one architecture with MMEngine's Runner."""
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mmengine.device.utils
 import torch
 import torch.distributed
 from mmdet.utils import register_all_modules
@@ -20,17 +18,13 @@ from mmengine.runner import Runner
 
 from smnas_optuna.detector import layers  # noqa: F401  # registers our layers and provides mmcv's operators
 from smnas_optuna.detector.counting import build_on_meta, count_costs
-from smnas_optuna.detector.deployment import check_compiler, compile_now, forget_compiled, prepare_for_deployment
+from smnas_optuna.detector.deployment import compile_now, forget_compiled, prepare_for_deployment
 from smnas_optuna.detector.memory import learns_statistics, training_memory
-from smnas_optuna.detector.weights import check_weights
-from smnas_optuna.errors import EvaluationInterrupted, UserError
+from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.parts.architecture import InputSize
-from smnas_optuna.parts.levels import BACKBONE_LEVELS
 from smnas_optuna.parts.model_config import custom_imports, model_config
 from smnas_optuna.timing.cores import usable_cores
-from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
-from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
 from smnas_optuna.timing.timing_turn import TimingTurn
 from smnas_optuna.training import sparse_logging
@@ -41,13 +35,13 @@ from smnas_optuna.training.checkpoint import (
     resume,
     training_record,
 )
+from smnas_optuna.training.device_choice import use_device
 from smnas_optuna.training.distributed import ProcessFailed, backend, call_in_child, join, run_processes
-from smnas_optuna.training.drawing import draw, draw_trained  # noqa: F401  # process.py calls draw by name
-from smnas_optuna.training.fitting import fit_batch, gpu_memory, machine_memory, usable_memory
+from smnas_optuna.training.drawing import draw_trained
+from smnas_optuna.training.fitting import fit_batch
 from smnas_optuna.training.job import (
     CostRequest,
     Costs,
-    Demand,
     Event,
     Failure,
     Job,
@@ -55,7 +49,6 @@ from smnas_optuna.training.job import (
     Progress,
     Resumed,
     Scores,
-    Target,
     TooLarge,
     UntrainedLatency,
 )
@@ -69,117 +62,10 @@ from smnas_optuna.training.weights_file import write_weights
 # At import, so that it happens once in the server of training processes and not in each trial.
 register_all_modules()
 
-# Fewest and most processes that load images, for each GPU.
-_LEAST_LOADERS, _MOST_LOADERS = 2, 8
-# Characters of an error message of torch.compile that are shown.
-_LONGEST_REASON = 200
 # Iterations between two checks that the loss is finite.
 _LOSS_CHECK_INTERVAL = 20
 # Seconds within which the crash of another process of the same training is noticed.
 _CRASH_DETECTION_SECONDS = 1.0
-
-
-def probe(demand: Demand, report: Callable[[Target], None]) -> None:
-    """Choose the device that a run requests, fetch the pre-trained weights, and report the device.
-
-    Args:
-        demand: The requested device and weights.
-        report: Called with the device.
-
-    Raises:
-        UserError: The device is not available or does not support a setting of the recipe, or weights cannot be fetched
-            or do not fit.
-    """
-    recipe, device = demand.recipe, demand.recipe.device
-    gpus, problem = _choose_gpus(demand)
-    kind = "cuda" if gpus else "cpu"
-    _use_device(kind)
-    if device.cpu_threads:
-        torch.set_num_threads(device.cpu_threads)
-    for stage, settings in recipe.stages.items():
-        if kind == "cpu" and settings.detector.norm == "SyncBN":
-            raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
-    settings = recipe.stages[demand.stage]
-    for each in demand.weights:
-        config = each.backbone.config(BACKBONE_LEVELS, settings.detector)
-        place = f"{each.key}: {each.checkpoint} for {each.backbone}"
-        check_weights(place, each.checkpoint, config, otherwise="a file per backbone, or none to train from scratch")
-    name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()
-    # On GPUs each process of a training has its own; on the CPU all of them share the machine's memory.
-    processes = 1 if gpus else device.gpus_per_trial
-    total = min(map(gpu_memory, gpus)) if gpus else machine_memory()
-    memory = usable_memory(kind, name, device.memory_gb, total=total, trainings=demand.sharing, processes=processes)
-    uuids = tuple(map(gpu_uuid, gpus))
-    timing_conditions = conditions(
-        kind, uuids, standardized=settings.detector.weight_standardization, compiled=device.timing.compiled
-    )
-    if device.timing.compiled:
-        _check_compiler(torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
-    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
-    chosen = tuple(names[index] for index in gpus) if gpus else None
-    loaders = _loader_workers(demand, kind)
-    report(Target(kind, name, max(1, len(gpus)), memory, timing_conditions, loaders, chosen, uuids, problem))
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile some layers; raises UserError if torch.compile does not work on this machine."""
-    try:
-        check_compiler(device)
-    except Exception as error:  # of many types: no compiler, no Triton, an old GPU
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise UserError(f"device.timing.compiled: found true, but torch.compile fails here: {reason}") from None
-
-
-def _loader_workers(demand: Demand, kind: str) -> int:
-    """Return how many processes shall load images for each GPU, given the cores that training leaves free."""
-    if kind == "cpu":
-        return _LEAST_LOADERS
-    processes = demand.workers * demand.recipe.device.gpus_per_trial
-    cores = len(usable_cores()) // processes - 1
-    return min(max(cores, _LEAST_LOADERS), _MOST_LOADERS)
-
-
-def _choose_gpus(demand: Demand) -> tuple[list[int], str]:
-    """Return the indices of the GPUs to use, and a warning about the choice.
-
-    The list is empty if the CPU is to be used. The warning is empty if there is none.
-
-    Raises:
-        UserError: The recipe requires more GPUs than torch can use.
-    """
-    device = demand.recipe.device
-    if device.kind == "cpu":
-        return [], ""
-    gpus = find_gpus()
-    if not gpus.usable:
-        if device.kind == "cuda":
-            raise UserError(f"device.kind: found cuda, but {gpus.problem or 'no GPU is visible'}; expected auto or cpu")
-        return [], f"trains on the CPU, since torch cannot use the GPU: {gpus.problem}" if gpus.listed else ""
-    if device.gpus_per_trial > len(gpus.usable):
-        usable = f" that torch can use ({gpus.problem})" if gpus.problem else ""
-        raise UserError(
-            f"device.gpus_per_trial: found {device.gpus_per_trial}, but there are {len(gpus.usable)} GPUs{usable} here"
-        )
-    usage = {index: announced_searches(gpu_uuid(index)) for index in gpus.usable}
-    # A worker uses the GPUs that it was assigned; otherwise those with the fewest other searches are chosen.
-    order = gpus.usable if demand.gpus else sorted(gpus.usable, key=lambda index: len(usage[index]))
-    chosen = order[: device.gpus_per_trial]
-    others = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
-    if not others:
-        return list(chosen), gpus.problem
-    return list(chosen), (
-        f"shares a GPU with {', '.join(others)}, each of which may take all of its memory; expected other GPUs in "
-        f"{VARIABLE}, or device.memory_gb"
-    )
-
-
-def visible_gpus(_: None, report: Callable[[tuple[tuple[str, ...], str]], None]) -> None:
-    """Report the names of the CUDA GPUs that torch can use, and why it cannot use the others, if there are any."""
-    gpus = find_gpus()
-    names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count() if gpus.usable else 0)
-    # A process sees only the first of several parts of a GPU (MIG), so whether others are usable is unknown.
-    usable = [name for index, name in enumerate(names) if index in gpus.usable or index >= torch.cuda.device_count()]
-    report((tuple(usable), gpus.problem if gpus.listed else ""))
 
 
 def count(request: CostRequest, report: Callable[[Costs], None]) -> None:
@@ -198,7 +84,7 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
         job: The request; its device settings say on how many GPUs to train.
         report: Called with each event.
     """
-    _use_device(job.kind)
+    use_device(job.kind)
     if job.device.cpu_threads:
         torch.set_num_threads(job.device.cpu_threads)
     costs, memory = call_in_child(_estimate, job)
@@ -532,8 +418,3 @@ def _initialise(kind: str) -> None:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
         except RuntimeError as error:
             raise EvaluationInterrupted(f"the GPU can no longer be used: {error}") from None
-
-
-def _use_device(kind: str) -> None:
-    """Make MMEngine's Runner use a kind of device; by default it uses the one that it detected when imported."""
-    mmengine.device.utils.DEVICE = kind

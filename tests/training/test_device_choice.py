@@ -16,8 +16,9 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.timing.device import FoundGpus
 from smnas_optuna.timing.owned_lock import Owner
-from smnas_optuna.training import training
+from smnas_optuna.training import device_choice
 from smnas_optuna.training.job import Demand, Job
+from smnas_optuna.training.training import runner_config
 
 OTHER = Owner(4711, "work_dirs/other")
 Choose = Callable[..., tuple[list[int], str]]
@@ -31,11 +32,11 @@ def choose(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
         found: FoundGpus, used: dict[int, list[Owner]] | None = None, *settings: str, **demand: Any
     ) -> tuple[list[int], str]:
         searches = {f"GPU-{index}": owners for index, owners in (used or {}).items()}
-        monkeypatch.setattr(training, "find_gpus", lambda: found)
-        monkeypatch.setattr(training, "gpu_uuid", lambda index: f"GPU-{index}")
-        monkeypatch.setattr(training, "announced_searches", lambda uuid: searches.get(uuid, []))
+        monkeypatch.setattr(device_choice, "find_gpus", lambda: found)
+        monkeypatch.setattr(device_choice, "gpu_uuid", lambda index: f"GPU-{index}")
+        monkeypatch.setattr(device_choice, "announced_searches", lambda uuid: searches.get(uuid, []))
         recipe = load_recipe(str(tiny_recipe), ["device.kind=auto", *settings])
-        return training._choose_gpus(Demand(recipe, "structural", **demand))
+        return device_choice.choose_gpus(Demand(recipe, "structural", **demand))
 
     return call
 
@@ -80,20 +81,20 @@ def test_a_gpu_that_torch_cannot_use_is_skipped_with_a_warning(choose: Choose) -
 def test_the_number_of_loader_processes_depends_on_the_cores(
     cores: int, workers: int, gpus_per_trial: int, expected: int, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "usable_cores", lambda: set(range(cores)))
+    monkeypatch.setattr(device_choice, "usable_cores", lambda: set(range(cores)))
     batches = [f"{stage}.training.batch_size={gpus_per_trial}" for stage in ("structural", "modular", "transfer")]
     settings = [f"device.gpus_per_trial={gpus_per_trial}", *batches]
     demand = Demand(load_recipe(str(tiny_recipe), settings), "structural", workers=workers)
-    assert training._loader_workers(demand, "cuda") == expected
-    assert training._loader_workers(demand, "cpu") == 2
+    assert device_choice._loader_workers(demand, "cuda") == expected
+    assert device_choice._loader_workers(demand, "cpu") == 2
 
 
 def test_all_parts_of_a_gpu_are_listed_although_a_process_sees_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1a,MIG-2b")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(training, "find_gpus", lambda: FoundGpus(1, (0,), ""))
+    monkeypatch.setattr(device_choice, "find_gpus", lambda: FoundGpus(1, (0,), ""))
     reported: list[Any] = []
-    training.visible_gpus(None, reported.append)
+    device_choice.visible_gpus(None, reported.append)
     assert reported == [(("MIG-1a", "MIG-2b"), "")]
 
 
@@ -102,7 +103,7 @@ def config(tiny_recipe: Path, folder: Path, kind: str, *settings: str) -> Config
     stage, dataset = recipe.structural, open_dataset(recipe.dataset)
     architecture = Architecture.parse("64x48 ResNet18(w=8) RetinaNet")
     job = Job(architecture, dataset, stage.detector, stage.training, recipe.device, folder, kind=kind)
-    return training.runner_config(job)
+    return runner_config(job)
 
 
 def test_the_config_for_a_gpu_avoids_waiting_for_it(tiny_recipe: Path, tmp_path: Path) -> None:
