@@ -1,6 +1,8 @@
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -130,4 +132,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("report: ")
     assert len(result.stdout.splitlines()) == 1
+    with closing(sqlite3.connect(folder / "smnas.db")) as connection:
+        # So that a copy of this one file has all that there is; this process may still have connections to it.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return folder
