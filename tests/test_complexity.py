@@ -57,7 +57,7 @@ def test_without_json_the_costs_are_printed_as_text(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["basicblock_56_12-13-2-1"], "at character 19 found '3'"),
-        (["basicblock_57_1-2-2-2"], "base 57 is odd"),
+        (["basicblock_57_1-2-2-2"], "found the odd base 57"),
         (["E2", "--input", "800"], "input size '800': expected WIDTHxHEIGHT"),
         (["--zoo", "E9"], "'E9': no such detector"),
         ([], "CODE: expected a backbone code"),

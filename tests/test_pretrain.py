@@ -117,7 +117,7 @@ def empty_class(data: Path) -> None:
         (CODE, ["--batch-size", 1], None, "--batch-size 1: expected two images or more for each of 1 processes"),
         (CODE, ["--output", "data/train/digit 0/0.png/x"], None, "--output data/train/digit 0/0.png/x: cannot be"),
         ("basicblock_8_1-1-3-1", [], None, "CODE: backbone code 'basicblock_8_1-1-3-1': at character 18 found '3'"),
-        ("basicblock_7_1-1-1-1", [], None, "base 7 is odd"),
+        ("basicblock_7_1-1-1-1", [], None, "found the odd base 7"),
         ("FSAF", [], None, "CODE: 'FSAF': its backbone has no code"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Networks: built, costed, estimated, exported."""
+"""Detector networks: builds them, counts their costs, estimates their memory, exports them."""

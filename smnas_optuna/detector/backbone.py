@@ -1,6 +1,6 @@
-"""The network that a backbone code means, made of MMDetection's own blocks and registered in it.
+"""The network of a backbone code, built of MMDetection's own blocks and registered in MMDetection's registry.
 
-Configs name it through ``custom_imports`` of ``smnas_optuna.detector.layers``, which imports this module.
+Configs that use it list ``smnas_optuna.detector.layers``, which imports this module, in ``custom_imports``.
 """
 
 from collections.abc import Sequence
@@ -32,37 +32,37 @@ _MB_EXPANSION = 6
 class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
     """The network of a backbone code (Yao et al., AAAI 2020, section 3.2.2).
 
-    Two 3x3 convolutions of stride 2, 3 -> base/2 -> base channels, each with normalisation and ReLU, lead to four
-    stages at strides 4, 8, 16 and 32; the first block of each stage but the first has stride 2. The blocks are
-    MMDetection's:
+    The stem consists of two 3x3 convolutions of stride 2, 3 -> base/2 -> base channels, each with normalisation and
+    ReLU. Four stages at strides 4, 8, 16 and 32 follow; the first block of each stage but the first has stride 2. The
+    blocks are MMDetection's:
 
     - ``basicblock`` and ``bottleneck`` of ResNet, the stride in the bottleneck's 3x3 convolution;
     - ``Xbottleneck`` of ResNeXt, base/2 groups, the 3x3 convolution twice as wide as the block's planes, so that base
       64 is 32x4d;
     - ``MBblock`` of MobileNetV2, expansion 6, ReLU.
 
-    Where stride or channels change, the first three have a 1x1 convolution with normalisation as a shortcut. A code
-    that means a published network builds that network: a 7x7 convolution and max-pooling come before the stages, and
-    its parameters are called as in MMDetection's ``ResNet`` and ``ResNeXt``, whose weights fit.
+    In the first three, shortcuts have a 1x1 convolution with normalisation where stride or channels change. The code of
+    a published network builds that network: its stem is a 7x7 convolution and max-pooling, and its parameters have the
+    names of MMDetection's ``ResNet`` and ``ResNeXt``, so their weights fit.
 
     Args:
-        code: Backbone code, ``basicblock_56_12-11111-211-1112``, of an even base.
-        out_indices: Stages, 0 to 3, whose features are put out; stages behind the last of them are not built.
-        frozen_stages: Stages, counted from 1, that are not trained, and the stem with them: 0 the stem alone, -1
-            nothing.
-        conv_cfg: Kind of convolution; None for a plain one.
-        norm_cfg: Kind of normalisation.
-        norm_eval: Keep the statistics of batch normalisation as they are when training.
-        with_cp: Recompute each block's activations in the backward pass, which takes less memory and more time.
-        init_cfg: Initialisation; None for that of MMDetection's ResNet: Kaiming, with the last normalisation of each
-            residual branch at 0.
+        code: Backbone code such as ``basicblock_56_12-11111-211-1112``; the base has to be even.
+        out_indices: Indices of the stages, 0 to 3, whose features are returned; later stages are not built.
+        frozen_stages: Number of stages, from the first, that are not trained, nor is the stem; 0 freezes the stem
+            alone, -1 nothing.
+        conv_cfg: Config of the convolutions; None for plain ones.
+        norm_cfg: Config of the normalisation layers.
+        norm_eval: Keep the statistics of batch normalisation fixed in training.
+        with_cp: Recompute the activations of each block in the backward pass, which takes less memory and more time.
+        init_cfg: Config of the initialisation; None for that of MMDetection's ResNet, which is Kaiming, with 0 in the
+            last normalisation of each residual branch.
 
     Attributes:
-        out_channels: Channels of each level put out.
+        out_channels: Channels of each returned feature level.
 
     Raises:
-        ValueError: ``code`` is none, its base is odd (or 2 for ``Xbottleneck``, whose groups are 2 at least), or
-            ``out_indices`` are others than 0 to 3.
+        ValueError: ``code`` is not valid, its base is odd (or 2 with ``Xbottleneck``, which needs at least 2 groups),
+            or ``out_indices`` are not within 0 to 3.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
     ) -> None:
         parsed = BackboneCode.parse(code)
         if parsed.base % 2:
-            raise ValueError(f"backbone code {code}: base {parsed.base} is odd; the stem needs half of it")
+            raise ValueError(f"backbone code {code}: found the odd base {parsed.base}, expected an even one")
         if parsed.block == "Xbottleneck" and parsed.base < 4:
-            raise ValueError(f"backbone code {code}: base {parsed.base} makes one group; expected 4 or more")
+            raise ValueError(f"backbone code {code}: found the base {parsed.base}, expected 4 or more")
         if not set(out_indices) <= {0, 1, 2, 3} or not out_indices:
             raise ValueError(f"out_indices: found {tuple(out_indices)}, expected some of 0, 1, 2, 3")
         from_scratch = [
@@ -117,7 +117,7 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
             images: ``n x 3 x h x w``.
 
         Returns:
-            Of stage i, ``n x channels x h / 2^(i + 2) x w / 2^(i + 2)``, sides rounded up.
+            A tensor for each stage i, ``n x channels x h / 2^(i + 2) x w / 2^(i + 2)``, with sides rounded up.
         """
         features = images
         for name in self.stem_layers:
@@ -130,7 +130,7 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> "SearchedBackbone":
-        """Set the training mode, in which frozen stages, and with ``norm_eval`` all batch statistics, stay as is."""
+        """Set the training mode; frozen stages, and with ``norm_eval`` all batch statistics, do not change in it."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -164,7 +164,7 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         return stem
 
     def _stage(self, index: int, channels: int) -> tuple[nn.Module, int]:
-        """Return a stage that takes in so many channels, and the channels that it puts out."""
+        """Return a stage with ``channels`` input channels, and its number of output channels."""
         blocks = []
         for number, planes in enumerate(self._code.planes[index]):
             stride = 2 if index > 0 and number == 0 else 1
@@ -184,12 +184,12 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         kind = _RESIDUAL_BLOCKS[self._code.block]
         options: Config = {}
         if kind is ResNeXtBottleneck:
-            # MMDetection multiplies planes by base_width / base_channels and rounds down, which comes out one too
-            # small for some bases, such as 98, unless the fraction is exact.
+            # MMDetection multiplies planes by base_width / base_channels and rounds down. With floats the result is
+            # too small by one for some bases, such as 98.
             base = self._code.base
             options = {"groups": base // 2, "base_width": Fraction(4), "base_channels": base}
         if self._zero_branches:
-            # For ResNeXt too: MMDetection documents it there, but looks for ResNet's own blocks.
+            # For ResNeXt too: MMDetection documents it, but does it for ResNet's own blocks only.
             last = "norm2" if kind is BasicBlock else "norm3"
             options["init_cfg"] = {"type": "Constant", "val": 0, "override": {"name": last}}
         outputs = planes * kind.expansion

@@ -1,4 +1,4 @@
-"""Costs that need no measuring: multiply-adds and parameters of a whole detector."""
+"""Counts multiply-adds and parameters of whole detectors."""
 
 import functools
 from importlib import resources
@@ -19,15 +19,16 @@ from smnas_optuna.parts.architecture import InputSize
 
 
 def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
-    """Count a detector's multiply-adds for one image and its parameters, without memory for either.
+    """Count a detector's multiply-adds for one image and its parameters.
 
-    The detector is built on the meta device. Convolutions and matrix products count, as in the paper's tables;
-    normalisation, RoIAlign and non-maximum suppression do not. An RCNN head counts for as many proposals as it
-    accepts in testing, each stage of a cascade in full, a mask head for as many detections as there may be.
+    The detector is built on the meta device, so it takes no memory. As in the paper's tables, convolutions and matrix
+    products are counted; normalisation, RoIAlign and non-maximum suppression are not. RCNN heads, and each stage of a
+    cascade, are counted for the largest number of proposals in testing, and mask heads for the largest number of
+    detections.
 
     Args:
         model_config: The ``model`` of an MMDetection config.
-        input_size: Box that the image is scaled to; its sides are padded as the detector pads them.
+        input_size: Size of the image; its sides are padded as the detector pads them.
 
     Returns:
         (multiply-adds, parameters)
@@ -54,30 +55,30 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
 def count_backbone(backbone_config: dict[str, Any], input_size: InputSize) -> tuple[int, int]:
     """Count a backbone's multiply-adds for one image of a size that needs no padding, and its parameters."""
     backbone = build_on_meta(backbone_config)
-    backbone.eval()  # MMDetection's backbones return nothing here.
+    backbone.eval()  # not chained, since the method of MMDetection's backbones returns None
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         backbone(torch.empty(1, 3, input_size.height, input_size.width))
     return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in backbone.parameters())
 
 
 def published_model(config: PurePosixPath) -> dict[str, Any]:
-    """Return the ``model`` of a config that comes with MMDetection, by its path below the ``configs`` folder."""
+    """Return the ``model`` of one of MMDetection's own configs, by its path in the folder ``configs``."""
     folder = Path(str(resources.files("mmdet"))) / ".mim" / "configs"
     return Config.fromfile(folder / config).model.to_dict()  # type: ignore[no-any-return]  # mmengine is untyped
 
 
 def build_on_meta(model_config: dict[str, Any]) -> nn.Module:
-    """Build a detector whose parameters have shapes but no memory."""
+    """Build a detector, or a part of one, on the meta device, where tensors have shapes but take no memory."""
     with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
         model: nn.Module = MODELS.build(ConfigDict(model_config))
     return model
 
 
 def _make_countable(rpn_head: Any) -> Any:
-    """Return the RPN with guided anchoring's special layers made ordinary, which multiply as often.
+    """Replace the special layers of guided anchoring by ordinary ones with the same multiply-adds, and return the RPN.
 
-    In training mode its predictions have no mask over locations, which depends on the image. Its deformable convolution
-    gets to be a plain one, since mmcv's has no kernel for the meta device.
+    In training mode, predictions are not masked by location, which would depend on the image. The deformable
+    convolution becomes a plain one, since mmcv's has no kernel for the meta device.
     """
     if hasattr(rpn_head, "feature_adaption"):
         layer = rpn_head.feature_adaption.conv_adaption

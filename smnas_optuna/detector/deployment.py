@@ -1,4 +1,4 @@
-"""Detectors as they are deployed: for inference, with everything computed once that does not depend on the image."""
+"""Prepares detectors for deployment: what does not depend on the image is computed once."""
 
 import copy
 import functools
@@ -16,13 +16,13 @@ _CALLS_UNTIL_COMPILED = 3
 def prepare_for_deployment(model: nn.Module, *, compiled: bool = False) -> Any:
     """Return a copy of a detector for inference, in which standardised weights are constants.
 
-    In training they are standardised at each call, which takes more operations than all others of a small detector.
+    In training, weights are standardised in each call, which takes most of a small detector's operations.
 
     Args:
-        model: An MMDetection detector; it is left as it is.
+        model: An MMDetection detector, which is not changed.
         compiled: Compile backbone, neck, and the convolutions of an RPN or RetinaNet head with torch.compile, on a GPU
-            as CUDA graphs. What depends on the image, such as non-maximum suppression and RCNN heads, is called as
-            before, and so is guided anchoring. The first images of each size take a minute or more, see
+            with CUDA graphs. What depends on the image, such as non-maximum suppression and RCNN heads, is not
+            compiled, nor is guided anchoring. The first images of each size take a minute or more, see
             :func:`compile_now`.
     """
     copied: Any = copy.deepcopy(model).eval()
@@ -36,32 +36,37 @@ def prepare_for_deployment(model: nn.Module, *, compiled: bool = False) -> Any:
         head = copied.rpn_head if hasattr(copied, "rpn_head") else copied.bbox_head
         if not hasattr(head, "feature_adaption"):
             head.forward = compile_layers(head.forward)
-        copied.register_forward_pre_hook(_begin_image)
+        copied.register_forward_pre_hook(_reuse_outputs)
     return copied
 
 
-def _begin_image(*_: Any) -> None:
-    """Let compiled layers overwrite what they have returned for the image before."""
+def _reuse_outputs(*_: Any) -> None:
+    """Allow compiled layers to overwrite their outputs of the previous image."""
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch's is untyped
 
 
 def compile_now(model: Any, sample: Any) -> None:
-    """Have a detector with compiled layers compile them for the size of a sample, a batch as test_step takes it."""
+    """Compile the layers of a detector from :func:`prepare_for_deployment` for the size of a sample.
+
+    Args:
+        model: The detector.
+        sample: A batch, as ``test_step`` takes it.
+    """
     with torch.inference_mode():
-        # CUDA graphs are recorded at the second call.
+        # CUDA graphs are recorded in the second call.
         for _ in range(_CALLS_UNTIL_COMPILED):
             model.test_step(sample)
 
 
 def forget_compiled() -> None:
-    """Free what compiled detectors keep: their code, and the GPU's memory of their CUDA graphs."""
+    """Free the code of compiled detectors and the GPU memory of their CUDA graphs."""
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile and run some layers as :func:`prepare_for_deployment` does; raises an error of any kind if that fails."""
+    """Compile and run a small network as :func:`prepare_for_deployment` does; raises any exception if that fails."""
     layers = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()).to(device).eval()
     compiled = torch.compile(layers, mode=_MODE, dynamic=False)
     with torch.inference_mode():
@@ -70,10 +75,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _plain(layer: ConvWS2d) -> nn.Conv2d:
-    """Return the plain convolution that computes the same as one that standardises its weights."""
+    """Return a plain convolution with the standardised weights of a layer."""
     weight = layer.weight.data
-    variation, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)
-    # Without initialisation, which would take random numbers that training would miss.
+    deviation, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)
+    # Initialisation is skipped, since it would change the random numbers that training uses.
     plain: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # torch's is untyped
         nn.Conv2d,
         layer.in_channels,
@@ -86,6 +91,6 @@ def _plain(layer: ConvWS2d) -> nn.Conv2d:
         layer.bias is not None,
         device=weight.device,
     ).eval()
-    plain.weight.data = (weight - mean) / (variation + layer.eps)
+    plain.weight.data = (weight - mean) / (deviation + layer.eps)
     plain.bias = layer.bias
     return plain

@@ -1,7 +1,7 @@
-"""Multiply-adds and parameters of a backbone, by formula: exact, and fast enough to cost every proposal of a search.
+"""Computes multiply-adds and parameters of backbones by formula, exactly and fast enough for every sampler proposal.
 
-Convolutions and the classifier count, as in the paper's tables less its normalisation layers; a multiply-add is one.
-``counting.py`` counts whole detectors by building them.
+As in the paper's tables, except for its normalisation layers, the multiply-adds of convolutions and of the classifier
+are counted. ``counting.py`` counts whole detectors by building them.
 """
 
 import math
@@ -17,24 +17,24 @@ _MB_EXPANSION = 6
 
 
 def pad(input_size: InputSize, multiple: int = _PAD) -> InputSize:
-    """Return the size of the tensor that a detector makes of an image of ``input_size``, sides being multiples."""
+    """Return an input size with its sides rounded up to multiples, as detectors pad images."""
     return InputSize(*(math.ceil(side / multiple) * multiple for side in (input_size.width, input_size.height)))
 
 
 class BackboneCosts(NamedTuple):
-    """Multiply-adds for one image, and parameters (two per channel of a normalisation)."""
+    """Multiply-adds for one image, and parameters (including two per channel of a normalisation layer)."""
 
     flops: int
     params: int
 
 
 class _Layer(NamedTuple):
-    """Weights of convolutions per output position, at the two resolutions that a block works at, and norms' channels.
+    """Numbers of weights and of normalised channels of a block.
 
     Args:
-        entering: Weights that are applied at the block's input resolution.
-        leaving: Weights that are applied at its output resolution.
-        channels: Channels that are normalised.
+        entering: Weights of convolutions that are applied at the block's input resolution.
+        leaving: Weights of convolutions that are applied at its output resolution.
+        channels: Channels of all its normalisation layers.
     """
 
     entering: int
@@ -45,36 +45,36 @@ class _Layer(NamedTuple):
 def backbone_costs(
     code: BackboneCode, input_size: InputSize, *, stages: int = 4, classes: int | None = None
 ) -> BackboneCosts:
-    """Count the costs of a backbone code.
+    """Compute the costs of a backbone.
 
     Args:
-        code: The backbone. The code of a published network has that network's costs.
-        input_size: What the image is scaled to; sides are padded to multiples of 32, as detectors pad them.
-        stages: How many of the four stages are built, 1 to 4: a detector that uses no level past P3 stops at 3.
-        classes: Adds a classifier of so many classes behind global average pooling; None for none.
+        code: Code of the backbone; the code of a published network gives that network's costs.
+        input_size: Size of the image; its sides are padded to multiples of 32, as detectors pad them.
+        stages: Number of stages that are built, 1 to 4; 3 for a detector that uses no level above P3.
+        classes: Number of classes of a classifier after global average pooling; None for no classifier.
 
     Raises:
-        ValueError: The base is odd, so the stem and ResNeXt's groups cannot have half as many channels.
+        ValueError: The base is odd, or below 4 with ``Xbottleneck``.
     """
     if code.base % 2:
-        raise ValueError(f"backbone code {code}: base {code.base} is odd; expected an even number of channels")
+        raise ValueError(f"backbone code {code}: found the odd base {code.base}, expected an even one")
     if code.block == "Xbottleneck" and code.base < 4:
-        raise ValueError(f"backbone code {code}: base {code.base} leaves a ResNeXt block one group; expected 4 or more")
+        raise ValueError(f"backbone code {code}: found the base {code.base}, expected 4 or more")
     padded = pad(input_size)
-    # Positions at stride 4; every further stage has a quarter of its predecessor's.
+    # Positions at stride 4; each further stage has a quarter of the positions of the previous one.
     positions = padded.height * padded.width // 16
     flops, params = _stem(code, positions)
     channels = code.base
     for number, planes in enumerate(code.planes[:stages]):
         stride = 1 if number == 0 else 2
-        here = positions >> (2 * number)
+        stage_positions = positions >> (2 * number)
         for width, run in groupby(planes):
             repeats = len(list(run))
             first = _block(code.block, code.base, channels, width, stride)
             channels = _out_channels(code.block, width)
             others = _block(code.block, code.base, channels, width, 1)
-            flops += here * (first.entering * stride * stride + first.leaving)
-            flops += (repeats - 1) * here * (others.entering + others.leaving)
+            flops += stage_positions * (first.entering * stride * stride + first.leaving)
+            flops += (repeats - 1) * stage_positions * (others.entering + others.leaving)
             params += first.entering + first.leaving + 2 * first.channels
             params += (repeats - 1) * (others.entering + others.leaving + 2 * others.channels)
             stride = 1

@@ -1,10 +1,10 @@
 """Layers that MMDetection's registry lacks.
 
-Group norm of any width, a MobileNetV2 that stops where it is used, guided anchoring that may find nothing, RPNs with
-normalisation, and region features in mixed precision. Searched backbones are in ``backbone.py``.
+They are group normalisation of any width, MobileNetV2 without unused layers, guided anchoring that may propose nothing,
+RPNs with normalisation, and region features in mixed precision. Searched backbones are in ``backbone.py``.
 
-A config that names any of them says ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import
-also provides mmcv's operators where they are not compiled.
+Configs that use them need ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import also provides
+mmcv's operators if they are not compiled.
 """
 
 import math
@@ -27,15 +27,15 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor  # noqa: E4
 
 @MODELS.register_module()
 class DividingGroupNorm(nn.GroupNorm):
-    """Group normalisation whose groups divide the channels and hold two at least.
+    """Group normalisation with groups of at least two channels, whose number divides the channels.
 
-    torch refuses 32 groups of 48 or 16 channels, which narrow networks and MobileNetV2 have. Groups of one channel
-    would be instance normalisation, which Wu & He (2018, Table 3) found to be much worse, and which sees nothing on a
-    map of one pixel. Two channels are what the groups of a ResNet's narrowest layers have.
+    torch refuses to divide 48 or 16 channels, which narrow networks and MobileNetV2 have, into 32 groups. Groups of one
+    channel would be instance normalisation, which Wu & He (2018, Table 3) found to be much worse, and which makes every
+    map of one pixel zero. The groups of a ResNet's narrowest layers have two channels.
 
     Args:
-        num_features: Channels.
-        num_groups: Groups at the most; 32 in Wu & He (2018).
+        num_features: Number of channels.
+        num_groups: Largest number of groups; 32 in Wu & He (2018).
         eps: Added to the variance.
         affine: Learn a scale and a shift per channel.
     """
@@ -47,7 +47,7 @@ class DividingGroupNorm(nn.GroupNorm):
 
 @MODELS.register_module()
 class TruncatedMobileNetV2(MobileNetV2):  # type: ignore[misc]  # mmdet is untyped
-    """MobileNetV2 without the layers behind the last one in ``out_indices``, which would cost time for nothing."""
+    """MobileNetV2 without the layers after the last one in ``out_indices``, which would only take time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,10 +57,10 @@ class TruncatedMobileNetV2(MobileNetV2):  # type: ignore[misc]  # mmdet is untyp
 
 
 class _ExactProposals:
-    """Computes an RPN's proposals in float32, in mixed precision, too.
+    """Makes an RPN compute its proposals in float32 even in mixed precision.
 
-    MMDetection's computes them in the precision of its layers. Half precision rounds coordinates above 2048 to two
-    pixels, and for non-maximum suppression the boxes of each level are moved beyond those of the level before.
+    MMDetection's RPNs compute them in the precision of their layers. Half precision rounds coordinates above 2048 to
+    two pixels, and non-maximum suppression shifts the boxes of each level to even larger coordinates.
     """
 
     def predict_by_feat(self, *outputs: list[Tensor] | None, **others: Any) -> list[InstanceData]:
@@ -68,26 +68,26 @@ class _ExactProposals:
             None if levels is None else [level.to(torch.promote_types(level.dtype, torch.float32)) for level in levels]
             for levels in outputs
         ]
-        found: list[InstanceData] = super().predict_by_feat(*exact, **others)  # type: ignore[misc]  # of the head
-        return found
+        proposals: list[InstanceData] = super().predict_by_feat(*exact, **others)  # type: ignore[misc]  # the head's
+        return proposals
 
 
 @MODELS.register_module()
 class ExactRPNHead(_ExactProposals, RPNHead):  # type: ignore[misc]  # mmdet is untyped
-    """RPN whose proposals are computed in float32, in mixed precision, too."""
+    """RPN that computes its proposals in float32 even in mixed precision."""
 
 
 @MODELS.register_module()
 class LenientGARPNHead(_ExactProposals, GARPNHead):  # type: ignore[misc]  # as above
-    """Guided anchoring that proposes nothing where no location of an image is likely enough.
+    """Guided anchoring that proposes nothing if no location of an image has a sufficient score.
 
-    MMDetection's raises a RuntimeError then (its issue 1041), which would fail a whole evaluation for one empty image.
-    It also takes a batch of more than 32 images only if 32 divides it; here it may have any size.
+    MMDetection's own head raises a RuntimeError then (its issue 1041), so that one empty image would fail a whole
+    evaluation. It also accepts batches of more than 32 images only if 32 divides their size; this head accepts any.
     """
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        # Images per call of the kernel; mmcv takes the whole batch if it is smaller.
+        # Number of images per call of the kernel; mmcv uses the whole batch if it is smaller.
         self.feature_adaption.conv_adaption.im2col_step = sys.maxsize
 
     def _predict_by_feat_single(
@@ -100,12 +100,12 @@ class LenientGARPNHead(_ExactProposals, GARPNHead):  # type: ignore[misc]  # as 
 
 
 class _NormalizedConvolution:
-    """Puts a convolution with normalisation in the place of an RPN's first one; the ReLU after it is the head's.
+    """Replaces the first convolution of an RPN by one with normalisation; the head itself applies the ReLU.
 
     Args:
-        conv_cfg: Kind of convolution; None for a plain one.
-        norm_cfg: Kind of normalisation.
-        settings: Those of the head.
+        conv_cfg: Config of the convolution; None for a plain one.
+        norm_cfg: Config of the normalisation.
+        settings: Arguments of the head.
     """
 
     in_channels: int
@@ -122,10 +122,10 @@ class _NormalizedConvolution:
 
 @MODELS.register_module()
 class NormalizedRPNHead(_NormalizedConvolution, ExactRPNHead):
-    """RPN with a normalised convolution before its predictions; MMDetection's has no choice of layers.
+    """RPN with normalisation in its first convolution, which MMDetection's RPN does not support.
 
-    What trains detectors from scratch is group normalisation with standardised weights (SM-NAS, section 3.3); an RPN
-    without them is the one part between the backbone and the predictions that would be left out.
+    Training from scratch needs group normalisation and standardised weights (SM-NAS, section 3.3). MMDetection's RPN
+    would be the only part between backbone and predictions without them.
     """
 
 
@@ -136,14 +136,14 @@ class NormalizedGARPNHead(_NormalizedConvolution, LenientGARPNHead):
 
 @MODELS.register_module()
 class ExactRoIExtractor(SingleRoIExtractor):  # type: ignore[misc]  # as above
-    """Cuts regions out of a pyramid's levels, in mixed precision, too.
+    """Pools the features of regions in float32 even in mixed precision.
 
-    MMDetection's casts regions to the features' half precision before it chooses their levels. The area of a region of
-    more than 256x256 pixels overflows then, and coordinates above 1024 are rounded to whole pixels.
+    MMDetection's extractor casts regions to the half precision of the features before it selects their levels. The area
+    of regions of more than 256x256 pixels then overflows, and coordinates above 1024 are rounded to whole pixels.
     """
 
     def forward(self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
         """Return the features of regions; see SingleRoIExtractor."""
         exact = torch.promote_types(feats[0].dtype, torch.float32)
-        found: Tensor = super().forward(tuple(level.to(exact) for level in feats), rois, roi_scale_factor)
-        return found.to(feats[0].dtype)
+        regions: Tensor = super().forward(tuple(level.to(exact) for level in feats), rois, roi_scale_factor)
+        return regions.to(feats[0].dtype)

@@ -1,9 +1,9 @@
-"""Memory that training a detector takes, estimated by going through one training step on the meta device.
+"""Estimates the memory that training a detector takes, by running a training step on the meta device.
 
-Every tensor of the step is made, in its shape but without memory: activations, what autograd keeps of them, losses over
-all anchors, and the backward pass with its gradients. The peak of what is alive at one time is what the device needs.
-Two things are not in it, for no tensor of theirs is seen: what kernels take inside, for which there is an allowance on
-CUDA, and the allocator's own waste; see ``usable_memory`` in ``training/fitting.py``.
+The step creates all its tensors, with shapes but without memory: activations, what autograd keeps of them, losses over
+all anchors, and the gradients of the backward pass. The estimate is the peak of the tensors' sizes at one time. It
+lacks two things that create no tensors: the workspace of kernels, for which there is an allowance on CUDA, and the
+overhead of the allocator, see ``usable_memory`` in ``training/fitting.py``.
 """
 
 import math
@@ -27,9 +27,9 @@ mmcv_ops.install()
 from mmdet.models.dense_heads import AnchorHead  # noqa: E402  # imports mmcv.ops
 from mmdet.structures.bbox import bbox_overlaps  # noqa: E402  # imports mmcv.ops
 
-# Of cuDNN's and cuBLAS's workspaces, which depend on the algorithms that they choose.
+# Allowance, in bytes, for the workspaces of cuDNN and cuBLAS, which depend on the algorithms that they select.
 _CUDA_WORKSPACE = 256 * 2**20
-# Boxes of the most crowded image of COCO's training split are 93.
+# Assumed largest number of boxes in an image; it is 93 in COCO's training split.
 _BOXES = 100
 
 
@@ -44,18 +44,18 @@ def training_memory(
     accumulating: bool = False,
     distributed: bool = False,
 ) -> int:
-    """Estimate the most bytes that tensors take at one time while a detector is trained with SGD on a device.
+    """Estimate the peak memory, in bytes, of the tensors while a detector is trained with SGD.
 
     Args:
         model: A detector on the meta device (:func:`~smnas_optuna.detector.counting.build_on_meta`), with an
-            anchor-based head or an RPN with RCNN heads.
-        input_size: Box that images are scaled to; its sides are padded as the detector pads them.
-        images: That go through the detector at once.
-        boxes: Of the image that has most.
-        device: ``cuda`` or ``cpu``, which differ in how some losses and steps are computed.
-        amp: Mixed precision, as torch's autocast has it on CUDA.
-        accumulating: Gradients of earlier images are there while those of the next are computed.
-        distributed: Several processes train together, for which torch keeps the gradients a second time.
+            anchor-based head, or with an RPN and RCNN heads.
+        input_size: Size of the images; its sides are padded as the detector pads them.
+        images: Number of images in a forward pass.
+        boxes: Largest number of boxes in an image.
+        device: ``cuda`` or ``cpu``, which compute some losses and the optimizer's step differently.
+        amp: Whether training uses mixed precision, as by torch's autocast on CUDA.
+        accumulating: Whether gradients are accumulated over several forward passes.
+        distributed: Whether several processes train together, for which torch keeps a second copy of the gradients.
 
     Raises:
         ValueError: The detector has a head of another kind.
@@ -74,7 +74,7 @@ def training_memory(
         torch.autograd.backward(loss)
         del loss
         if device == "cpu":
-            # With weight decay the step works on a copy of each gradient in turn; on CUDA one kernel does all of it.
+            # With weight decay the step copies one gradient at a time; on CUDA a single kernel needs no copies.
             copy = torch.empty_like(max(trained, key=torch.numel))
             del copy
     peak: int = allocations.peak
@@ -85,7 +85,7 @@ def training_memory(
 
 
 def learns_statistics(model: nn.Module) -> bool:
-    """Tell whether a detector's training has batch normalisation learn from the images that go through it together."""
+    """Return whether a detector has batch normalisation whose statistics are learnt from the batch in training."""
     return any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules())
 
 
@@ -123,8 +123,8 @@ def _elementwise(first: Tensor, second: Any = None, *_: Any, **__: Any) -> Tenso
     return first.new_empty(shape, dtype=torch.result_type(first, second))
 
 
-# On the meta device torch works these out in Python, step by step, which took most of an estimate's time. All numbers
-# are floating-point ones here.
+# Shortcuts for operators whose output shapes torch computes in Python on the meta device, which took most of the time
+# of an estimate. They assume floating-point numbers.
 _QUICK: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_group_norm.default: _group_norm,
     torch.ops.aten.native_group_norm_backward.default: _group_norm_backward,
@@ -141,10 +141,10 @@ _QUICK: dict[Any, Callable[..., Any]] = {
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is untyped
-    """Watches how many bytes of tensors are alive, from the first operation that makes them to their last owner's end.
+    """Tracks the total size, in bytes, of the tensors that operations create and that are still referenced.
 
     Args:
-        known: Tensors that are there already, and not counted.
+        known: Existing tensors, which are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -160,28 +160,28 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         outputs = quick(*args, **(kwargs or {})) if quick else func(*args, **(kwargs or {}))
         for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
             if isinstance(output, Tensor):
-                self._note(output.untyped_storage())
+                self._add(output.untyped_storage())
         return outputs
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        # Views and what is computed in place share a storage.
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        # Views, and results of in-place operations, share the storage of their input.
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return
         self._seen.add(key)
         self._alive += size
         self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._forget, key, size)
+        weakref.finalize(storage, self._remove, key, size)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _remove(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self._alive -= size
 
 
 class _Autocast(TorchFunctionMode):
-    """Casts what operations take as torch's autocast does on CUDA, which does not know the meta device.
+    """Casts the inputs of operations as torch's autocast does on CUDA; autocast does not support the meta device.
 
-    Each weight is cast once and kept, as there.
+    As in autocast, the cast copy of each weight is kept for later operations.
     """
 
     _HALF = (F.conv2d, F.linear, torch.matmul)
@@ -210,25 +210,25 @@ class _Autocast(TorchFunctionMode):
 
 
 def _loss(model: Any, batch: Tensor, boxes: int, device: str) -> Tensor:
-    """Go through a detector's forward pass in training, and return a loss that every part of it has its share in."""
+    """Run the forward pass of a training step, and return a loss that depends on every part of the detector."""
     features = model.extract_feat(batch)
     if not hasattr(model, "roi_head"):
         return _dense_loss(model.bbox_head, features, boxes, device)
-    loss = _dense_loss(_with_own_deformation(model.rpn_head), features, boxes, device)
+    loss = _dense_loss(_with_meta_deformable_convolution(model.rpn_head), features, boxes, device)
     return loss + _region_loss(model.roi_head, model.train_cfg.rcnn, features)
 
 
 def _dense_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) -> Tensor:
-    """Return the loss of a head that predicts at every location, as MMDetection's ``AnchorHead.loss_by_feat``."""
+    """Return the loss of a head that predicts at every location, like MMDetection's ``AnchorHead.loss_by_feat``."""
     if not isinstance(head, AnchorHead):
-        raise ValueError(f"{type(head).__name__}: memory is estimated of anchor-based heads only")
+        raise ValueError(f"{type(head).__name__}: memory can be estimated for anchor-based heads only")
     outputs = head(features)
     scores, deltas = outputs[:2]
     images = len(features[0])
     anchors = [score[0].numel() // head.cls_out_channels for score in scores]
     _assign_targets(head, images, sum(anchors), boxes)
     losses = []
-    # Anchors, and of each its label and weight, the box to be predicted and its weight.
+    # For each level: anchors, their labels and the labels' weights, the boxes to predict and the boxes' weights.
     targets = [
         (
             torch.empty(images, number, 4),
@@ -242,18 +242,18 @@ def _dense_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) 
     for score, delta, (_, labels, weights, goals, goal_weights) in zip(scores, deltas, targets, strict=True):
         logits = score.permute(0, 2, 3, 1).reshape(-1, head.cls_out_channels)
         losses.append(_classification_loss(head.loss_cls, logits, labels, weights, device))
-        boxes_there = delta.permute(0, 2, 3, 1).reshape(-1, 4)
-        losses.append((torch.abs(boxes_there - goals) * goal_weights).sum())
-    # Guided anchoring's shapes and locations.
+        predicted = delta.permute(0, 2, 3, 1).reshape(-1, 4)
+        losses.append((torch.abs(predicted - goals) * goal_weights).sum())
+    # The shapes and locations of guided anchoring.
     losses += [extra.sum() for level in outputs[2:] for extra in level]
     return torch.stack(losses).sum()
 
 
 def _assign_targets(head: Any, images: int, anchors: int, boxes: int) -> None:
-    """Compare the boxes of an image with all anchors; the comparison's intermediates are many times its result."""
-    # Guided anchoring tries several anchors at each location, all of them at once.
+    """Compute the IoUs of an image's boxes with all anchors; intermediate results are many times as large."""
+    # Guided anchoring compares several anchors per location at once.
     each = getattr(head, "approxs_per_octave", 1)
-    # The anchors themselves, copied for each image, and reordered for the one whose turn it is.
+    # The anchors, a copy for each image, and a reordered copy for the image that is being compared.
     copies = [torch.empty(each * anchors, 4) for _ in range(images + 2 if each > 1 else 1)]
     bbox_overlaps(copies[0], torch.empty(boxes, 4))
 
@@ -263,31 +263,31 @@ def _classification_loss(loss: Any, logits: Tensor, labels: Tensor, weights: Ten
         one_hot = torch.empty(logits.shape)
         return (F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none") * weights[:, None]).sum()
     if device == "cuda":
-        found: Tensor = _FocalLoss.apply(logits.contiguous(), labels)
-        return (found * weights[:, None]).sum()
+        losses: Tensor = _FocalLoss.apply(logits.contiguous(), labels)
+        return (losses * weights[:, None]).sum()
     return loss(logits, labels, weights, avg_factor=1.0).sum()  # type: ignore[no-any-return]  # mmdet is untyped
 
 
 class _FocalLoss(torch.autograd.Function):
-    """The focal loss that CUDA has, of one operator; on a CPU MMDetection writes it out."""
+    """The focal loss as a single operator, as on CUDA; on a CPU, MMDetection computes it with several operators."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         ctx.save_for_backward(logits, labels)
-        found = torch.zeros_like(logits)
-        mmcv_ops.sigmoid_focal_loss_forward(logits, labels, logits.new_empty(0), found, 2.0, 0.25)
-        return found
+        losses = torch.zeros_like(logits)
+        mmcv_ops.sigmoid_focal_loss_forward(logits, labels, logits.new_empty(0), losses, 2.0, 0.25)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
-        found = torch.zeros_like(logits)
-        mmcv_ops.sigmoid_focal_loss_backward(logits, labels, logits.new_empty(0), found, 2.0, 0.25)
-        found *= gradients[0]
-        return found, None
+        slopes = torch.zeros_like(logits)
+        mmcv_ops.sigmoid_focal_loss_backward(logits, labels, logits.new_empty(0), slopes, 2.0, 0.25)
+        slopes *= gradients[0]
+        return slopes, None
 
 
-def _with_own_deformation(rpn_head: Any) -> Any:
+def _with_meta_deformable_convolution(rpn_head: Any) -> Any:
     """Return the RPN with guided anchoring's deformable convolution replaced by one for the meta device."""
     if hasattr(rpn_head, "feature_adaption"):
         layer = rpn_head.feature_adaption.conv_adaption
@@ -296,14 +296,14 @@ def _with_own_deformation(rpn_head: Any) -> Any:
 
 
 class _DeformableConvolution(torch.autograd.Function):
-    """A 3x3 deformable convolution, whose kernels copy the window of every location side by side.
+    """A 3x3 deformable convolution, which copies the windows of all locations.
 
-    As ``mmcv_ops.py`` does it: in float32 at least, with copies of what comes in another precision.
+    As in ``mmcv_ops.py``, it computes in at least float32, with copies of tensors in a lower precision.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        # mmcv casts features and weight as the offset, which autocast gives in half precision.
+        # mmcv casts features and weight to the dtype of the offset, which is half precision under autocast.
         features, weight = features.to(offset.dtype), weight.to(offset.dtype)
         ctx.save_for_backward(features, offset, weight)
         images, _, height, width = features.shape
@@ -317,12 +317,12 @@ class _DeformableConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         features, offset, weight = ctx.saved_tensors
-        found = tuple(map(torch.empty_like, (features, offset, weight)))
+        outputs = tuple(map(torch.empty_like, (features, offset, weight)))
         exact = _exact(*gradients, features, offset, weight)
         computed = tuple(map(torch.empty_like, exact[1:]))
         windows = _windows(exact[1])
         del windows, computed, exact
-        return found
+        return outputs
 
 
 def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -335,7 +335,7 @@ def _windows(features: Tensor) -> Tensor:
 
 
 def _region_loss(roi_head: Any, settings: Any, features: Sequence[Tensor]) -> Tensor:
-    """Return the loss of an RCNN head, or of all stages of a cascade, over the regions that they learn from."""
+    """Return the loss of an RCNN head, or of all stages of a cascade, over the sampled regions."""
     several = isinstance(roi_head.bbox_head, nn.ModuleList)
     heads: Any = roi_head.bbox_head if several else [roi_head.bbox_head]
     extractors: Any = roi_head.bbox_roi_extractor if several else [roi_head.bbox_roi_extractor]
@@ -355,15 +355,15 @@ def _region_loss(roi_head: Any, settings: Any, features: Sequence[Tensor]) -> Te
 
 
 def _extract(extractor: Any, features: Sequence[Tensor], number: int) -> Tensor:
-    """Cut regions out of the features, evenly from all levels, as :class:`~.layers.ExactRoIExtractor` does."""
+    """Pool features of regions, evenly from all levels, as :class:`~.layers.ExactRoIExtractor` does."""
     levels = _exact(*features[: extractor.num_inputs])
     size = extractor.roi_layers[0].output_size
     regions = torch.zeros(number, extractor.out_channels, *size)
     for level, layer in zip(levels, extractor.roi_layers, strict=True):
         share = math.ceil(number / len(levels))
-        places = torch.empty(share, 5)
-        found: Tensor = roi_align(level, places, size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+        rois = torch.empty(share, 5)
+        pooled: Tensor = roi_align(level, rois, size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
         if len(levels) == 1:
-            return found.to(features[0].dtype)
-        regions[torch.empty(share, dtype=torch.long)] = found
+            return pooled.to(features[0].dtype)
+        regions[torch.empty(share, dtype=torch.long)] = pooled
     return regions.to(features[0].dtype)

@@ -1,13 +1,13 @@
-"""The few compiled operators of mmcv that our detectors need, on torch and torchvision.
+"""The compiled operators of mmcv that this package's detectors need, implemented with torch and torchvision.
 
-MMDetection imports `mmcv.ops`, which loads the compiled module `mmcv._ext`. The wheel `mmcv-lite` has none, and
-building `mmcv` takes long and fails on recent torch releases. :func:`install` therefore puts a module of the same name
-in that place, unless compiled operators are there. mmcv's own Python code (`mmcv/ops/*.py`) stays in charge of
-autograd, shapes and output buffers; the functions here keep the signatures that it calls and, as the compiled operators
-do, write into the tensors that they are handed. Argument names and semantics follow `mmcv/ops/csrc` of mmcv 2.1.0.
+MMDetection imports `mmcv.ops`, which loads the compiled module `mmcv._ext`. The wheel `mmcv-lite` does not have it, and
+building `mmcv` takes long and fails on recent torch releases. :func:`install` therefore provides a module of that name,
+unless there are compiled operators. mmcv's own Python code (`mmcv/ops/*.py`) still does autograd, shapes and output
+buffers. The functions here have the signatures that it calls and, like the compiled operators, write into tensors that
+are passed to them. Argument names and semantics follow `mmcv/ops/csrc` of mmcv 2.1.0.
 
-All of them run on CPU and CUDA and take every floating dtype: the arithmetic is done in float32 at least, because
-torchvision has no kernels for half precision on every device, and the result is rounded once, to the output's dtype.
+All functions run on CPU and CUDA with every floating dtype. They compute in at least float32, since torchvision does
+not have kernels for half precision on every device, and round the result once, to the dtype of the output.
 """
 
 import functools
@@ -27,12 +27,12 @@ _NAME = "mmcv._ext"
 
 
 def install() -> bool:
-    """Provide `mmcv._ext` from this file where mmcv has no compiled operators; call it before importing `mmcv.ops`.
+    """Provide `mmcv._ext` from this file if mmcv has no compiled operators; call it before importing `mmcv.ops`.
 
-    A compiled `mmcv._ext` that can be found is left untouched, and not loaded. Calling again changes nothing.
+    A compiled `mmcv._ext` is neither replaced nor loaded. Calling it again changes nothing.
 
     Returns:
-        True if the operators of this file are the ones in use, False if the compiled ones are.
+        True if the operators of this file are used, False if the compiled ones are.
 
     Raises:
         ModuleNotFoundError: mmcv itself is not installed.
@@ -51,7 +51,7 @@ def install() -> bool:
 
 
 class _OperatorLoader(Loader):
-    """Fills the module `mmcv._ext`; with a loader in its spec, mmengine sees that `mmcv.ops` can be imported."""
+    """Fills the module `mmcv._ext`; mmengine checks its spec's loader to see whether `mmcv.ops` can be imported."""
 
     def exec_module(self, module: ModuleType) -> None:
         operators: list[Callable[..., object]] = [
@@ -67,7 +67,7 @@ class _OperatorLoader(Loader):
 
 
 def _absent_operator(name: str) -> Callable[..., NoReturn]:
-    """Answer for an operator that is not here: mmcv asks for all of them when it is imported and calls few."""
+    """Return a stand-in for an operator that is not implemented: mmcv gets all on import, but calls few."""
     if name.startswith("_"):
         raise AttributeError(f"module {_NAME!r} has no attribute {name!r}")
 
@@ -80,7 +80,7 @@ def _absent_operator(name: str) -> Callable[..., NoReturn]:
 
 
 def get_compiler_version() -> str:
-    """Return "n/a", the word of `mmcv.utils.collect_env` for operators that were not compiled."""
+    """Return "n/a", which `mmcv.utils.collect_env` shows for operators that are not compiled."""
     return "n/a"
 
 
@@ -90,7 +90,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def _promote(*tensors: Tensor) -> list[Tensor]:
-    """Cast all tensors to their common dtype, float32 at least."""
+    """Cast all tensors to their common dtype, at least float32."""
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
     return [tensor.to(dtype) for tensor in tensors]
 
@@ -101,8 +101,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Args:
         boxes: `n x 4`, x1, y1, x2, y2 in pixels.
         scores: `n`.
-        iou_threshold: a box goes if its IoU with a kept box of higher score is *above* this.
-        offset: 0, or 1 where x2 and y2 name the last pixel inside: a width is then x2 - x1 + 1.
+        iou_threshold: a box is removed if its IoU with a kept box of higher score is *above* this.
+        offset: 0; or 1 if x2 and y2 are the last pixels inside, so that a width is x2 - x1 + 1.
 
     Returns:
         Indices of the kept boxes, int64, highest score first; of equal scores the earlier box first.
@@ -133,7 +133,7 @@ def roi_align_forward(
         input: `n x c x h x w`.
         rois: `k x 5`, image index, x1, y1, x2, y2 in pixels of the image.
         output: `k x c x aligned_height x aligned_width`, overwritten.
-        argmax_y, argmax_x: unused, of max pooling.
+        argmax_y, argmax_x: unused; for max pooling.
         aligned_height, aligned_width: rows and columns of bins per region.
         spatial_scale: pixels of `input` per pixel of the image.
         sampling_ratio: sampling points per bin and axis; 0 takes ceil(region size / number of bins) of them.
@@ -244,11 +244,11 @@ def deform_conv_backward_parameters(
     :func:`deform_conv_backward_input` has been called before; the other arguments are the same.
     """
     if columns.shape != grad_weight.shape:
-        # Nobody has asked for the other gradients. The output is linear in the weight, so this one depends on the
-        # weight's shape alone.
+        # The other gradients were not computed. The output is linear in the weight, so its gradient depends only on the
+        # weight's shape.
         _, columns, _ = _deform_conv_gradients(grad_output, input, torch.zeros_like(grad_weight), offset, geometry)
     grad_weight.add_(columns, alpha=scale)
-    # Another backward pass through the same layer must not find it.
+    # Cleared, so that another backward pass through the same layer does not use it.
     columns.resize_(0)
 
 
@@ -264,7 +264,7 @@ def _deform_conv_gradients(
 
 
 def _deform_conv_rest(input: Tensor, weight: Tensor, geometry: dict[str, int]) -> tuple[Tensor | int, ...]:
-    """What torchvision's kernels take after the offset: mask and bias (both void here), geometry, use of the mask."""
+    """Return the arguments of torchvision's kernels after the offset: mask and bias (unused), geometry, use of mask."""
     order = ("dH", "dW", "padH", "padW", "dilationH", "dilationW", "group", "deformable_group")
     mask, bias = input.new_zeros(input.size(0), 1), input.new_zeros(weight.size(0))
     return mask, bias, *(geometry[name] for name in order), False
@@ -314,9 +314,9 @@ def sigmoid_focal_loss_forward(
 
     Args:
         input: `n x c`, logits.
-        target: `n`, int64, the class of every row; `c` or a negative number is background, no class at all.
-        weight: `c`, a factor for the rows of each class, where background counts 1 (the compiled operator reads
-            beyond the end there); or empty, no factors.
+        target: `n`, int64, the class of every row; `c` or a negative number for background.
+        weight: `c`, a factor for the rows of each class, which is 1 for background (for which the compiled operator
+            reads beyond the end); or empty for no factors.
         output: `n x c`, overwritten.
         gamma: focusing parameter.
         alpha: weight of the positive entries; negative ones have 1 - alpha.
@@ -339,10 +339,10 @@ def sigmoid_focal_loss_backward(
 
 
 def _focal_terms(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """+1 for positive and -1 for negative entries, the logit of being right, the weight; each `n x c`.
+    """Return the sign (+1 for positive, -1 for negative entries), the logit of the truth, the weight; each `n x c`.
 
-    With the logit of being right, positive and negative entries share one formula, in which log(1 - p) never occurs:
-    nothing overflows or cancels for any finite logit.
+    With the logit of the truth, positive and negative entries have the same formula, without log(1 - p), so nothing
+    overflows or cancels for any finite logit.
     """
     logits, factors = _promote(input, weight)
     classes = logits.size(1)

@@ -1,7 +1,8 @@
-"""Published detectors, as points of reference: what they are, how accurate, how fast and where that was measured.
+"""Published detectors for comparison: architecture or config, accuracy and speed, and where these were measured.
 
-Tables 2 and 3 of SM-NAS (Yao et al., AAAI 2020) on COCO. Of two searched backbones the paper prints a base that does
-not give its own parameters and FLOPs; here E1 has base 72 (printed 56) and E2 base 56 (printed 48), which do.
+The values are from Tables 2 and 3 of SM-NAS (Yao et al., AAAI 2020), on COCO. The paper misprints the base of two
+backbones, which does not give the printed parameters and FLOPs; here E1 has base 72 (printed 56) and E2 base 56
+(printed 48), which do.
 """
 
 import difflib
@@ -18,13 +19,15 @@ class Published:
     """A published detector.
 
     Args:
-        name: What the paper calls it, and what it can be asked for by.
+        name: Name in the paper and on the command line.
         ap: COCO average precision, in percent.
-        split: Of COCO 2017, on which the precision was measured: ``val`` or ``test-dev``.
-        milliseconds: Inference time of one image, on ``hardware``.
-        architecture: It, where the vocabulary of this package has it.
-        config: Else MMDetection's config of it, relative to the package's ``configs`` folder.
-        input_size: ``WIDTHxHEIGHT`` at which both were measured.
+        split: Split of COCO 2017 on which the precision was measured: ``val`` or ``test-dev``.
+        milliseconds: Inference time of one image on ``hardware``.
+        input_size: Input size ``WIDTHxHEIGHT`` at which precision and time were measured.
+        architecture: The architecture, if this package can describe it.
+        config: Otherwise the path of MMDetection's config, relative to its folder ``configs``.
+        hardware: GPU on which the time was measured.
+        source: Where the values were published.
     """
 
     name: str
@@ -38,7 +41,7 @@ class Published:
     source: str = "SM-NAS (Yao et al., AAAI 2020)"
 
 
-def _found(number: int, size: str, rest: str, milliseconds: float, ap: float) -> Published:
+def _searched(number: int, size: str, rest: str, milliseconds: float, ap: float) -> Published:
     architecture = Architecture.parse(f"{size} {PUBLISHED[number]} {rest}")
     return Published(f"E{number}", ap, "val", milliseconds, size, architecture, source="SM-NAS, Table 2")
 
@@ -55,19 +58,19 @@ def _config(name: str, size: str, config: str, milliseconds: float, ap: float) -
 DETECTORS = {
     entry.name: entry
     for entry in (
-        _found(0, "512x512", "FPN(P2-P5,c=128) RPN 2FC", 24.5, 27.1),
-        _found(1, "800x600", "FPN(P2-P5,c=256) RPN 2FC", 32.2, 34.3),
-        _found(2, "800x600", "FPN(P1-P5,c=128) RPN Cascade(n=3)", 39.5, 40.1),
-        _found(3, "800x600", "FPN(P1-P5,c=128) RPN Cascade(n=3)", 50.7, 42.7),
-        _found(4, "800x600", "FPN(P1-P5,c=256) GA-RPN Cascade(n=3)", 80.2, 43.9),
-        _found(5, "1333x800", "FPN(P1-P5,c=256) GA-RPN Cascade(n=3)", 108.1, 46.1),
+        _searched(0, "512x512", "FPN(P2-P5,c=128) RPN 2FC", 24.5, 27.1),
+        _searched(1, "800x600", "FPN(P2-P5,c=256) RPN 2FC", 32.2, 34.3),
+        _searched(2, "800x600", "FPN(P1-P5,c=128) RPN Cascade(n=3)", 39.5, 40.1),
+        _searched(3, "800x600", "FPN(P1-P5,c=128) RPN Cascade(n=3)", 50.7, 42.7),
+        _searched(4, "800x600", "FPN(P1-P5,c=256) GA-RPN Cascade(n=3)", 80.2, 43.9),
+        _searched(5, "1333x800", "FPN(P1-P5,c=256) GA-RPN Cascade(n=3)", 108.1, 46.1),
         _classic("RetinaNet", "1333x800 ResNet101 FPN(P2-P6,c=256) RetinaNet", 91.7, 39.1),
         _classic("Faster-RCNN", "1333x800 ResNet101 FPN(P1-P5,c=256) RPN 2FC", 84.0, 39.4),
         _classic("Cascade-RCNN", "1333x800 ResNet101 FPN(P1-P5,c=256) RPN Cascade(n=3)", 97.9, 42.8),
         _classic("GA-Faster-RCNN", "1333x800 ResNet50 FPN(P1-P5,c=256) GA-RPN 2FC", 104.2, 39.8),
         _config("Mask-RCNN", "1333x800", "mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py", 105.0, 40.2),
         _config("FSAF", "1333x800", "fsaf/fsaf_r101_fpn_1x_coco.py", 92.5, 40.9),
-        # The paper's has 384 channels; MMDetection ships the one with 256.
+        # The paper's NAS-FPN has 384 channels; MMDetection's has 256.
         _config("NAS-FPN", "1280x1280", "nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco.py", 198.7, 45.4),
     )
 }
@@ -86,23 +89,22 @@ def find_detector(name: str) -> Published:
     """Return a published detector by its name.
 
     Raises:
-        ValueError: There is none; the text has the nearest name, or all.
+        ValueError: There is no such detector; the message suggests a similar name, or lists all.
     """
     for known, entry in DETECTORS.items():
         if known.lower() == name.lower():
             return entry
     close = difflib.get_close_matches(name.upper(), [known.upper() for known in DETECTORS], n=1)
-    named = next((known for known in DETECTORS if close and known.upper() == close[0]), None)
-    raise ValueError(
-        f"{name!r}: no such detector; " + (f"did you mean {named}?" if named else f"expected {', '.join(DETECTORS)}")
-    )
+    similar = next((known for known in DETECTORS if close and known.upper() == close[0]), None)
+    hint = f"did you mean {similar}?" if similar else f"expected {', '.join(DETECTORS)}"
+    raise ValueError(f"{name!r}: no such detector; {hint}")
 
 
 def find_backbone(text: str) -> Backbone:
-    """Return a backbone by its code, by a classic's name or short name (``ResNet50``, ``R50``), or that of a detector.
+    """Return a backbone by its code, its published or short name (``ResNet50``, ``R50``), or a detector's name.
 
     Raises:
-        ValueError: It is none of these; the text says where it goes wrong.
+        ValueError: The text is none of these.
     """
     if text.upper() not in (name.upper() for name in DETECTORS):
         return parse_backbone(_BACKBONES.get(text.upper(), text))

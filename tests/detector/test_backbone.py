@@ -81,7 +81,7 @@ def test_codes_of_published_networks_have_the_tensors_of_mmdetections(name: str)
 
 
 @pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "ResNeXt50"])
-def test_codes_of_published_networks_compute_what_mmdetections_do(name: str) -> None:
+def test_codes_of_published_networks_compute_the_same_as_mmdetections(name: str) -> None:
     theirs, ours = published(name), SearchedBackbone(str(parse_backbone(name).code)).eval()
     theirs.eval()
     ours.load_state_dict(theirs.state_dict())
@@ -104,7 +104,7 @@ def test_codes_of_published_networks_compute_what_mmdetections_do(name: str) -> 
         ("Xbottleneck_56_21-21-11111111111111-21111111", 45.743e6, 7.499e9),
     ],
 )
-def test_networks_of_table_6_cost_what_their_codes_work_out_to(code: str, params: float, flops: float) -> None:
+def test_networks_of_table_6_have_the_costs_of_their_codes(code: str, params: float, flops: float) -> None:
     """The figures are worked out from the codes by hand; the paper's are within 2 % of them, but for misprints."""
     backbone = on_meta(code)
     with FlopCounterMode(display=False) as counter:
@@ -115,7 +115,7 @@ def test_networks_of_table_6_cost_what_their_codes_work_out_to(code: str, params
 
 
 @pytest.mark.parametrize("base", [4, 56, 64, 98, 206])
-def test_resnext_blocks_are_twice_as_wide_inside_in_groups_of_four_channels_at_first(base: int) -> None:
+def test_resnext_blocks_are_twice_as_wide_inside_with_groups_of_four_channels_in_the_first_stage(base: int) -> None:
     backbone = on_meta(f"Xbottleneck_{base}_11-21-2-12")
     widths = [(m.out_channels, m.groups) for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     doublings = [1, 1, 2, 2, 4, 4, 8]
@@ -137,7 +137,7 @@ def level_sizes(height: int, width: int, indices: tuple[int, ...]) -> list[tuple
     height=st.integers(33, 70),
     width=st.integers(33, 70),
 )
-def test_every_code_gives_its_levels_and_passes_finite_gradients_on(
+def test_every_code_has_its_levels_and_finite_gradients(
     code: BackboneCode, indices: tuple[int, ...], layers: str, height: int, width: int
 ) -> None:
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_the_stem_is_two_strided_convolutions_with_normalisation_and_relu() -> N
 
 @pytest.mark.parametrize("code", SMALL)
 @pytest.mark.parametrize("layers", LAYERS)
-def test_all_convolutions_and_normalisations_are_of_the_wanted_kinds(code: str, layers: str) -> None:
+def test_all_convolutions_and_normalisations_are_of_the_configured_kinds(code: str, layers: str) -> None:
     kinds = {type(one).__name__ for one in SearchedBackbone(code, **LAYERS[layers]).modules()}
     norms = {"BN": "BatchNorm2d", "SyncBN": "SyncBatchNorm", "GN": "DividingGroupNorm"}
     every = {"Conv2d", "ConvWS2d", *norms.values()}
@@ -194,7 +194,7 @@ def test_batch_statistics_over_several_gpus_have_the_tensors_of_those_of_one(cod
 
 @pytest.mark.parametrize("indices", [(0,), (1,), (2,), (1, 2), (0, 3)])
 @pytest.mark.parametrize("code", SMALL)
-def test_a_truncated_backbone_gives_what_the_whole_one_gives(code: str, indices: tuple[int, ...]) -> None:
+def test_a_truncated_backbone_returns_the_same_features(code: str, indices: tuple[int, ...]) -> None:
     whole, truncated = SearchedBackbone(code).eval(), SearchedBackbone(code, indices).eval()
     last = max(indices)
     kept = {name: one for name, one in whole.state_dict().items() if name < f"layer{last + 2}" or "stem" in name}
@@ -210,7 +210,7 @@ def test_a_truncated_backbone_gives_what_the_whole_one_gives(code: str, indices:
 
 @pytest.mark.parametrize("norm_eval", [False, True])
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 1, 2, 4])
-def test_freezing_keeps_what_mmdetections_resnet_keeps(frozen_stages: int, norm_eval: bool) -> None:
+def test_the_same_parameters_are_frozen_as_in_mmdetections_resnet(frozen_stages: int, norm_eval: bool) -> None:
     code = str(parse_backbone("ResNet18").code)
     theirs = published("ResNet18", frozen_stages=frozen_stages, norm_eval=norm_eval)
     ours = SearchedBackbone(code, frozen_stages=frozen_stages, norm_eval=norm_eval)
@@ -289,7 +289,7 @@ def test_residual_branches_start_at_zero(code: str, zero: str | None) -> None:
             assert layer.weight.std() > 0, name
 
 
-def test_given_initialisation_takes_the_place_of_the_default() -> None:
+def test_a_given_initialisation_replaces_the_default() -> None:
     backbone = SearchedBackbone("basicblock_8_1-2-2-2", init_cfg={"type": "Constant", "layer": "Conv2d", "val": 0.25})
     backbone.init_weights()
     residual = backbone.layer1[0]
@@ -302,17 +302,17 @@ def test_given_initialisation_takes_the_place_of_the_default() -> None:
 
 @pytest.mark.parametrize("block", BackboneCode.BLOCKS)
 def test_an_odd_base_is_refused(block: str) -> None:
-    with pytest.raises(ValueError, match="base 27 is odd; the stem needs half of it"):
+    with pytest.raises(ValueError, match="found the odd base 27, expected an even one"):
         SearchedBackbone(f"{block}_27_1-2-2-2")
 
 
 def test_a_resnext_of_one_group_is_refused() -> None:
-    with pytest.raises(ValueError, match="base 2 makes one group; expected 4 or more"):
+    with pytest.raises(ValueError, match="found the base 2, expected 4 or more"):
         SearchedBackbone("Xbottleneck_2_1-2-2-2")
 
 
 @pytest.mark.parametrize("indices", [(), (4,), (-1, 2)])
-def test_stages_that_there_are_not_are_refused(indices: tuple[int, ...]) -> None:
+def test_unknown_stages_are_refused(indices: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"out_indices: found \(.*expected some of 0, 1, 2, 3"):
         SearchedBackbone("basicblock_8_1-2-2-2", indices)
 

@@ -87,7 +87,9 @@ def detect(model: Any, size: InputSize, proposals: int) -> None:
         ("32x32 ResNet18(w=16) FPN(P1-P6,c=16) GA-RPN 2FC", 6),
     ],
 )
-def test_equals_an_independent_count_of_the_running_detector(text: str, proposals: int, detector: Detector) -> None:
+def test_the_count_equals_an_independent_one_of_the_running_detector(
+    text: str, proposals: int, detector: Detector
+) -> None:
     torch.manual_seed(0)
     size = InputSize.parse(text.split()[0])
     config = config_of(text, detector)
@@ -163,14 +165,14 @@ def test_a_head_costs_in_proportion_to_its_proposals() -> None:
     assert cost(guided, 1000) == cost(guided, 600) > cost(guided, 599)
 
 
-def test_counting_leaves_the_config_as_it_was() -> None:
+def test_counting_does_not_change_the_config() -> None:
     text = "96x64 ResNet18(w=16) FPN(P1-P5,c=16) GA-RPN Cascade(n=2)"
     config = config_of(text)
     count_costs(config, InputSize(96, 64))
     assert config == config_of(text)
 
 
-def test_counts_in_a_process_that_has_loaded_nothing_else() -> None:
+def test_a_process_that_has_loaded_nothing_else_can_count() -> None:
     program = (
         "from smnas_optuna.parts.architecture import Architecture\n"
         "from smnas_optuna.parts.model_config import model_config\n"
@@ -224,7 +226,7 @@ def arrows(draw: st.DrawFn) -> tuple[Architecture, Architecture]:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(arrows(), st.sampled_from([1, 80, 1000]), st.sampled_from([1, 4]))
-def test_what_precedes_in_the_structural_order_costs_no_more(
+def test_an_architecture_that_precedes_another_costs_no_more(
     arrow: tuple[Architecture, Architecture], classes: int, retina_convs: int
 ) -> None:
     small, large = arrow

@@ -1,4 +1,4 @@
-"""Detectors as they are timed and exported."""
+"""Detectors prepared for timing and export."""
 
 import shutil
 
@@ -46,7 +46,7 @@ def test_standardised_weights_are_constants_and_give_the_same_features(head: str
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_layers_find_what_the_others_find() -> None:
+def test_compiled_detectors_detect_the_same() -> None:
     torch.manual_seed(0)
     architecture = Architecture.parse("64x64 ResNet18(w=8) FPN(P2-P3,c=8) RetinaNet")
     config = model_config(architecture, classes=2, detector=SMALL)

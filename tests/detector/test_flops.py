@@ -79,7 +79,7 @@ def test_the_formulae_equal_torchs_counter_on_the_built_network(block: str, exam
 
 
 @pytest.mark.parametrize("code", [R18, R34, R101, X101, E1, E3, E5, "MBblock_24_11-211-2111111-2111"])
-def test_so_they_do_for_published_networks(code: str) -> None:
+def test_the_formulae_equal_torchs_counter_for_published_networks(code: str) -> None:
     config = {"type": "SearchedBackbone", "code": code}
     assert backbone_costs(BackboneCode.parse(code), InputSize(64, 96)) == count_backbone(config, InputSize(64, 96))
 
@@ -97,7 +97,7 @@ def test_a_classifier_adds_its_weights_and_biases() -> None:
 
 
 def test_bases_that_cannot_be_built_are_refused() -> None:
-    with pytest.raises(ValueError, match="base 57 is odd"):
+    with pytest.raises(ValueError, match="found the odd base 57"):
         backbone_costs(BackboneCode.parse("basicblock_57_1-2-2-2"), InputSize(224, 224))
     with pytest.raises(ValueError, match="expected 4 or more"):
         backbone_costs(BackboneCode.parse("Xbottleneck_2_1-2-2-2"), InputSize(224, 224))

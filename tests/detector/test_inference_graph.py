@@ -1,4 +1,4 @@
-"""The graph finds what MMDetection's own prediction finds, for every kind of head."""
+"""The graph detects the same as MMDetection, with every kind of head."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def mmdetections(model: Any, image: torch.Tensor, size: tuple[int, int]) -> tupl
 @pytest.mark.parametrize(
     "detector", [Detector(), Detector(norm="GN", weight_standardization=True)], ids=["BN", "GN+WS"]
 )
-def test_a_graph_finds_what_mmdetection_finds(kind: str, detector: Detector) -> None:
+def test_a_graph_detects_the_same_as_mmdetection(kind: str, detector: Detector) -> None:
     model = network(KINDS[kind], detector)
     graph = InferenceGraph(model)
     image = torch.randint(0, 256, (1, 3, 128, 160)).float()
@@ -72,7 +72,7 @@ def test_a_graph_finds_what_mmdetection_finds(kind: str, detector: Detector) -> 
         assert not scores[~found].any()
 
 
-def test_what_lies_outside_the_image_does_not_count() -> None:
+def test_values_outside_of_the_image_are_ignored() -> None:
     graph = InferenceGraph(network(KINDS["two-stage"]))
     image = torch.randint(0, 256, (1, 3, 128, 160)).float()
     other = image.clone()

@@ -1,4 +1,4 @@
-"""Our own layers, each against what it is a variation of."""
+"""Our layers, compared with those that they vary."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_other_widths_get_fewer_groups(channels: int, groups: int) -> None:
 
 
 @given(channels=st.integers(1, 2048), num_groups=st.sampled_from([1, 2, 4, 8, 16, 32]))
-def test_groups_divide_the_channels_and_hold_two_at_least(channels: int, num_groups: int) -> None:
+def test_groups_divide_the_channels_and_have_at_least_two(channels: int, num_groups: int) -> None:
     groups = DividingGroupNorm(channels, num_groups).num_groups
     assert 1 <= groups <= num_groups
     assert channels % groups == 0
@@ -77,13 +77,13 @@ def test_normalises_like_torch() -> None:
 
 
 @pytest.mark.parametrize("channels", [8, 16, 32])
-def test_a_map_of_one_pixel_is_not_blanked(channels: int) -> None:
+def test_a_map_of_one_pixel_does_not_become_zero(channels: int) -> None:
     torch.manual_seed(0)
     assert DividingGroupNorm(channels)(torch.randn(1, channels, 1, 1)).abs().min() > 0.1
 
 
 @pytest.mark.parametrize("indices", [[1], [2], [4], [6], [1, 2], [2, 4], [1, 2, 4, 6], [7]])
-def test_a_truncated_mobilenet_gives_what_the_whole_one_gives(indices: list[int]) -> None:
+def test_a_truncated_mobilenet_returns_the_same_features(indices: list[int]) -> None:
     torch.manual_seed(0)
     whole = MobileNetV2(widen_factor=0.25, out_indices=indices)
     truncated = TruncatedMobileNetV2(widen_factor=0.25, out_indices=indices)
@@ -116,7 +116,7 @@ ANCHORS = {
     [(NormalizedRPNHead, RPNHead, {}), (NormalizedGARPNHead, LenientGARPNHead, {**ANCHORS, "deform_groups": 1})],
 )
 @pytest.mark.parametrize("conv_cfg", [None, {"type": "ConvWS"}])
-def test_a_normalized_rpn_is_a_plain_one_behind_a_normalized_convolution(
+def test_a_normalized_rpn_is_a_plain_one_with_a_normalized_convolution(
     kind: Any, plain: Any, settings: dict[str, Any], conv_cfg: dict[str, str] | None
 ) -> None:
     norm_cfg = {"type": "mmdet.DividingGroupNorm", "num_groups": 4}
@@ -149,7 +149,7 @@ def build_head(kind: Any, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_regions_keep_their_level_and_place_in_half_precision(dtype: torch.dtype) -> None:
+def test_regions_keep_their_level_and_position_in_half_precision(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         layer = {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 2}

@@ -1,4 +1,4 @@
-"""Estimated training memory beside the peaks of real training steps."""
+"""Estimated training memory, compared with the peaks of real training steps."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def estimate(text: str, images: int, detector: Detector = BN, *, device: str = "
         "128x96 ResNet18(w=16) GA-RPN Cascade(n=2)",
     ],
 )
-def test_the_estimate_is_within_a_tenth_of_what_training_takes(text: str, detector: Detector, images: int) -> None:
+def test_the_estimate_is_within_a_tenth_of_the_memory_of_training(text: str, detector: Detector, images: int) -> None:
     architecture = Architecture.parse(text)
     config = model_config(architecture, classes=CLASSES, detector=detector)
     measured = measured_memory(config, architecture.input_size, images, BOXES, "cpu")
@@ -48,7 +48,7 @@ def test_the_estimate_is_within_a_tenth_of_what_training_takes(text: str, detect
         "128x96 ResNet18(w=16) FPN(P1-P3,c=32) GA-RPN 2FC",
     ],
 )
-def test_the_estimate_counts_what_mixed_precision_computes_in_full(text: str) -> None:
+def test_the_estimate_includes_operations_in_full_precision_under_mixed_precision(text: str) -> None:
     # Group norm is left out: autocast computes it in full on CUDA only, which the estimate is of.
     architecture = Architecture.parse(text)
     config = model_config(architecture, classes=CLASSES, detector=BN)
@@ -106,7 +106,7 @@ def test_only_batch_normalization_that_is_trained_learns_statistics() -> None:
     assert not learns(searched, BN, "searched.pth")
 
 
-def test_a_neck_of_ones_own_may_learn_statistics() -> None:
+def test_a_registered_neck_may_learn_statistics() -> None:
     config = model_config(Architecture.parse("128x96 ResNet18 FPN(P2-P4,c=32) RPN 2FC"), classes=CLASSES, detector=GN)
     config["neck"]["norm_cfg"] = {"type": "BN"}
     assert learns_statistics(build_on_meta(config))
@@ -116,5 +116,5 @@ def test_a_head_without_anchors_is_refused() -> None:
     architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RetinaNet")
     config = model_config(architecture, classes=CLASSES, detector=BN)
     config["bbox_head"] = {"type": "YOLOXHead", "num_classes": CLASSES, "in_channels": 32, "strides": [8, 16, 32]}
-    with pytest.raises(ValueError, match="YOLOXHead: memory is estimated of anchor-based heads only"):
+    with pytest.raises(ValueError, match="YOLOXHead: memory can be estimated for anchor-based heads only"):
         training_memory(build_on_meta(config), InputSize(128, 96), 1)

@@ -80,7 +80,7 @@ def test_install_makes_the_import_of_mmcv_ops_and_mmdet_models_work_in_a_fresh_i
     assert run_python(program).split() == ["mmcv._ext", "True", "mmcv.ops.nms"]
 
 
-def test_install_leaves_operators_alone_that_are_there(tmp_path: Path) -> None:
+def test_install_does_not_replace_existing_operators(tmp_path: Path) -> None:
     (tmp_path / "_ext.py").write_text("whose = 'compiled'\n")
     program = """
         import importlib, sys
@@ -108,14 +108,14 @@ def test_the_module_is_described_by_a_spec() -> None:
     assert spec.loader is not None
 
 
-def test_an_operator_that_is_not_provided_says_so_when_it_is_called() -> None:
+def test_calling_an_operator_that_is_not_provided_is_an_error() -> None:
     message = r"mmcv op 'softnms' needs mmcv compiled with its ops \(pip install mmcv instead of mmcv-lite\)"
     with pytest.raises(NotImplementedError, match=message):
         mmcv.ops.soft_nms(torch.zeros(1, 4), torch.zeros(1))
 
 
 @pytest.mark.parametrize("name", ["__file__", "__path__", "_ipython_display_"])
-def test_special_names_are_no_operators(name: str) -> None:
+def test_special_names_are_not_operators(name: str) -> None:
     with pytest.raises(AttributeError, match=name):
         getattr(sys.modules["mmcv._ext"], name)
 
@@ -367,7 +367,7 @@ def test_deform_conv_computes_its_gradients_once() -> None:
         assert counted.calls["torchvision._deform_conv2d_backward"] == 1
 
 
-def test_nms_of_boxes_whose_corners_are_exact_takes_nothing_from_the_host() -> None:
+def test_nms_of_boxes_does_not_synchronise_with_the_host() -> None:
     boxes, scores = torch.tensor([[0.0, 0, 9, 9], [20, 20, 30, 30]]), torch.tensor([0.9, 0.8])
     for offset in (0, 1):
         with CountedCalls() as counted:

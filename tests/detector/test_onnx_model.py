@@ -1,4 +1,4 @@
-"""Files that onnxruntime finds the same in as torch does; their making takes seconds each, so they are few."""
+"""Files that onnxruntime runs with the same detections as torch; each export takes seconds, so there are few."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def matrix(outputs: Sequence[Any]) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "portrait"), [("one-stage", False), ("two-stage", True), ("guided anchoring", False)])
-def test_onnxruntime_finds_what_torch_finds(kind: str, portrait: bool, tmp_path: Path) -> None:
+def test_onnxruntime_detects_the_same_as_torch(kind: str, portrait: bool, tmp_path: Path) -> None:
     model = network(KINDS[kind])
     checkpoint = {"state_dict": model.state_dict(), "meta": {"dataset_meta": {"classes": NAMES}}}
     file = tmp_path / "new" / "model.onnx"
@@ -41,8 +41,8 @@ def test_onnxruntime_finds_what_torch_finds(kind: str, portrait: bool, tmp_path:
 
     written = onnx.load(str(file))
     onnx.checker.check_model(written)
-    told = {entry.key: entry.value for entry in written.metadata_props}
-    assert told == {"architecture": KINDS[kind], "classes": json.dumps(NAMES)}
+    metadata = {entry.key: entry.value for entry in written.metadata_props}
+    assert metadata == {"architecture": KINDS[kind], "classes": json.dumps(NAMES)}
     # Of ONNX's own operators alone, so that any runtime may take it.
     assert {node.domain for node in written.graph.node} == {""}
 
@@ -59,7 +59,7 @@ def test_onnxruntime_finds_what_torch_finds(kind: str, portrait: bool, tmp_path:
     np.testing.assert_allclose(found[pairs[1]], expected[pairs[0]], rtol=0, atol=1e-3)
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_export_leaves_no_file(tmp_path: Path) -> None:
     model = network(KINDS["without a neck"])
     checkpoint = {"state_dict": model.state_dict(), "meta": {"dataset_meta": {"classes": NAMES}}}
     folder = tmp_path / "models"
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     assert list(tmp_path.rglob("*")) == [folder]
 
 
-def test_weights_of_another_detector_are_refused_with_what_does_not_fit(tmp_path: Path) -> None:
+def test_the_error_of_another_detectors_weights_names_the_first_misfit(tmp_path: Path) -> None:
     weights = network(KINDS["one-stage"]).state_dict()
     checkpoint = {"state_dict": weights, "meta": {"dataset_meta": {"classes": [*NAMES, "one more"]}}}
     architecture = Architecture.parse(KINDS["one-stage"])

@@ -1,4 +1,4 @@
-"""Weights as torchvision publishes them, in the backbones that they are for."""
+"""torchvision's published weights in the backbones that they fit."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_torchvisions_weights_are_taken_from_a_file(name: str, theirs: str, pref
         (ResNet("ResNet18"), r"cannot be loaded \(Weights only load failed.*, or none"),
     ],
 )
-def test_what_is_no_weights_of_the_backbone_is_the_users_error(content: object, message: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_the_backbone_are_a_user_error(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     config = ResNet("ResNet18").config(BACKBONE_LEVELS, Detector(norm="BN"))
     with pytest.raises(UserError, match=message):

@@ -20,19 +20,19 @@ def test_the_found_detectors_are_those_of_table_2() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in DETECTORS.items() if entry.config])
-def test_what_has_no_architecture_is_built_from_mmdetections_config(name: str) -> None:
+def test_detectors_without_an_architecture_are_built_from_mmdetections_config(name: str) -> None:
     config = DETECTORS[name].config
     assert config is not None
     build_on_meta(published_model(config))
 
 
-def test_every_detector_is_one_or_the_other() -> None:
+def test_every_detector_has_an_architecture_or_a_config() -> None:
     for entry in DETECTORS.values():
         assert (entry.architecture is None) != (entry.config is None)
         assert entry.architecture is None or str(entry.architecture.input_size) == entry.input_size
 
 
-def test_names_are_found_in_any_case_and_a_near_miss_is_told() -> None:
+def test_names_are_found_in_any_case_and_similar_ones_are_suggested() -> None:
     assert find_detector("retinanet") is DETECTORS["RetinaNet"]
     assert find_backbone("e3") == Architecture.parse(str(DETECTORS["E3"].architecture)).backbone
     assert find_backbone("r50") == ResNet("ResNet50")

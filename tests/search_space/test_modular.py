@@ -479,11 +479,11 @@ def known_size(architecture: Architecture) -> float:
 
 
 def search(space: CandidateSpace, sampler: BaseSampler, storage: str | None, n_trials: int) -> list[Architecture]:
-    told: list[Architecture] = []
+    suggested: list[Architecture] = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         architecture = space.suggest(trial)
-        told.append(architecture)
+        suggested.append(architecture)
         return float(sum(space.order(architecture)[1])), known_size(architecture)
 
     study = optuna.create_study(
@@ -497,8 +497,8 @@ def search(space: CandidateSpace, sampler: BaseSampler, storage: str | None, n_t
         study.enqueue_trial(space.params(start), skip_if_exists=True)
     study.optimize(objective, n_trials=n_trials)
     assert {space.baseline, *space.published_starts} <= {space.suggest(FixedTrial(t.params)) for t in study.trials}
-    assert [space.suggest(FixedTrial(trial.params)) for trial in study.trials[-n_trials:]] == told
-    return told
+    assert [space.suggest(FixedTrial(trial.params)) for trial in study.trials[-n_trials:]] == suggested
+    return suggested
 
 
 SAMPLERS: dict[str, Callable[[CandidateSpace, int], BaseSampler]] = {
@@ -514,25 +514,27 @@ SAMPLERS: dict[str, Callable[[CandidateSpace, int], BaseSampler]] = {
 def test_samplers_search_the_space_and_resume(name: str, tmp_path: Path) -> None:
     space = own_space("800x600 ResNet101 FPN(P1-P5,c=256) RPN 2FC")
     storage = f"sqlite:///{tmp_path / 'smnas.db'}"
-    told = search(space, SAMPLERS[name](space, 0), storage, 10) + search(space, SAMPLERS[name](space, 1), storage, 6)
-    assert len(set(told)) >= 12
+    suggested = search(space, SAMPLERS[name](space, 0), storage, 10) + search(
+        space, SAMPLERS[name](space, 1), storage, 6
+    )
+    assert len(set(suggested)) >= 12
     if name == "pop":
-        assert len(set(told)) == len(told)
+        assert len(set(suggested)) == len(suggested)
 
 
 def test_the_partial_order_sampler_ends_when_a_space_is_exhausted() -> None:
     space = small_space(2, ["1-2", "1-2", "1-1", "1-1"], base_channels=(8, 12))
-    told: list[Architecture] = []
+    suggested: list[Architecture] = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        told.append(space.suggest(trial))
-        size = known_size(told[-1])
+        suggested.append(space.suggest(trial))
+        size = known_size(suggested[-1])
         return size, size
 
     sampler = PartialOrderPruningSampler(space.suggest, space.order, seed=0)
     study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
     study.optimize(objective, n_trials=10 * space.size)
-    assert len(told) == len(set(told)) <= space.size
+    assert len(suggested) == len(set(suggested)) <= space.size
 
 
 def test_the_space_needs_neither_torch_nor_optuna() -> None:

@@ -247,11 +247,11 @@ def test_optunas_samplers_search_the_space_on_any_storage(
     tmp_path: Path,
     optuna_complaints: Callable[[], list[str]],
 ) -> None:
-    told: list[Architecture] = []
+    suggested: list[Architecture] = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         architecture = PAPERS_SPACE.suggest(trial)
-        told.append(architecture)
+        suggested.append(architecture)
         _, capacity = order(architecture)
         return float(sum(capacity)), float(capacity[0] * architecture.input_size.width)
 
@@ -267,13 +267,13 @@ def test_optunas_samplers_search_the_space_on_any_storage(
         seed = Architecture.parse("800x600 ResNet50 FPN(P1-P5,c=256) RPN Cascade(n=3)")
         study.enqueue_trial(PAPERS_SPACE.params(seed))
         study.optimize(objective, n_trials=trials)
-        assert seed in told[-trials:]
+        assert seed in suggested[-trials:]
         recorded = [PAPERS_SPACE.suggest(FixedTrial(trial.params)) for trial in study.trials]
-        assert recorded == (told if stored else told[-trials:])
+        assert recorded == (suggested if stored else suggested[-trials:])
         assert [PAPERS_SPACE.params(architecture) for architecture in recorded] == [
             trial.params for trial in study.trials
         ]
-    assert len(set(told)) > 10
+    assert len(set(suggested)) > 10
     assert optuna_complaints() == []
 
 

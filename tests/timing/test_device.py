@@ -53,7 +53,7 @@ def test_a_cpu_has_no_conditions_of_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("convolutions", "matrices", "told"),
+    ("convolutions", "matrices", "expected"),
     [
         (True, False, "convolutions"),
         (True, True, "convolutions and matrices"),
@@ -62,7 +62,7 @@ def test_a_cpu_has_no_conditions_of_a_gpu() -> None:
     ],
 )
 def test_the_conditions_say_where_tensorfloat_32_is_used(
-    convolutions: bool, matrices: bool, told: str, monkeypatch: pytest.MonkeyPatch
+    convolutions: bool, matrices: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     former = torch.backends.cuda.matmul.allow_tf32
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolutions)
@@ -71,7 +71,7 @@ def test_the_conditions_say_where_tensorfloat_32_is_used(
         found = conditions("cuda", [FIRST])
     finally:
         torch.backends.cuda.matmul.allow_tf32 = former
-    assert (found["precision"], found["TF32"]) == ("float32", told)
+    assert (found["precision"], found["TF32"]) == ("float32", expected)
 
 
 def test_the_conditions_say_that_standardised_weights_are_constants() -> None:
