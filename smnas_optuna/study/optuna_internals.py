@@ -110,7 +110,7 @@ def _repeated(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenat
 
 
 class RepeatingStorage(RDBStorage):
-    """Optuna's RDBStorage with each transaction wrapped in :meth:`repeat`, which subclasses implement.
+    """Optuna's RDBStorage with each transaction wrapped in ``repeat``, which subclasses implement.
 
     The wrapped methods are those that open a session. Each is one transaction: it changes the database completely or
     not at all, so it can be repeated. All other methods call these, and so does the cache through which a study uses

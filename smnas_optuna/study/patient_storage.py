@@ -137,8 +137,8 @@ def wait_for_database(attempt: Callable[[], _T], patience: float, on_failure: Ca
         on_failure: Called after each error.
 
     Raises:
-        SQLAlchemyError: An error that is not transient, or the last one when ``patience`` has run out.
-        StorageInternalError: The same, as Optuna wraps it.
+        sqlalchemy.exc.SQLAlchemyError: The error is not transient, or ``patience`` has run out.
+        optuna.exceptions.StorageInternalError: The same, for an error that Optuna has wrapped.
     """
     started = time.monotonic()
     wait = _FIRST_WAIT

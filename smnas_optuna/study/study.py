@@ -74,8 +74,8 @@ def agree_on_device(study: optuna.Study, storage: RDBStorage, device: dict[str, 
         mixed: Accept a device that differs. Each trial records the device that it was timed on.
 
     Returns:
-        Name of the device, to be recorded with each trial: the product's name, followed in parentheses by what differs
-        from the study's device.
+        The device's name for trials to record. It is the product's name, followed in parentheses by what differs from
+        the study's device.
 
     Raises:
         UserError: The device differs from the study's, inference time is an objective, and ``mixed`` is False.

@@ -155,7 +155,7 @@ def runner_config(job: Job, parts: int = 1) -> Config:
     Args:
         job: The request.
         parts: Number of equal parts that each GPU's batch is split into. MMEngine counts each part as an iteration, so
-            the warm-up is that many times longer in iterations.
+            schedules of the learning rate have that many times more iterations.
     """
     training, architecture, dataset = job.training, job.architecture, job.dataset
     is_cuda = job.kind == "cuda"
