@@ -25,8 +25,8 @@ def measure_latency(
         device: Device of the model; it is synchronised before each reading of the clock.
 
     Returns:
-        The median time of an image, and its spread: the interquartile range of the medians of the rounds. Both are in
-        milliseconds. The spread says how much the rounds of this measurement differ; it includes neither differences
+        The median time of an image and its spread, in milliseconds. The spread is the interquartile range of the
+        medians of the rounds. It says how much the rounds of this measurement differ, and includes neither differences
         between images nor changes between processes or hours.
     """
     model.eval()

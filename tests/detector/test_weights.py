@@ -38,8 +38,8 @@ def published(name: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def begun_with(name: str, checkpoint: str) -> dict[str, torch.Tensor]:
-    """Return a backbone's tensors as a detector begins to train with them."""
+def initial_state(name: str, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Return the initial tensors of a backbone in training."""
     init_default_scope("mmdet")
     config = ResNet(name).config(BACKBONE_LEVELS, Detector(norm="BN"), checkpoint)
     backbone = MODELS.build(Config(config).to_dict())
@@ -52,9 +52,9 @@ def begun_with(name: str, checkpoint: str) -> dict[str, torch.Tensor]:
 def test_torchvisions_weights_are_found_by_their_name(name: str, hub: Path) -> None:
     weights = published(name.lower())
     torch.save(weights, hub / get_torchvision_models()[name.lower()].rpartition("/")[2])
-    begun = begun_with(name, f"torchvision://{name.lower()}")
-    assert set(begun) == set(weights) - CLASSIFIER
-    assert all(torch.equal(tensor, weights[key]) for key, tensor in begun.items())
+    initial = initial_state(name, f"torchvision://{name.lower()}")
+    assert set(initial) == set(weights) - CLASSIFIER
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in initial.items())
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_torchvisions_weights_are_taken_from_a_file(name: str, theirs: str, pref
     torch.save({prefix + key: tensor for key, tensor in weights.items()}, file)
     config = ResNet(name).config(BACKBONE_LEVELS, Detector(norm="BN"))
     check_weights("--weights", file, config, otherwise="none")
-    begun = begun_with(name, file)
-    assert set(begun) == set(weights) - CLASSIFIER
-    assert all(torch.equal(tensor, weights[key]) for key, tensor in begun.items())
+    initial = initial_state(name, file)
+    assert set(initial) == set(weights) - CLASSIFIER
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in initial.items())
 
 
 @pytest.mark.parametrize(

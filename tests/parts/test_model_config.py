@@ -113,7 +113,7 @@ ONE_RPN = {
 
 
 def narrow_inputs(channels: list[int]) -> dict[str, tuple[Any, Any]]:
-    """The backbone does not put out what the FPN would not take in."""
+    """Return the settings that differ since the backbone outputs only the input levels of the FPN."""
     return {
         "backbone.out_indices": ([1, 2, 3], [0, 1, 2, 3]),
         "neck.in_channels": (channels[1:], channels),

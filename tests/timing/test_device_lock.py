@@ -255,7 +255,7 @@ def test_processes_of_one_training_wait_together_for_timing(device: str, tmp_pat
     def time_again_and_again() -> None:
         with contextlib.suppress(EOFError):
             while True:
-                # Just when one of them goes on and the other may not have left the iteration before.
+                # At the moment when one of them continues and the other may still be in the previous iteration.
                 iterations.recv()
                 with lock.alone():
                     (tmp_path / "timing").touch()

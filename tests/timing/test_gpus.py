@@ -68,7 +68,7 @@ if __name__ == "__main__":
         ("0,0", 0, ()),
         ("GPU-1a,GPU-2b", 2, ("GPU-1a", "GPU-2b")),
         ("GPU-1a,GPU-absent", 1, ("GPU-1a",)),
-        # CUDA gives a process one part of a GPU at the most, so its count does not tell.
+        # CUDA lets a process use only one MIG instance, whatever the count is.
         ("MIG-1a,MIG-2b", 1, ("MIG-1a", "MIG-2b")),
         ("MIG-1a,-1,MIG-2b", 1, ("MIG-1a",)),
         ("MIG-1a,MIG-2b", 0, ()),

@@ -72,9 +72,9 @@ def test_an_equal_cost_does_not_prune() -> None:
     archive = archive_of(grid, [(0, 2), (1, 1)])
     x = proposal(grid, (0, 1))
     bounds = archive.bounds([x])
-    equal, dearer = np.array([[bounds.lower[0, 0], 2.0]]), np.array([[bounds.lower[0, 0], 2.1]])
+    equal, higher = np.array([[bounds.lower[0, 0], 2.0]]), np.array([[bounds.lower[0, 0], 2.1]])
     assert archive.dominators(equal, bounds, COST_KNOWN).tolist() == [-1]
-    assert archive.dominators(dearer, bounds, COST_KNOWN).tolist() == [1]
+    assert archive.dominators(higher, bounds, COST_KNOWN).tolist() == [1]
 
 
 def test_all_violations_are_counted_and_noise_is_tolerated() -> None:
