@@ -171,10 +171,10 @@ class Space:
         return self.replay(choose, parents[0].params)
 
     def every(self) -> Iterator[Proposal]:
-        """Yield every proposal of a finite search space, in a fixed order.
+        """Yield every valid proposal of a finite search space, in a fixed order.
 
         Raises:
-            ValueError: A parameter is continuous.
+            ValueError: A parameter is continuous; raised when it is reached.
         """
         latest: list[Proposal | None] = [None]
 

@@ -24,7 +24,7 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def bdd_annotations(place: str, path: Path) -> Path:
-    """Convert a file of BDD100K's labels, and return the path of the COCO JSON file; its file names are the frames'.
+    """Convert BDD100K's labels to a COCO JSON file, and return its path; an image's ``file_name`` is its frame's name.
 
     Args:
         place: Name of the file at the beginning of error messages.

@@ -199,7 +199,9 @@ def collect(place: str, what: str, faulty: Sequence[str], *, stops: bool) -> tup
 
 
 def scale_to_fit(width: Numbers, height: Numbers, size: InputSize) -> Numbers:
-    """Return the factors by which MMDetection scales images to fit an input size, which it rotates to suit each image.
+    """Return the factors by which MMDetection scales images to fit an input size.
+
+    The longer side of the input size is that of each image's longer side.
 
     Args:
         width: Widths of the images, in pixels, shape (n,).

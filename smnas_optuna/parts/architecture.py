@@ -124,7 +124,7 @@ class Architecture:
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":
-        """Parse the canonical text or the paper's spelling; raises ValueError that names the wrong part."""
+        """Parse the canonical text, also as SM-NAS's tables spell it; raises ValueError that names the faulty part."""
         code = re.compile(rf"\b({'|'.join(BackboneCode.BLOCKS)})[ _]+(\d+)[ _]+(?=\d+-)")
         compact = re.sub(r"\([^)]*\)", lambda match: re.sub(r"\s", "", match[0]), code.sub(r"\1_\2_", text))
         parts = compact.split()

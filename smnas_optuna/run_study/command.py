@@ -1,4 +1,4 @@
-"""The command line of ``run_study``: what it may say, and what of it does not fit together."""
+"""The command line of ``run_study``: its options, and which of them do not go together."""
 
 import signal
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class Options:
         sources: What the stage ``transfer`` trains, besides the recipe's baselines.
         sampler: Instead of the recipe's; None for the recipe's.
         output: Folder for what the search writes; None for ``work_dirs/RECIPE``.
-        workers: How many; None for one for each GPU.
-        launcher: Where they run, ``local`` or ``ray``.
+        workers: Number of workers; None for one for each GPU.
+        launcher: Where the workers run, ``local`` or ``ray``.
         ray_address: Address of the Ray cluster; None to start one on this machine.
         mixed_devices: Mix times of devices that differ.
-        quiet: Print only what goes wrong, and where the report is.
-        seed: Of the sampler.
+        quiet: Print only problems, and where the report is.
+        seed: Seed of the sampler.
     """
 
     recipe: Recipe
@@ -56,18 +56,24 @@ def run_study(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
     stage: Annotated[
         Literal["structural", "modular", "all", "transfer"],
-        typer.Option(help="Which stage to search; all is the first two, transfer trains what --from names."),
+        typer.Option(
+            help="Stage to search; all runs structural and modular, transfer trains the detectors that --from names."
+        ),
     ] = "structural",
     storage: Annotated[
-        str, typer.Option(envvar="SMNAS_STORAGE", help="Database URL that the study is kept in.")
+        str,
+        typer.Option(envvar="SMNAS_STORAGE", help="URL of the database that keeps the studies, or @FILE with the URL."),
     ] = DEFAULT_STORAGE,
     n_trials: Annotated[
-        int | None, typer.Option(min=1, help="Trials that each study shall reach in total; the recipe's if not given.")
+        int | None,
+        typer.Option(
+            min=1, help="Total number of trials of each study, over all runs and workers; by default the recipe's."
+        ),
     ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N,...", help="Trials of stage one that stage two refines, instead of some of its front."
+            metavar="N,N,...", help="Trials of stage one that stage two refines; by default a choice from its front."
         ),
     ] = None,
     sources: Annotated[
@@ -75,19 +81,22 @@ def run_study(
         typer.Option(
             "--from",
             metavar="STUDY:TRIAL|best|front",
-            help="What to transfer to the recipe's data: trials of another study, or a zoo detector; can be repeated.",
+            help="Detectors to train on the recipe's data: trials of another study, or of the zoo; can be repeated.",
         ),
     ] = None,
     sampler: Annotated[
-        SamplerName | None, typer.Option(help="Optuna sampler that proposes; the recipe's if not given.")
+        SamplerName | None, typer.Option(help="Sampler that proposes architectures; by default the recipe's.")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for configs, logs, checkpoints and the report; work_dirs/RECIPE.")
+        Path | None,
+        typer.Option(help="Folder for configs, logs, checkpoints and the report; by default work_dirs/RECIPE."),
     ] = None,
-    workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes; auto starts one for each GPU.")] = "1",
+    workers: Annotated[
+        str, typer.Option(metavar="N|auto", help="Number of workers; auto starts one for each GPU.")
+    ] = "1",
     launcher: Annotated[
         Literal["local", "ray"], typer.Option(help="Where workers run: on this machine, or on a Ray cluster.")
     ] = "local",
@@ -95,16 +104,21 @@ def run_study(
         str | None, typer.Option(help="Address of the Ray cluster, or auto for the one on this machine.")
     ] = None,
     mixed_devices: Annotated[
-        bool, typer.Option("--mixed-devices", help="Take times of devices that differ; the report tells them apart.")
+        bool,
+        typer.Option(
+            "--mixed-devices", help="Accept inference times of different devices; the report shows the device of each."
+        ),
     ] = False,
     status: Annotated[
-        bool, typer.Option("--status", help="Tell from the database alone how the search stands, and write nothing.")
+        bool, typer.Option("--status", help="Print the progress of the search from the database, and write nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Tell only what goes wrong, and where the report is.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be searched, and train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only problems, and where the report is.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be searched, and train nothing.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
 ) -> None:
-    """Search detectors as RECIPE says; the same command resumes a search that has ended."""
+    """Search detectors as RECIPE says; the same command resumes a search that was stopped."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     loaded = load_recipe(recipe, overrides or ())
@@ -141,7 +155,7 @@ def run_study(
     if status and dry_run:
         raise UserError("--status: expected one of --status and --dry-run")
     if dry_run or (not status and launcher == "local" and options.workers == 1):
-        # Takes seconds in another process, in which this one loads the rest.
+        # Loading torch takes seconds in another process; this one loads the rest meanwhile.
         preload()
     from smnas_optuna.run_study import stages as run
 

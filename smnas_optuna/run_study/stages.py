@@ -1,4 +1,4 @@
-"""The stages of a search, one after another: their workers, what is shown meanwhile, and the report at the end."""
+"""Runs the stages of a search: starts the workers, shows their progress, and writes the report at the end."""
 
 import signal
 import sys
@@ -41,14 +41,14 @@ Launch = Callable[[Sequence[Assignment], Callable[[Message], None], Callable[[st
 
 
 def describe(options: Options) -> None:
-    """Print what a search would do; it trains nothing and writes nothing."""
+    """Print what a search would do; trains and writes nothing."""
     out = console()
     for name in options.stages:
         dry_run.describe(_example(name, options), options.n_trials, options.sampler, out)
 
 
 def show_status(options: Options) -> None:
-    """Print how far a search is, from its database alone; it writes nothing."""
+    """Print the progress of a search from its database; writes nothing."""
     status.show_status(options.storage, options.recipe, options.n_trials, console())
 
 
@@ -61,8 +61,8 @@ def search(options: Options) -> None:
     url = storage_url(options.storage)
     if url.password and any(url.password in argument for argument in sys.argv):
         out.print("the password in --storage shows in lists of processes; in SMNAS_STORAGE or @FILE it does not")
-    crew = _crew(options, folder, out)
-    if len(crew.gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
+    workers = _plan_workers(options, folder, out)
+    if len(workers.gpus) > 1 and url.get_backend_name() == "sqlite" and (kind := network_file_system(url)):
         raise UserError(
             f"--storage {mask(url)}: lies on a network file system ({kind}), where SQLite cannot be shared by several "
             "workers; expected a local disk or PostgreSQL"
@@ -83,13 +83,13 @@ def search(options: Options) -> None:
                 options.sampler,
                 options.seed,
                 gpus=own,
-                sharing=crew.sharing or crew.gpus.count(own),
-                workers=crew.per_machine,
+                sharing=workers.sharing or workers.gpus.count(own),
+                workers=workers.per_machine,
                 mixed_devices=options.mixed_devices,
             )
-            for worker, own in enumerate(crew.gpus)
+            for worker, own in enumerate(workers.gpus)
         ]
-        _run_stage(assignments, crew.launch, database, out, quiet=options.quiet)
+        _run_stage(assignments, workers.launch, database, out, quiet=options.quiet)
 
 
 def _searches(stage: StageName, options: Options, database: RDBStorage) -> tuple[Search, ...]:
@@ -111,7 +111,7 @@ def _example(stage: StageName, options: Options) -> Search:
 
 
 def _to_read(storage: str) -> BaseStorage:
-    """Open a database without writing; where there is no such file, one with no study in it."""
+    """Open a database without writing; returns an empty one if the file does not exist."""
     url = storage_url(storage)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         return InMemoryStorage()
@@ -119,14 +119,14 @@ def _to_read(storage: str) -> BaseStorage:
 
 
 @dataclass(frozen=True)
-class _Crew:
+class _Workers:
     """The workers of a run.
 
     Args:
         launch: Starts them.
-        gpus: Of each worker the names of its GPUs, or None for those that it sees.
-        sharing: How many share a device's memory; None for those that have the same GPUs.
-        per_machine: How many are on a machine.
+        gpus: For each worker the names of its GPUs, or None to use those that are visible to it.
+        sharing: Number of workers that share the memory of a device; None for those that have the same GPUs.
+        per_machine: Number of workers on a machine.
     """
 
     launch: Launch
@@ -135,7 +135,7 @@ class _Crew:
     per_machine: int
 
 
-def _crew(options: Options, folder: Path, out: Console) -> _Crew:
+def _plan_workers(options: Options, folder: Path, out: Console) -> _Workers:
     """Decide how many workers there are and where they run."""
     device, count = options.recipe.device, options.workers
     if options.launcher == "ray":
@@ -144,7 +144,7 @@ def _crew(options: Options, folder: Path, out: Console) -> _Crew:
         ray.connect(options.ray_address)
         count = count or ray.places(device)
         launch = partial(ray.supervise_on_ray, device)
-        return _Crew(launch, [None] * count, ray.sharing(device, count), ray.workers_per_node(count))
+        return _Workers(launch, [None] * count, ray.sharing(device, count), ray.workers_per_node(count))
     gpus: list[tuple[str, ...] | None] = [None] * (count or 1)
     if count != 1 and device.kind != "cpu":
         preload()
@@ -153,16 +153,16 @@ def _crew(options: Options, folder: Path, out: Console) -> _Crew:
             out.print(f"not used: {problem}", soft_wrap=True)
         gpus = assign_gpus(names, device.gpus_per_trial, count)
     if len(gpus) == 1:
-        return _Crew(work_here, gpus, None, 1)
+        return _Workers(work_here, gpus, None, 1)
     # Each worker has a server of its own, which loads torch.
     preload(training=False)
-    return _Crew(supervise, gpus, None, len(gpus))
+    return _Workers(supervise, gpus, None, len(gpus))
 
 
 def _run_stage(
     assignments: Sequence[SearchAssignment], launch: Launch, database: RDBStorage, out: Console, *, quiet: bool
 ) -> None:
-    """Let workers search the studies of one stage side by side, and tell what came of it."""
+    """Let workers search the studies of one stage side by side, and print the results."""
     searches, folder = assignments[0].searches, assignments[0].folder
     totals = {search.path: assignments[0].n_trials or search.trials for search in searches}
     studies = StudyReader(database, searches)

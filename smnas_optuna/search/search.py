@@ -137,7 +137,7 @@ class Search(Protocol):
 
     @property
     def title(self) -> str:
-        """The study's name, with what it refines, for a line of text."""
+        """The study's name for messages; in stage two followed by the trial of stage one that it refines."""
 
     @property
     def overview(self) -> str:

@@ -4,7 +4,6 @@ So a crash, an out-of-memory kill or a hang affects one trial only, and a trial 
 runs in the calling process and does not import torch.
 """
 
-import errno
 import importlib
 import multiprocessing
 import os
@@ -21,8 +20,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
-from smnas_optuna.errors import EvaluationInterrupted, UserError
+from smnas_optuna.errors import UserError
 from smnas_optuna.timing import gpus
+from smnas_optuna.training.failure import failure_of, failure_of_exit
 from smnas_optuna.training.job import Comparison, CostRequest, Costs, Demand, Event, Failure, Job, Target
 from smnas_optuna.training.outcome import Outcome
 
@@ -34,29 +34,6 @@ context = multiprocessing.get_context("forkserver")
 _CLOCK_SECONDS = 1.0
 # Seconds that a process may take to end by itself after its last event.
 _ENDING_SECONDS = 0.5
-
-# Errors with which any other architecture would have failed as well: a disk is full or broken, a quota or a size limit
-# is exceeded, or a file system is read-only or was unmounted.
-_ENVIRONMENT_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-    errno.ESTALE,
-    errno.ENOTCONN,
-    errno.ENODEV,
-}
-
-
-# Texts, in lower case, by which errors of Python, torch, cuBLAS, cuDNN and NCCL are recognised as out of memory.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "status_alloc_failed",
-    "allocation_failed",
-    "error_out_of_memory",
-)
 
 
 class Waitable(Protocol):
@@ -216,7 +193,7 @@ def _run(
                 return
             yield answer
         process.join()
-        yield _failure_of_exit(process.exitcode, _memory_kills() > kills)
+        yield failure_of_exit(process.exitcode, _memory_kills() > kills)
     finally:
         _end_process(process, patience)
         receiver.close()
@@ -243,14 +220,6 @@ def _visible_devices(argument: object) -> str | None:
     """Return CUDA_VISIBLE_DEVICES for a process: the requested GPUs, or the current value of this process."""
     chosen = getattr(argument, "gpus", None)
     return os.environ.get(gpus.VARIABLE) if chosen is None else ",".join(chosen)
-
-
-def _failure_of_exit(exit_code: int | None, out_of_memory: bool) -> Failure:
-    if exit_code == -signal.SIGKILL and out_of_memory:
-        return Failure("out of memory: the system killed the training process", Outcome.OUT_OF_MEMORY)
-    if exit_code is not None and exit_code < 0:
-        return Failure(f"crashed: the training process got {signal.Signals(-exit_code).name}")
-    return Failure(f"crashed: the training process ended with exit code {exit_code}")
 
 
 def _memory_kills() -> int:
@@ -311,57 +280,6 @@ def _log_to(output: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
-
-def failure_of(error: BaseException, folder: Path) -> Failure:
-    """Return the Failure for an error that ended an evaluation.
-
-    Args:
-        error: The error.
-        folder: Folder that the evaluation writes to. If it no longer exists, the architecture is not at fault.
-    """
-    if isinstance(error, FloatingPointError):
-        return Failure(_one_line(error), Outcome.DIVERGED)
-    if isinstance(error, EvaluationInterrupted):
-        return Failure(_one_line(error), Outcome.INTERRUPTED)
-    environment = _environment_error(error)
-    if environment is not None:
-        return Failure(f"{type(environment).__name__}: {_one_line(environment)}", Outcome.INTERRUPTED)
-    if _is_out_of_memory(error):
-        return Failure(f"out of memory: {_one_line(error)}", Outcome.OUT_OF_MEMORY)
-    if _is_gpu_fault(error):
-        return Failure(f"{type(error).__name__}: {_one_line(error)}", Outcome.INTERRUPTED)
-    reason = f"{type(error).__name__}: {_one_line(error)}"
-    if not os.path.isdir(folder):
-        return Failure(f"{folder} no longer exists: {reason}", Outcome.INTERRUPTED)
-    return Failure(reason)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _environment_error(error: BaseException | None) -> OSError | None:
-    """Return the error of a file system or device that caused an error; None if there is none."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY)
-
-
-def _is_gpu_fault(error: BaseException) -> bool:
-    """Return whether a GPU, its driver or the connection between GPUs has failed, and not an assertion in a kernel."""
-    # Compares names, since this module does not import torch.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"AcceleratorError", "DistBackendError"}) and "device-side assert" not in str(error)
 
 
 def follow_parent() -> None:

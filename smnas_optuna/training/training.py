@@ -38,6 +38,7 @@ from smnas_optuna.training.checkpoint import (
 from smnas_optuna.training.device_choice import use_device
 from smnas_optuna.training.distributed import ProcessFailed, backend, call_in_child, join, run_processes
 from smnas_optuna.training.drawing import draw_trained
+from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.fitting import fit_batch
 from smnas_optuna.training.job import (
     CostRequest,
@@ -53,7 +54,6 @@ from smnas_optuna.training.job import (
     UntrainedLatency,
 )
 from smnas_optuna.training.loaders import loader_config
-from smnas_optuna.training.process import failure_of
 from smnas_optuna.training.runners import environment_config, hooks_config
 from smnas_optuna.training.scoring import precisions, search_metrics
 from smnas_optuna.training.trial_folder import record_of

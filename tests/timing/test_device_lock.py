@@ -24,9 +24,10 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.timing import device_lock
 from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
+from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.job import Failure, Job, Progress, Scores
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import context, evaluate, failure_of, preload
+from smnas_optuna.training.process import context, evaluate, preload
 
 # Far more than anything here takes; what waits in vain is seen by it.
 SECONDS = 60

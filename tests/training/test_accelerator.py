@@ -17,9 +17,10 @@ from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.timing.device import _kernel_problem
+from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.job import Failure, Job
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import evaluate, failure_of, preload
+from smnas_optuna.training.process import evaluate, preload
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 

@@ -14,9 +14,10 @@ import torch
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.job import Failure, Job, Progress, Scores
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import evaluate, failure_of, preload
+from smnas_optuna.training.process import evaluate, preload
 from smnas_optuna.training.weights_file import write_weights
 
 # Less than the size of a trial's weights, and more than that of its config and log.
