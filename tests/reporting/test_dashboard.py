@@ -53,7 +53,7 @@ def dashboard(searched: Path) -> Iterator[str]:
 
 def test_a_study_has_a_note_with_its_front_and_a_figure(study: optuna.Study) -> None:
     note = get_note(study)
-    assert "2 finished so far" in note
+    assert "; 2 of 4 trials finished so far." in note
     assert "| trial | mAP | ms | architecture |" in note
     for trial in study.best_trials:
         assert f"| {trial.number} |" in note
@@ -78,7 +78,7 @@ def test_the_dashboard_is_updated_at_most_once_a_minute(tmp_path: Path, tiny_rec
     dashboard.refresh(search.path)
     assert get_note(study) == ""
     dashboard.refresh_all()
-    assert "0 finished so far" in get_note(study)
+    assert "; 0 of 4 trials finished so far." in get_note(study)
 
 
 def test_a_trial_has_its_config_its_log_and_a_picture(study: optuna.Study, searched: Path) -> None:
