@@ -241,7 +241,7 @@ def test_trained_weights_are_exported_as_onnx(searched: Path) -> None:
     onnx = [*trial, "--format", "onnx", "--output", "found.onnx"]
     result = run("export", *onnx, "--checkpoint", own, folder=searched)
     assert result.returncode == 0, result.stderr
-    assert re.fullmatch(r"found\.onnx: .* torch find \d+ boxes, of which 0 differ, .*\n", result.stdout)
+    assert re.fullmatch(r"found\.onnx: .* torch find \d+ boxes, of which 0 differ; .*\n", result.stdout)
     assert onnx_classes(searched / "found.onnx") == ["0", "1"]
 
     # Weights of a final training, which has other normalisation layers.
