@@ -1,6 +1,7 @@
 """The package's commands, run as a user runs them: in a folder of their own, in this process or in one of their own."""
 
 import contextlib
+import gc
 import io
 import os
 import runpy
@@ -44,6 +45,7 @@ def _as_if_started(folder: Path, argv: list[str]) -> Iterator[None]:
     finally:
         sys.argv, sys.path[:], working = before
         os.chdir(working)
+        gc.enable()  # which check_data does without
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
