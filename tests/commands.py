@@ -16,9 +16,13 @@ from pathlib import Path
 
 def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run ``python -m smnas_optuna.<module>`` to its end in this process, which has loaded what it needs before."""
-    arguments_ = command(module, *arguments)
+    command_line = command(module, *arguments)
     stdout, stderr = io.StringIO(), io.StringIO()
-    with _as_if_started(folder, arguments_[2:]), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    with (
+        _as_if_started(folder, command_line[2:]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
         try:
             # It may have been imported as well, which does not matter.
             warnings.filterwarnings("ignore", ".* found in sys.modules after import", RuntimeWarning)
@@ -29,7 +33,7 @@ def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedPr
             traceback.print_exc()
             code = 1
     assert isinstance(code, int)
-    return subprocess.CompletedProcess(arguments_, code, stdout.getvalue(), stderr.getvalue())
+    return subprocess.CompletedProcess(command_line, code, stdout.getvalue(), stderr.getvalue())
 
 
 @contextlib.contextmanager

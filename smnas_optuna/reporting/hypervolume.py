@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from smnas_optuna.reporting.study_results import Objective, StudyResults, results_of
+from smnas_optuna.reporting.study_results import Objective, StudyResults
 from smnas_optuna.samplers.partial_order_pruning.dominance import dominates, weakly_dominates
 from smnas_optuna.samplers.partial_order_pruning.expected_improvement import (
     expected_hypervolume_improvement,
@@ -134,9 +133,9 @@ def hypervolume_history(losses: NDArray[np.float64], reference: NDArray[np.float
     return np.cumsum(added)
 
 
-def hypervolume_text(study: optuna.Study) -> str:
+def hypervolume_text(results: StudyResults) -> str:
     """Return a study's hypervolume as text; empty if :func:`measure_hypervolume` returns None."""
-    return str(measure_hypervolume(results_of(study)) or "")
+    return str(measure_hypervolume(results) or "")
 
 
 def _losses(trials: Sequence[FrozenTrial], signs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,8 +19,9 @@ from rich.text import Text
 from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued, TakenOver
 from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.sparkline import sparkline
+from smnas_optuna.reporting.study_results import results_of
 from smnas_optuna.search.search import Search
-from smnas_optuna.study.trial_outcome import evaluated_trials
+from smnas_optuna.study.trial_outcome import counts_toward_total, evaluated_trials
 from smnas_optuna.training.job import Costs, Memory, Progress, Resumed
 
 _logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ class StudyReader:
         try:
             study = self._load(path)
             if study:
-                self._states[path] = StudyState(self.done(path), hypervolume_text(study))
+                results = results_of(study)
+                done = sum(map(counts_toward_total, results.trials))
+                self._states[path] = StudyState(done, hypervolume_text(results))
         except Exception:
             # No search is to end for what is said of it.
             _logger.exception("%s could not be read", self._names[path])

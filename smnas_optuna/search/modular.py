@@ -83,7 +83,7 @@ class ModularSearch:
 
     @property
     def path(self) -> str:
-        """What tells this search from the recipe's others, such as ``modular/C0``."""
+        """Name of this search within the recipe, such as ``modular/C0``."""
         return f"{self.stage}/{self.candidate}"
 
     @property

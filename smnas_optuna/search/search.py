@@ -68,7 +68,7 @@ class Search(Protocol):
 
     @property
     def path(self) -> str:
-        """What tells this search from the recipe's others, such as ``structural``, ``modular/C0``, ``transfer``."""
+        """Name of this search within the recipe, such as ``structural``, ``modular/C0``, ``transfer``."""
 
     @property
     def study_name(self) -> str:
@@ -122,7 +122,7 @@ class Search(Protocol):
         """All weights that backbones of this search are trained from."""
 
     def record(self, study: optuna.Study) -> None:
-        """Record on a study what, beside the recipe, tells this search from others; once more where it has grown.
+        """Record on a study what, beside the recipe, defines this search; again if the search has grown.
 
         Raises:
             UserError: Another run has made it a different search meanwhile.

@@ -98,7 +98,7 @@ class StructuralSearch:
         return tuple(filter(None, map(self.pretrained_weights, backbones)))
 
     def record(self, study: optuna.Study) -> None:
-        """Record nothing: the recipe tells it all."""
+        """Record nothing: the recipe says everything."""
 
     def differing_keys(self, recorded: Mapping[str, Any]) -> list[str]:
         """Return the recipe's keys in which a study differs."""

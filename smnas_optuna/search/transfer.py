@@ -73,7 +73,7 @@ class TransferSearch:
     @property
     def study_name(self) -> str:
         """The study's name in its database."""
-        return _study_name(self.recipe)
+        return f"{self.recipe.name}/{self.path}"
 
     @property
     def title(self) -> str:
@@ -182,14 +182,10 @@ class TransferSearch:
 
 def recorded_transfer(storage: BaseStorage, recipe: Recipe) -> TransferSearch:
     """Return what a recipe's study of this stage trains; nothing where there is no such study."""
-    name = _study_name(recipe)
-    if name not in optuna.get_all_study_names(storage):
-        return TransferSearch(recipe, ())
-    return TransferSearch.of_study(recipe, optuna.load_study(study_name=name, storage=storage))
-
-
-def _study_name(recipe: Recipe) -> str:
-    return f"{recipe.name}/{TransferSearch.path}"
+    empty = TransferSearch(recipe, ())
+    if empty.study_name not in optuna.get_all_study_names(storage):
+        return empty
+    return TransferSearch.of_study(recipe, optuna.load_study(study_name=empty.study_name, storage=storage))
 
 
 def _recorded_in(attributes: Mapping[str, Any]) -> list[Transferred]:

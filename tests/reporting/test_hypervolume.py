@@ -83,7 +83,7 @@ def test_trials_that_violate_a_constraint_do_not_count() -> None:
 def test_the_text_of_a_share_says_of_what(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.2, 10.0), finished(0.4, 30.0), finished(0.1, 50.0)])
     assert measure_hypervolume(results_of(study)).reference == (0.1, 50.0)  # type: ignore[union-attr]
-    assert hypervolume_text(study) == "67% of the range of values seen so far"
+    assert hypervolume_text(results_of(study)) == "67% of the range of values seen so far"
 
 
 @pytest.mark.filterwarnings("ignore:The value nan is not acceptable")
@@ -91,25 +91,25 @@ def test_values_that_are_not_finite_do_not_count(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.3, 20.0), finished(0.9, math.inf), finished(-math.inf, 1.0)])
     study.tell(study.ask(), [math.nan, 1.0])
     assert measure_hypervolume(results_of(study)).reference == (0.3, 20.0)  # type: ignore[union-attr]
-    assert hypervolume_text(study) == "0% of the range of values seen so far"
+    assert hypervolume_text(results_of(study)) == "0% of the range of values seen so far"
 
 
 def test_the_hypervolume_is_relative_to_the_starting_detectors_once_all_have_ended(study: optuna.Study) -> None:
     study.add_trial(finished(0.3, 20.0, architecture=SEEDS[0]))
-    assert hypervolume_text(study) == "0% of the range of values seen so far"
+    assert hypervolume_text(results_of(study)) == "0% of the range of values seen so far"
     study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"architecture": SEEDS[1], "reason": "diverged"}))
     # From mAP 0 and 40 ms: 0.3 x 20.
-    assert hypervolume_text(study) == "1.00 times that of the starting detector"
+    assert hypervolume_text(results_of(study)) == "1.00 times that of the starting detector"
     study.add_trial(finished(0.3, 10.0, architecture=OTHER))
-    assert hypervolume_text(study) == "1.50 times that of the starting detector"
+    assert hypervolume_text(results_of(study)) == "1.50 times that of the starting detector"
 
 
 def test_the_hypervolume_never_decreases_and_the_reference_point_does_not_change(study: optuna.Study) -> None:
     study.add_trials([finished(0.3, 20.0, architecture=SEEDS[0]), finished(0.1, 10.0, architecture=SEEDS[1])])
-    texts = [hypervolume_text(study)]
+    texts = [hypervolume_text(results_of(study))]
     for values in ((0.01, 500.0), (0.2, 8.0), (0.5, 60.0), (0.0, 1.0), (0.4, 15.0)):
         study.add_trial(finished(*values, architecture=OTHER))
-        texts.append(hypervolume_text(study))
+        texts.append(hypervolume_text(results_of(study)))
         measured = measure_hypervolume(results_of(study))
         assert measured is not None
         assert measured.reference == (0.0, 40.0)
@@ -122,13 +122,13 @@ def test_the_hypervolume_never_decreases_and_the_reference_point_does_not_change
 def test_starting_detectors_with_a_map_of_0_cannot_be_the_basis(study: optuna.Study) -> None:
     study.add_trials([finished(0.0, 20.0, architecture=seed) for seed in SEEDS])
     study.add_trial(finished(0.2, 10.0, architecture=OTHER))
-    assert hypervolume_text(study) == "100% of the range of values seen so far"
+    assert hypervolume_text(results_of(study)) == "100% of the range of values seen so far"
 
 
 def test_a_starting_detector_that_is_retried_counts_once_it_has_ended(study: optuna.Study) -> None:
     study.add_trials([finished(0.3, 20.0, architecture=SEEDS[0]), finished(0.1, 10.0, architecture=SEEDS[1])])
     study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"architecture": SEEDS[1]}))
-    assert hypervolume_text(study).endswith("of the range of values seen so far")
+    assert hypervolume_text(results_of(study)).endswith("of the range of values seen so far")
 
 
 def test_the_basis_is_the_candidates_backbone_or_the_baselines_of_a_transfer(
@@ -139,15 +139,15 @@ def test_the_basis_is_the_candidates_backbone_or_the_baselines_of_a_transfer(
     study = open_study(storage, second)
     study.add_trials([finished(0.3, 1e9, architecture=str(start)) for start in second.starts])
     study.add_trial(finished(0.6, 1e9, architecture="better"))
-    assert hypervolume_text(study).startswith("2.00 times that of the ")
+    assert hypervolume_text(results_of(study)).startswith("2.00 times that of the ")
     listed = [Transferred(Architecture.parse(OTHER), "E0"), Transferred(Architecture.parse(SEEDS[1]), "baseline")]
     transfer = open_study(storage, TransferSearch(search.recipe, tuple(listed)))
     transfer.add_trials([finished(0.3, 10.0, architecture=OTHER), finished(0.3, 20.0, architecture=SEEDS[1])])
-    assert hypervolume_text(transfer) == "1.50 times that of the baseline"
+    assert hypervolume_text(results_of(transfer)) == "1.50 times that of the baseline"
 
 
 def test_there_is_no_hypervolume_for_times_of_several_devices_or_a_single_objective(tmp_path: Path) -> None:
     study = make_study(tmp_path, [finished(0.2, 10.0, device="A"), finished(0.4, 30.0, device="B")])
     assert measure_hypervolume(results_of(study)) is None
     single = make_study(tmp_path, [finished(0.1)], metrics=["map"], directions=["maximize"], name="single")
-    assert hypervolume_text(single) == ""
+    assert hypervolume_text(results_of(single)) == ""

@@ -1,4 +1,4 @@
-"""What every stage's search has in common: its study is resumed, and tells by itself what it searches."""
+"""What the searches of all stages have in common: a study is resumed, and its record says what it searches."""
 
 from dataclasses import replace
 from pathlib import Path
