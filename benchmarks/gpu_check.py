@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_check [PART ...] [--device cuda|cpu] [--minutes 8] [--output gpu_check]
 
-processes   short searches: with default settings, in mixed precision, on a GPU given by its unique id, and with two
-            processes per trial; and a training process that is forked after its memory was estimated
+processes   short searches: with default settings, with compiled layers, in mixed precision, on a GPU given by its
+            unique id, and with two processes per trial
 operators   the tests of the operators that this package provides instead of mmcv's compiled ones
 inference   published detectors: milliseconds, the share for which the GPU is busy, and ratios beside the paper's
 crowd       a small detector, timed on an idle machine and beside busy processes
@@ -50,13 +50,12 @@ from benchmarks.detectors import (
 from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.detector.deployment import prepare_for_deployment
 from smnas_optuna.detector.memory import training_memory
-from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.recipe.settings import Timing
 from smnas_optuna.timing.device import cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
-from smnas_optuna.training.distributed import call_in_child, join, run_processes
 
 _MODELS = "E0,E2,E5,RetinaNet-R50"
 # Fewest busy processes of the part crowd; there are at least as many as cores.
@@ -187,10 +186,8 @@ def _run(part: str, machine: Machine) -> Table:
 
 
 def processes(machine: Machine, table: Table) -> None:
-    """Train in a forked process, and run searches of a single trial from the command line."""
+    """Run searches of a single trial from the command line: memory is estimated, and processes are forked to train."""
     kind = machine.device.type
-    program = f"from benchmarks.gpu_check import estimate_and_fork; estimate_and_fork({kind!r})"
-    _try_command(table, machine, "fork after an estimate of memory", [sys.executable, "-c", program], {})
     # With processes that load images, which the demo's small images would not need.
     epochs = ("--set", "structural.training.epochs=2", "--set", "structural.training.loader_workers=2")
     compiled = ("--set", "device.timing.compiled=true")
@@ -211,6 +208,8 @@ def processes(machine: Machine, table: Table) -> None:
         table.notes.append("skipped: two processes for one trial, which need two GPUs")
     search = [sys.executable, "-m", "smnas_optuna.run_study", "digits", "--n-trials", "1", "--quiet"]
     for name, (environment, options) in runs.items():
+        if machine.seconds_left < 2 * _LEAST_SECONDS:
+            raise Skipped(f"{name} and those after it: no time left")
         _try_command(table, machine, name, [*search, "--set", f"device.kind={kind}", *options], environment)
 
 
@@ -231,31 +230,11 @@ def _try_command(table: Table, machine: Machine, name: str, command: list[str], 
             )
             last_lines = [line for each in (ended.stdout, ended.stderr) for line in each.splitlines()[-1:]]
             outcome = table.fail("; ".join(last_lines)) if ended.returncode else "passed"
+            if ended.returncode:
+                print(f"{name}:\n{ended.stdout}{ended.stderr}", file=sys.stderr, flush=True)
         except subprocess.TimeoutExpired as expired:
             outcome = table.fail(f"not done after {expired.timeout:.0f} s")
     table.rows.append([name, outcome, f"{time.monotonic() - started:.0f}"])
-
-
-def estimate_and_fork(kind: str) -> None:
-    """Estimate memory in a child process, and train in another one that is forked afterwards, as in a trial."""
-    architecture = Architecture.parse("128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC")
-    config = model_config(architecture, classes=CLASSES, detector=Detector())
-    call_in_child(_estimate, (config, architecture.input_size))
-    run_processes(_train_one_step, 1, kind, config, architecture.input_size)
-
-
-def _estimate(subject: tuple[dict[str, Any], InputSize]) -> int:
-    config, size = subject
-    return training_memory(build_on_meta(config), size, 2)
-
-
-def _train_one_step(kind: str, config: dict[str, Any], size: InputSize, meeting: Path) -> None:
-    join(Config({}), kind, meeting)
-    device = torch.device(kind)
-    network = build(config, device).train()
-    train_step(network, torch.optim.SGD(network.parameters(), lr=1e-4), batch_of(size, 2))
-    torch.distributed.all_reduce(torch.ones(1, device=device))
-    torch.distributed.destroy_process_group()
 
 
 def operators(machine: Machine, table: Table) -> None:
@@ -267,9 +246,11 @@ def operators(machine: Machine, table: Table) -> None:
     except ImportError:
         raise Skipped("pytest is not installed") from None
     tests = _ROOT / "tests/detector/test_mmcv_ops.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", "-o", "addopts=", "-o", "timeout=0", str(tests)]
+    # Without the fixtures of the other tests, which need packages that these do not.
+    options = ["-q", "-k", "cuda", "--noconftest", "-o", "addopts=", "-o", "timeout=0"]
+    command = [sys.executable, "-m", "pytest", *options, str(tests)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=machine.seconds_left)
-    last = " ".join(ended.stdout.strip().splitlines()[-1:])
+    last = " ".join((ended.stdout + ended.stderr).strip().splitlines()[-1:])
     table.rows.append([table.fail(last) if ended.returncode else last])
 
 
@@ -362,7 +343,7 @@ def _spin(cores: set[int]) -> None:
 def training(machine: Machine, table: Table) -> None:
     """Train on images of noise."""
     texts = ["512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC", "800x600 ResNet50 FPN(P2-P6,c=256) RPN 2FC"]
-    batches = (4, 16, 32)
+    batches = (4, 16)
     if not machine.is_gpu:
         texts, batches = ["128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC"], (4,)  # type: ignore[assignment]
     kinds = {"BN": Detector(), "GN+WS": Detector(norm="GN", weight_standardization=True)}
@@ -491,7 +472,7 @@ _PARTS: dict[str, tuple[Callable[[Machine, Table], None], tuple[str, ...]]] = {
         ),
     ),
     "crowd": (crowd, ("detector", "machine", "ms")),
-    "training": (training, ("detector", "layers", "precision", "batch 4", "batch 16", "batch 32")),
+    "training": (training, ("detector", "layers", "precision", "batch 4", "batch 16")),
     "memory": (memory, ("detector", "precision", "estimate GiB", "allocated", "reserved", "driver", "ratio")),
     "loaders": (loaders, ("processes", "images per second")),
 }

@@ -218,8 +218,9 @@ def runner_config(job: Job, parts: int = 1) -> Config:
                     "lr": training.scaled_lr,
                     "momentum": training.momentum,
                     "weight_decay": training.weight_decay,
-                    # A single kernel updates all weights.
-                    "fused": is_cuda,
+                    # A single kernel updates all weights. It does not know of steps that mixed precision skips after
+                    # an overflow: if the first one is skipped, momentum starts from uninitialised memory.
+                    "fused": is_cuda and not training.amp,
                 },
                 "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
                 "accumulative_counts": parts,

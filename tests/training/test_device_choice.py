@@ -112,11 +112,22 @@ def test_the_config_for_a_gpu_avoids_waiting_for_it(tiny_recipe: Path, tmp_path:
     assert on_gpu.test_dataloader.pin_memory
     assert on_gpu.model.data_preprocessor.non_blocking
     assert on_gpu.optim_wrapper.type == "SparseAmpOptimWrapper"
-    assert on_gpu.optim_wrapper.optimizer.fused
+    assert config(tiny_recipe, tmp_path, "cuda").optim_wrapper.optimizer.fused
     on_cpu = config(tiny_recipe, tmp_path, "cpu")
     assert not on_cpu.train_dataloader.pin_memory
     assert on_cpu.optim_wrapper.type == "SparseOptimWrapper"
     assert not on_cpu.optim_wrapper.optimizer.fused
+
+
+def test_a_step_that_overflows_in_mixed_precision_changes_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = dict(config(tiny_recipe, tmp_path, "cuda", "structural.training.amp=true").optim_wrapper.optimizer)
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = getattr(torch.optim, settings.pop("type"))([weight], **settings)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.inf * weight.sum()).backward()
+    scaler.step(optimizer)
+    assert weight.tolist() == [1.0] * 4
+    assert not optimizer.state[weight]
 
 
 def test_the_config_of_a_trial_can_be_trained_in_another_process(tiny_recipe: Path, tmp_path: Path) -> None:
