@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from benchmarks.detectors import (
