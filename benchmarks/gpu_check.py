@@ -293,30 +293,32 @@ def crowd(machine: Machine, table: Table) -> None:
     timing = Timing(warmup=5, rounds=3)
     cores = os.sched_getaffinity(0)
     reserved = {max(cores)}
+    number = max(_CROWD, len(cores))
+    busy = f"{number} busy processes"
 
     def measure(condition: str) -> None:
         median, spread = measure_latency(network, samples, timing, machine.device)
         table.rows.append([name, condition, f"{median:.2f} ± {spread:.2f}"])
 
     measure("idle")
-    with _busy(cores):
-        measure(f"{_crowd_size()} busy processes")
+    with _busy(cores, number):
+        measure(busy)
     if len(cores) < 2:
         raise Skipped("a reserved core: this machine has a single core")
-    with _busy(cores - reserved):
+    with _busy(cores - reserved, number):
         os.sched_setaffinity(0, reserved)
         try:
-            measure(f"{_crowd_size()} busy processes, on a reserved core")
+            measure(f"{busy}, on a reserved core")
         finally:
             os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager
-def _busy(cores: set[int]) -> Iterator[None]:
-    """Keep cores busy with processes within the context."""
+def _busy(cores: set[int], number: int) -> Iterator[None]:
+    """Keep cores busy with a number of processes within the context."""
     # Spawned and not forked, since this process uses the GPU.
     context = multiprocessing.get_context("spawn")
-    busy = [context.Process(target=_spin, args=(cores,), daemon=True) for _ in range(_crowd_size())]
+    busy = [context.Process(target=_spin, args=(cores,), daemon=True) for _ in range(number)]
     for process in busy:
         process.start()
     try:
@@ -326,10 +328,6 @@ def _busy(cores: set[int]) -> Iterator[None]:
         for process in busy:
             process.kill()
             process.join()
-
-
-def _crowd_size() -> int:
-    return max(_CROWD, len(os.sched_getaffinity(0)))
 
 
 def _spin(cores: set[int]) -> None:

@@ -63,7 +63,7 @@ def test_usable_memory_is_that_of_the_recipe_or_most_of_the_device() -> None:
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
 def test_workers_that_share_a_gpu_do_not_exceed_its_memory(workers: int) -> None:
-    context = 600 * 2**20  # of CUDA, with its workspace and kernels
+    context = 800 * 2**20  # of CUDA, with its workspace and kernels; measured on an H100
     total = 16 * 2**30
     each = usable_memory("cuda", "GPU", None, total=total, trainings=workers)
     assert 0.9 * total < workers * (each / 0.92 + context) <= total
