@@ -22,7 +22,8 @@ from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training.job import Failure, Job, Progress, Scores
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import preload
 
 # Normalisation, weight standardisation, factor of the learning rate, and the paper's mAP.
 SETTINGS = {

@@ -26,7 +26,7 @@ from smnas_optuna.execution.local import supervise
 from smnas_optuna.execution.loop import Run
 from smnas_optuna.search.objective import TrialContext
 from smnas_optuna.study.storage import LEASE_SECONDS
-from smnas_optuna.training.process import preload
+from smnas_optuna.training.server import preload
 from tests.execution.cheap import CheapAssignment, CheapObjective, create_cheap_study, suggest
 from tests.servers import PostgreSQL
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="trials per worker")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    preload(training=False)
+    preload()
     server = PostgreSQL()
     try:
         for workers in arguments.workers:

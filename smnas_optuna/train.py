@@ -70,7 +70,7 @@ def _read(config: Path) -> Any:
 
     register_all_modules()
     try:
-        return Config.fromfile(str(config))
+        return Config.fromfile(str(config), format_python_code=False)
     except Exception as error:  # a config is a program, which may raise errors of any type
         raise UserError(f"CONFIG {config}: cannot be read: {type(error).__name__}: {error}") from None
 

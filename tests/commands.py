@@ -10,8 +10,14 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import psutil
+
+from smnas_optuna.training.server import context, preload, sharing
 
 
 def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -59,6 +65,77 @@ def run_alone(module: str, *arguments: object, folder: Path) -> subprocess.Compl
     return subprocess.run(
         command(module, *arguments), cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+class Started:
+    """A command in a process of its own, which is forked from the server of this process and so need not import.
+
+    Args:
+        arguments: Module of the package, and its arguments.
+        folder: Working folder.
+    """
+
+    def __init__(self, *arguments: object, folder: Path) -> None:
+        preload()
+        self._before = set(_children_of_server())
+        outputs = [context.Pipe(duplex=False) for _ in range(2)]
+        self._process = sharing(_run_started, folder, [str(each) for each in arguments], *(pipe[1] for pipe in outputs))
+        self._process.start()
+        for _, sender in outputs:
+            sender.close()
+        self.stdout, self.stderr = (os.fdopen(os.dup(receiver.fileno()), encoding="utf-8") for receiver, _ in outputs)
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdout.close()
+        self.stderr.close()
+        self._process.join()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command's process alone."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def trainings(self) -> list[psutil.Process]:
+        """Return the processes that the command has had forked, and theirs."""
+        forked = [each for each in _children_of_server() if each not in self._before and each.pid != self._process.pid]
+        return forked + [child for each in forked for child in each.children(recursive=True)]
+
+    def kill(self) -> None:
+        """Kill the command's process with SIGKILL; fails if what it has had forked outlives it."""
+        trainings = self.trainings()
+        self.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(trainings, timeout=60)
+        assert not alive, f"outlived the command that started it: {alive}"
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait until the command has ended, and return its exit code; None if it has not within the seconds."""
+        self._process.join(timeout)
+        return self._process.exitcode
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the command has not ended."""
+        return self._process.is_alive()
+
+
+def _children_of_server() -> list[psutil.Process]:
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # no public way to ask
+    return psutil.Process(server).children()
+
+
+def _run_started(folder: Path, arguments: Sequence[str], *outputs: Connection) -> None:
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(output.fileno(), number)
+        output.close()
+    # The server ignores it, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    module, sys.argv[1:] = arguments[0], arguments[1:]
+    sys.path.insert(0, str(folder))
+    runpy.run_module(f"smnas_optuna.{module}", run_name="__main__", alter_sys=True)
 
 
 def command(module: str, *arguments: object) -> list[str]:

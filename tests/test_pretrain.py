@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from tests.commands import command, run, torchrun
+from tests.commands import Started, run, torchrun
 from tests.labelled_digits import CLASSES, make_labelled_digits
 
 CODE = "ResNet18(w=8)"
@@ -75,10 +74,9 @@ def test_the_printed_command_exports_a_detector_with_the_pretrained_backbone(
 
 def test_a_killed_pretraining_resumes_after_its_last_epoch(data: Path) -> None:
     arguments = ("pretrain", CODE, "--data", data, *QUICK, "--epochs", 8, "--output", data / "killed", "--resume")
-    with subprocess.Popen(command(*arguments), cwd=data, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert any("Epoch(train) [3]" in line for line in process.stdout)
-        process.kill()
+    with Started(*arguments, folder=data) as training:
+        assert any("Epoch(train) [3]" in line for line in training.stdout)
+        training.kill()
     assert not (data / "killed" / "backbone.pth").exists()
     ended = run(*arguments, folder=data)
     assert ended.returncode == 0, ended.stderr

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
-from tests.commands import command, run, run_alone
+from tests.commands import Started, run, run_alone
 
 STORAGE = "sqlite:///smnas.db"
 
@@ -130,19 +129,15 @@ def test_an_architecture_that_provably_cannot_reach_the_front_is_not_trained(tin
 def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     tiny_recipe: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    arguments = command("run_study", tiny_recipe, "--n-trials", 3, "--set", "structural.training.epochs=30")
-    with subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+    arguments = ("run_study", tiny_recipe, "--n-trials", 3, "--set", "structural.training.epochs=30")
+    with Started(*arguments, folder=tmp_path) as search:
         told = []
-        for line in process.stdout:
+        for line in search.stdout:
             told.append(line)
             if "epoch 2/30" in line:
-                process.send_signal(sent)
-        assert process.wait(30) == 130
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
+                search.send_signal(sent)
+        assert search.wait(30) == 130
+        assert search.stderr.read() == ""
     assert told[-1] == "interrupted with 0 of 3 trials done, all kept; the same command goes on\n"
     (interrupted,) = load(tmp_path).trials
     assert interrupted.state == TrialState.FAIL

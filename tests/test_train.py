@@ -2,7 +2,6 @@
 
 import copy
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.settings import DigitsDataset
 from smnas_optuna.train import train
 from smnas_optuna.training.final import final_config
-from tests.commands import command, run, torchrun
+from tests.commands import Started, run, torchrun
 
 EPOCHS = 4
 
@@ -37,10 +36,9 @@ def found(searched: Path) -> Path:
 
 def test_a_killed_training_resumes_after_its_last_epoch(found: Path) -> None:
     arguments = ("train", "found.py", "--output", "killed")
-    with subprocess.Popen(command(*arguments), cwd=found, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert any("Epoch(val) [1]" in line for line in process.stdout)
-        process.kill()
+    with Started(*arguments, folder=found) as training:
+        assert any("Epoch(val) [1]" in line for line in training.stdout)
+        training.kill()
     ended = run(*arguments, "--resume", folder=found)
     assert ended.returncode == 0, ended.stderr
     first, *_, last = re.findall(r"Epoch\(train\) +\[(\d+)\]", ended.stdout)

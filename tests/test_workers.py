@@ -17,7 +17,7 @@ from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.process_identity import ProcessIdentity
 from smnas_optuna.study.storage import open_storage
-from tests.commands import command, run
+from tests.commands import Started, command, run
 
 
 def load(folder: Path) -> optuna.Study:
@@ -64,15 +64,13 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: P
 
 @pytest.mark.usefixtures("interruptible")
 def test_two_signals_at_once_end_a_search_as_one_does(tiny_recipe: Path, tmp_path: Path) -> None:
-    arguments = command("run_study", tiny_recipe, "--set", "structural.training.epochs=500")
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with Started("run_study", tiny_recipe, "--set", "structural.training.epochs=500", folder=tmp_path) as search:
+        for line in search.stdout:
             if "epoch 2/500" in line:
                 # As timeout does, which signals a command and then the group of both.
-                process.send_signal(signal.SIGTERM)
-                process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+                search.send_signal(signal.SIGTERM)
+                search.send_signal(signal.SIGINT)
+        assert search.wait(60) == 130
     (trial,) = load(tmp_path).get_trials(states=[TrialState.RUNNING, TrialState.FAIL])
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["outcome"] == "interrupted"

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.restarts import Restarts
 from smnas_optuna.execution.worker import Assignment, Ended, Finished, Message, conclude, work
-from smnas_optuna.training.process import context, follow_parent
+from smnas_optuna.training.server import context, follow_parent, sharing
 
 # How long a worker may take to end its trial cleanly, in seconds.
 _ENDING_SECONDS = 30.0
@@ -131,9 +131,7 @@ def _step(
 
 def _start(place: _Place) -> None:
     receiver, sender = context.Pipe(duplex=False)
-    place.process = context.Process(
-        target=_enter, args=(place.assignment, sender), name=f"worker {place.assignment.worker}"
-    )
+    place.process = sharing(_enter, place.assignment, sender, name=f"worker {place.assignment.worker}")
     place.process.start()
     sender.close()
     place.connection = receiver

@@ -25,7 +25,8 @@ from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.study import agree_on_device
 from smnas_optuna.timing.gpus import announce_search, choosing
 from smnas_optuna.training.job import Demand, Event, Target
-from smnas_optuna.training.process import preload, probe
+from smnas_optuna.training.process import probe
+from smnas_optuna.training.server import preload
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
 from smnas_optuna.study.retry import belonging_of, interrupted_before
 from smnas_optuna.training.job import Column, Comparison
-from smnas_optuna.training.process import draw, preload
+from smnas_optuna.training.process import draw
+from smnas_optuna.training.server import preload
 from smnas_optuna.training.trial_folder import find_folder
 
 _FORMATS = (".png", ".jpg", ".jpeg")

@@ -12,7 +12,7 @@ from smnas_optuna.command_line import DEFAULT_STORAGE
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.training.process import preload
+from smnas_optuna.training.server import preload
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,10 @@ def run_study(
             raise UserError(f"{option} {given}: is for {place}")
     if status and dry_run:
         raise UserError("--status: expected one of --status and --dry-run")
-    if dry_run or (not status and launcher == "local" and options.workers == 1):
-        # Loading torch takes seconds in another process; this one loads the rest meanwhile.
-        preload()
+    if dry_run or (not status and launcher == "local"):
+        # Loading torch takes seconds in another process; this one loads the rest meanwhile. Workers are forked from
+        # the other one, too.
+        preload(*([] if options.workers == 1 else ["smnas_optuna.execution.local"]))
     from smnas_optuna.run_study import stages as run
 
     (run.describe if dry_run else run.show_status if status else run.search)(options)

@@ -12,7 +12,8 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, VocDataset
 from smnas_optuna.search.search import Search, known_costs
 from smnas_optuna.training.job import CostRequest
-from smnas_optuna.training.process import count, preload
+from smnas_optuna.training.process import count
+from smnas_optuna.training.server import preload
 
 _SHOWN_ARCHITECTURES = 5
 _COCO_CLASSES = 80

@@ -183,7 +183,8 @@ def classification_config(pretraining: Pretraining, kind: str) -> Config:
             "randomness": {"seed": pretraining.seed},
             "work_dir": str(pretraining.folder),
             "experiment_name": str(pretraining),
-        }
+        },
+        format_python_code=False,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.training.process import follow_parent
+from smnas_optuna.training.server import follow_parent
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")

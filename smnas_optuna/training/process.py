@@ -1,7 +1,6 @@
-"""Training processes: each trial has its own, forked from a server that has loaded torch and MMDetection once.
+"""Training processes: each trial has its own, so a crash, an out-of-memory kill or a hang affects one trial only.
 
-So a crash, an out-of-memory kill or a hang affects one trial only, and a trial does not wait for imports. This module
-runs in the calling process and does not import torch.
+This module runs in the calling process and does not import torch.
 """
 
 import importlib
@@ -9,13 +8,10 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +21,7 @@ from smnas_optuna.timing import gpus
 from smnas_optuna.training.failure import failure_of, failure_of_exit
 from smnas_optuna.training.job import Comparison, CostRequest, Costs, Demand, Event, Failure, Job, Target
 from smnas_optuna.training.outcome import Outcome
-
-_PRELOADED = "smnas_optuna.training.preloaded"
-_SHOW_GPUS = "smnas_optuna.timing.show_gpus"
-context = multiprocessing.get_context("forkserver")
+from smnas_optuna.training.server import context, follow_parent
 
 # Seconds between two checks of an evaluation's time limit.
 _CLOCK_SECONDS = 1.0
@@ -41,36 +34,6 @@ class Waitable(Protocol):
 
     def fileno(self) -> int:
         """Return the file descriptor."""
-
-
-def preload(*, training: bool = True) -> None:
-    """Start the server that processes are forked from; it imports modules while the caller continues.
-
-    Args:
-        training: Import torch and MMDetection in the server, which takes seconds. If False, the server imports only
-            the modules of this package that the caller has imported.
-    """
-    # Otherwise torch's threads spin while they wait, and threads of the forward and backward pass take the cores from
-    # each other: a small network trained 15 times slower on 2 cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A forked process imports the main module again, which is quick if the server has imported its dependencies.
-    main = getattr(sys.modules["__main__"].__spec__, "name", None)
-    loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
-    context.set_forkserver_preload([*([_PRELOADED] if training else []), *loaded, _SHOW_GPUS])
-    # Only the process that the user started reacts to Ctrl-C; the server must not, even while it is importing.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries check for GPUs when they are imported. If they used CUDA itself for that, no process that is forked from
-    # the server could use CUDA. So they shall use NVML; as NVML does not know parts of a GPU (MIG), GPUs are hidden.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    try:
-        with gpus.hidden():
-            forkserver.ensure_running()
-    except OSError as error:
-        if "path too long" not in str(error):
-            raise
-        raise UserError(f"TMPDIR {tempfile.gettempdir()}: {error}; expected a folder with a shorter name") from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def probe(demand: Demand, output: Path) -> Target:
@@ -280,16 +243,3 @@ def _log_to(output: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
-
-def follow_parent() -> None:
-    """Make this process ignore Ctrl-C in the terminal, and end it and its children when its parent ends."""
-    os.setsid()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.killpg(os.getpid(), signal.SIGKILL)

@@ -232,7 +232,9 @@ def runner_config(job: Job, parts: int = 1) -> Config:
             "randomness": {"seed": training.seed},
             "work_dir": str(job.folder),
             "experiment_name": job.folder.name,
-        }
+        },
+        # MMEngine writes a config six times; laying out its text prettily would take half a second each time.
+        format_python_code=False,
     )
 
 

@@ -10,7 +10,7 @@ from smnas_optuna.execution.local import _enter, supervise
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import counts_toward_total
-from smnas_optuna.training.process import context, preload
+from smnas_optuna.training.server import context, preload
 from tests.execution.cheap import CheapAssignment, MistakenAssignment, check, create_cheap_study
 from tests.execution.wrecker import Wrecker
 from tests.servers import PostgreSQL
@@ -18,7 +18,7 @@ from tests.servers import PostgreSQL
 
 @pytest.fixture(scope="module", autouse=True)
 def server_of_processes() -> None:
-    preload(training=False)
+    preload()
 
 
 def workers() -> list[psutil.Process]:

@@ -20,28 +20,26 @@ from smnas_optuna.execution.loop import Run
 from smnas_optuna.execution.worker import Finished, Message, Requeued, Send
 from smnas_optuna.search.objective import TrialContext
 from smnas_optuna.study.storage import open_storage
-from smnas_optuna.training.process import preload
+from smnas_optuna.training.server import preload
 from tests.execution.cheap import CheapAssignment, check, create_cheap_study, suspend_in_training
 from tests.servers import PostgreSQL
 
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 _WORK = """
 import sys
-from smnas_optuna.training.process import preload
 from smnas_optuna.execution.local import supervise
 from tests.execution.cheap import CheapAssignment
 
 def hear(message):
     print(type(message).__name__, message.trial if isinstance(message.trial, int) else message.trial.number, flush=True)
 
-preload(training=False)
 supervise([CheapAssignment(1, sys.argv[1], int(sys.argv[2]), 0.5, lease_seconds=0.5)], hear, print)
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server_of_processes() -> None:
-    preload(training=False)
+    preload()
 
 
 def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_with_another_trial(url: str) -> None:

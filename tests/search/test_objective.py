@@ -14,7 +14,7 @@ from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.job import Target
-from smnas_optuna.training.process import preload
+from smnas_optuna.training.server import preload
 from tests.commands import run
 
 # Two architectures: with 2.5 MiB the two-stage one can be trained on one image at a time, RetinaNet cannot.

@@ -27,7 +27,8 @@ from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.job import Failure, Job, Progress, Scores
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import context, evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import context, preload
 
 # Far more than anything here takes; what waits in vain is seen by it.
 SECONDS = 60

@@ -22,7 +22,8 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.timing.gpus import assign_gpus, gpu_names
 from smnas_optuna.training.job import Job, UntrainedLatency
-from smnas_optuna.training.process import context, evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import context, preload
 from smnas_optuna.recipe.recipe_file import load_recipe
 
 
@@ -46,7 +47,7 @@ def train(name, gpus):
 
 
 if __name__ == "__main__":
-    preload(training=False)
+    preload()
     gpus = assign_gpus(gpu_names(os.environ["CUDA_VISIBLE_DEVICES"], 2), 1, None)
     worker = context.Process(target=work, args=(gpus[1],))
     worker.start()

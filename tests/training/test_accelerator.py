@@ -20,7 +20,8 @@ from smnas_optuna.timing.device import _kernel_problem
 from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.job import Failure, Job
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import preload
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 
@@ -74,7 +75,8 @@ import torch
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.training.job import Job, Progress
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import preload
 from smnas_optuna.recipe.recipe_file import load_recipe
 
 if __name__ == "__main__":
@@ -132,7 +134,8 @@ from pathlib import Path
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.training.job import Demand
-from smnas_optuna.training.process import preload, probe, visible_gpus
+from smnas_optuna.training.process import probe, visible_gpus
+from smnas_optuna.training.server import preload
 from smnas_optuna.recipe.recipe_file import load_recipe
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training.checkpoint import adopt_checkpoint, delete_checkpoints, find_checkpoint, training_record
 from smnas_optuna.training.job import Belonging, Event, Job, Progress, Resumed, Scores, UntrainedLatency
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import preload
 from tests.conftest import TINY
 
 EPOCHS = 8

@@ -20,7 +20,8 @@ from smnas_optuna.timing.device_lock import DeviceLock
 from smnas_optuna.training.drawing import annotated_images, detect, ground_truth, named_images
 from smnas_optuna.training.job import Job, Scores
 from smnas_optuna.training.picture import LabelledBox
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import preload
 from tests.conftest import TINY
 
 # Images are 64x48, so the detector scales them by two.

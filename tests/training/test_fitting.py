@@ -31,7 +31,8 @@ from smnas_optuna.training.job import (
     Scores,
     TooLarge,
 )
-from smnas_optuna.training.process import evaluate, preload, probe
+from smnas_optuna.training.process import evaluate, probe
+from smnas_optuna.training.server import preload
 from smnas_optuna.training.training import runner_config
 
 TEXT = "64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC"

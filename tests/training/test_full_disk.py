@@ -17,7 +17,8 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.job import Failure, Job, Progress, Scores
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.server import preload
 from smnas_optuna.training.weights_file import write_weights
 
 # Less than the size of a trial's weights, and more than that of its config and log.

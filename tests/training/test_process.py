@@ -36,7 +36,8 @@ from smnas_optuna.training.job import (
     UntrainedLatency,
 )
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import count, evaluate, preload, probe
+from smnas_optuna.training.process import count, evaluate, probe
+from smnas_optuna.training.server import preload
 from smnas_optuna.training.training import runner_config
 
 ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")

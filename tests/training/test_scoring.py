@@ -18,8 +18,9 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.recipe.settings import VocDataset
 from smnas_optuna.training.job import Job, Scores
 from smnas_optuna.training.loaders import loader_config
-from smnas_optuna.training.process import evaluate, preload
+from smnas_optuna.training.process import evaluate
 from smnas_optuna.training.scoring import final_metric, precisions, search_metrics
+from smnas_optuna.training.server import preload
 from tests.published_formats import Thing, write_voc
 
 # A detection: image, class, corners (left, top, right, bottom; counted from 0) and score.
