@@ -8,6 +8,13 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+# A lost node is noticed within seconds, instead of half a minute.
+_NOTICE_LOST_NODES = {
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+
 
 @contextlib.contextmanager
 def ray_cluster(cores: int) -> Iterator[Any]:
@@ -18,7 +25,8 @@ def ray_cluster(cores: int) -> Iterator[Any]:
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "include_dashboard": False})
+        head = {"num_cpus": cores, "include_dashboard": False, "_system_config": _NOTICE_LOST_NODES}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         signal.signal(signal.SIGTERM, handler)
         yield cluster
         ray.shutdown()

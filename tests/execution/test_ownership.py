@@ -47,7 +47,7 @@ def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_w
         pytest.skip("this machine allows no namespaces of process numbers")
     create_cheap_study(url)
     storage = open_storage(url)
-    command = [*CONTAINER, sys.executable, "-c", _WORK, url, "60"]
+    command = [*CONTAINER, sys.executable, "-c", _WORK, url, "24"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as container:
         assert container.stdout is not None
         assert container.stdout.readline() == "Finished 0\n"
@@ -61,13 +61,13 @@ def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_w
                 for process in suspended:
                     process.resume()
 
-        supervise([CheapAssignment(0, url, 60, 0.3, lease_seconds=0.5)], hear, lambda line: None)
+        supervise([CheapAssignment(0, url, 24, 0.3, lease_seconds=0.5)], hear, lambda line: None)
         told = container.stdout.read()
         assert container.wait() == 0
     assert len(taken) == 1
     assert re.match(rf"TakenOver {taken[0]}\nFinished \d+\n", told)
     storage.remove_session()
-    study = check(url, 60)
+    study = check(url, 24)
     assert [trial.number for trial in study.trials if trial.state == TrialState.FAIL] == taken
     assert study.trials[taken[0]].user_attrs["outcome"] == "interrupted"
 
@@ -84,13 +84,13 @@ def test_a_worker_of_this_machine_keeps_its_trial_however_long_it_is_suspended(u
         if not suspended:
             suspended.append(psutil.Process(int(worker.split(":")[1])))
             suspend_in_training(url, worker, suspended)
-        elif len(ended) == 20:
+        elif len(ended) == 12:
             suspended[0].resume()
 
-    assignments = [CheapAssignment(worker, url, 21, 0.4, lease_seconds=0.2) for worker in range(2)]
+    assignments = [CheapAssignment(worker, url, 13, 0.4, lease_seconds=0.2) for worker in range(2)]
     supervise(assignments, hear, pytest.fail)
-    assert len(ended) == 21
-    study = check(url, 21)
+    assert len(ended) == 13
+    study = check(url, 13)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
@@ -101,15 +101,15 @@ def test_an_outage_that_is_longer_than_a_lease_ends_no_trial(postgresql: Postgre
 
     def hear(message: Message) -> None:
         if not outage:
-            outage.append(threading.Thread(target=postgresql.restart, args=(8.0,)))
+            outage.append(threading.Thread(target=postgresql.restart, args=(4.0,)))
             outage[0].start()
 
-    assignments = [CheapAssignment(worker, url, 16, 4.0, lease_seconds=0.5) for worker in range(4)]
+    assignments = [CheapAssignment(worker, url, 12, 2.0, lease_seconds=0.5) for worker in range(4)]
     supervise(assignments, hear, pytest.fail)
     outage[0].join()
-    study = check(url, 16)
+    study = check(url, 12)
     states = [trial.state for trial in study.trials]
-    assert states.count(TrialState.COMPLETE) == 16
+    assert states.count(TrialState.COMPLETE) == 12
     # Where the server went away between a trial's creation and its answer, Optuna has asked for another one.
     assert all(not trial.params for trial in study.trials if trial.state == TrialState.FAIL)
 

@@ -34,8 +34,10 @@ def workers() -> list[psutil.Process]:
 
 
 @pytest.mark.takes_minutes
-@pytest.mark.parametrize("trials", [60, pytest.param(300, marks=pytest.mark.long)])
-def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreSQL, trials: int) -> None:
+@pytest.mark.parametrize(("trials", "count", "kills"), [(40, 4, 2), pytest.param(300, 8, 4, marks=pytest.mark.long)])
+def test_a_search_survives_the_loss_of_a_node(
+    cluster: Any, postgresql: PostgreSQL, trials: int, count: int, kills: int
+) -> None:
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     url = postgresql.create_database()
     create_cheap_study(url)
@@ -52,11 +54,12 @@ def test_a_search_survives_the_loss_of_a_node(cluster: Any, postgresql: PostgreS
             cluster.remove_node(nodes[1], allow_graceful=False)
             finished += 1
 
-    with Wrecker(workers, lambda: finished, postgresql, away=[0.5, 0.5]) as wrecker:
-        supervise_on_ray(DEVICE, [CheapAssignment(worker, url, trials, 0.5) for worker in range(8)], hear, said.append)
+    assignments = [CheapAssignment(worker, url, trials, 0.5) for worker in range(count)]
+    with Wrecker(workers, lambda: finished, postgresql, away=[0.5, 0.5], kills_before_restart=kills) as wrecker:
+        supervise_on_ray(DEVICE, assignments, hear, said.append)
     assert finished > trials // 3
     assert wrecker.restarts == 2
-    assert wrecker.kills >= 8
+    assert wrecker.kills >= 2 * kills
     check(url, trials)
     assert any("has died" in line for line in said)
 

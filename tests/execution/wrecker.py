@@ -13,7 +13,6 @@ from tests.servers import PostgreSQL
 _EVERY = 1.0
 # Trials that have to finish between two kills, or where the machine is slow the workers would only ever start.
 _TRIALS_BETWEEN_KILLS = 5
-_KILLS_BETWEEN_RESTARTS = 4
 
 
 class Wrecker:
@@ -24,6 +23,7 @@ class Wrecker:
         finished: Tells how many trials have finished.
         server: Of the database.
         away: For each restart, the seconds that the server is away.
+        kills_before_restart: Workers that are killed before each restart.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Wrecker:
         finished: Callable[[], int],
         server: PostgreSQL,
         away: Sequence[float],
+        kills_before_restart: int = 4,
     ) -> None:
         self.kills = 0
         self.restarts = 0
@@ -39,6 +40,7 @@ class Wrecker:
         self._finished = finished
         self._server = server
         self._away = away
+        self._kills_before_restart = kills_before_restart
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._wreck)
 
@@ -56,7 +58,7 @@ class Wrecker:
         choice = random.Random(0)
         seen = 0
         while not self._over.wait(_EVERY):
-            if self.restarts < len(self._away) and self.kills >= _KILLS_BETWEEN_RESTARTS * (self.restarts + 1):
+            if self.restarts < len(self._away) and self.kills >= self._kills_before_restart * (self.restarts + 1):
                 self._server.restart(self._away[self.restarts])
                 self.restarts += 1
             elif self._finished() >= seen + _TRIALS_BETWEEN_KILLS and (alive := self._workers()):
