@@ -113,7 +113,11 @@ class Reader:
             text = f'python "{self._folder}/step.py"'
         remember = f'{{ export -p; echo "cd \\"$PWD\\""; }} > "{self._state}"'
         ended = subprocess.run(
-            ["bash", "-c", f'source "{self._state}"\nset -e\n{self._put_off}\n{text}\nunset -f python\n{remember}'],
+            [
+                "bash",
+                "-c",
+                f'source "{self._state}"\nset -e\n{self._put_off}\n{text}\nunset -f python srun\n{remember}',
+            ],
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -125,7 +129,8 @@ class Reader:
     @property
     def _put_off(self) -> str:
         """Shell's function ``python``, which writes down a command of the package instead of running it."""
-        return f"""python() {{
+        return f"""srun() {{ "$@"; }}
+        python() {{
             case "$1 $2" in
             "-m smnas_optuna."*)
                 local folder="{self._commands}/$(ls "{self._commands}" | wc -l)"
