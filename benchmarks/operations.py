@@ -24,7 +24,7 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.recipe.settings import Device, DigitsDataset, Training
 from smnas_optuna.training.job import Job
-from smnas_optuna.training.training import runner_config
+from smnas_optuna.training.runner_config import runner_config
 from tests.detector.counted_calls import CountedCalls
 
 _SIZE = "320x256"

@@ -19,9 +19,9 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.recipe.settings import BddDataset, CocoDataset, VocDataset
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import search_of
-from smnas_optuna.study.retry import belonging_of, interrupted_before
+from smnas_optuna.study.retry import identity_of, interrupted_before
 from smnas_optuna.study.study import load_study
-from smnas_optuna.training.job import Belonging
+from smnas_optuna.training.job import TrialIdentity
 from smnas_optuna.training.trial_folder import check_record
 
 _DEFAULT_DATA = "coco"
@@ -80,11 +80,11 @@ def export(
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; expected a file's name")
     if zoo is not None:
-        architecture, detector, search, belonging = _published(zoo), Detector(), None, None
+        architecture, detector, search, identity = _published(zoo), Detector(), None, None
     else:
         assert study is not None
         assert trial is not None
-        architecture, detector, search, belonging = _found(storage, study, trial)
+        architecture, detector, search, identity = _found(storage, study, trial)
     if kind == "onnx":
         if data or overrides or weights:
             raise UserError("--data, --set and --weights: are for --format config")
@@ -92,7 +92,7 @@ def export(
             raise UserError("--format onnx: expected --checkpoint FILE, the trained weights")
         if not checkpoint.is_file():
             raise UserError(f"--checkpoint {checkpoint}: no such file; expected a detector's trained weights")
-        _export_onnx(architecture, detector, belonging, checkpoint, output, portrait=portrait)
+        _export_onnx(architecture, detector, identity, checkpoint, output, portrait=portrait)
         return
     if checkpoint or portrait:
         raise UserError("--checkpoint and --portrait: are for --format onnx")
@@ -128,7 +128,7 @@ def export(
 def _export_onnx(
     architecture: Architecture,
     detector: Detector,
-    belonging: Belonging | None,
+    identity: TrialIdentity | None,
     checkpoint: Path,
     output: Path,
     *,
@@ -140,7 +140,7 @@ def _export_onnx(
 
     place = f"--checkpoint {checkpoint}"
     trained = load_trained(place, checkpoint)
-    check_record(place, trained["meta"], belonging, str(architecture))
+    check_record(place, trained["meta"], identity, str(architecture))
     if "architecture" not in trained["meta"]:  # the weights are from a final training, with its normalisation
         detector = final_detector(detector)
     agreement = export_onnx(architecture, detector, trained, output, portrait=portrait)
@@ -160,7 +160,7 @@ def _published(name: str) -> Architecture:
     return published.architecture
 
 
-def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector, Search, Belonging]:
+def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector, Search, TrialIdentity]:
     study = load_study(storage, name)
     search = search_of(study)
     trials = study.get_trials(deepcopy=False)
@@ -170,8 +170,8 @@ def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector
             f"--trial {number}: not a finished trial of {name!r}; those are {', '.join(complete) or 'none'}"
         )
     architecture = Architecture.parse(trials[number].user_attrs["architecture"])
-    belonging = belonging_of(study, number, interrupted_before(trials[number]))
-    return architecture, search.settings.detector, search, belonging
+    identity = identity_of(study, number, interrupted_before(trials[number]))
+    return architecture, search.settings.detector, search, identity
 
 
 def _recipe_of_data(search: Search | None, data: str | None, overrides: list[str] | None) -> Recipe:

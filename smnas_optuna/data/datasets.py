@@ -110,7 +110,7 @@ def open_dataset(dataset: Dataset) -> CheckedDataset:
     return CheckedDataset(train, val, classes["train"], _scoring(dataset), dataset, len(orientations["train"]) > 1)
 
 
-def find_again(dataset: CheckedDataset) -> CheckedDataset:
+def on_this_machine(dataset: CheckedDataset) -> CheckedDataset:
     """Return a data set for use on this machine; it is opened again if this machine's cache lacks its annotations.
 
     Raises:

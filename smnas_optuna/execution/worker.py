@@ -11,7 +11,7 @@ from typing import Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
-from smnas_optuna.data.datasets import CheckedDataset, find_again
+from smnas_optuna.data.datasets import CheckedDataset, on_this_machine
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
@@ -24,7 +24,7 @@ from smnas_optuna.study.retry import retry_too_large
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.study import agree_on_device
 from smnas_optuna.timing.gpus import announce_search, choosing
-from smnas_optuna.training.job import Demand, Event, Target
+from smnas_optuna.training.job import DeviceRequest, Event, Target
 from smnas_optuna.training.process import probe
 from smnas_optuna.training.server import preload
 
@@ -38,7 +38,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Heard:
+class TrialEvent:
     """An event in a trial that is under way; ``study`` is the path of its search."""
 
     worker: int
@@ -98,7 +98,7 @@ class Ended:
     error: str | None = None
 
 
-Message = Ready | Heard | Finished | Requeued | TakenOver | Ended
+Message = Ready | TrialEvent | Finished | Requeued | TakenOver | Ended
 Send = Callable[[Message], None]
 
 
@@ -157,13 +157,15 @@ class SearchAssignment:
         preload()
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
-        demand = Demand(first.recipe, first.stage, first.required_weights, self.gpus, self.sharing, self.workers)
+        request = DeviceRequest(
+            first.recipe, first.stage, first.required_weights, self.gpus, self.sharing, self.workers
+        )
         # A worker that was given GPUs chooses none.
         with choosing() if self.gpus is None else contextlib.nullcontext():
-            target = probe(demand, self.folder / "output.log")
+            target = probe(request, self.folder / "output.log")
             for uuid in target.uuids:
                 announce_search(uuid, str(self.folder.resolve()))
-        dataset = find_again(self.dataset)
+        dataset = on_this_machine(self.dataset)
         runs = {}
         for search in self.searches:
             seed = None if self.seed is None else self.seed + self.worker
@@ -189,7 +191,7 @@ class SearchAssignment:
         self.describe(trial, losses, folder, artifacts)
 
     def _send_event(self, send: Send, study: str, number: int, architecture: str, event: Event) -> None:
-        send(Heard(self.worker, study, number, architecture, event))
+        send(TrialEvent(self.worker, study, number, architecture, event))
 
 
 class _Reporter:

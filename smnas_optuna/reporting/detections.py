@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
-from smnas_optuna.study.retry import belonging_of, interrupted_before
+from smnas_optuna.study.retry import identity_of, interrupted_before
 from smnas_optuna.training.job import Column, Comparison
 from smnas_optuna.training.process import draw
 from smnas_optuna.training.server import preload
@@ -66,15 +66,15 @@ def draw_detections(
 
 def _column(study: optuna.Study, trial: FrozenTrial, folder: Path) -> Column:
     architecture = str(trial.user_attrs.get("architecture", MISSING))
-    belonging = belonging_of(study, trial.number, interrupted_before(trial))
-    trial_folder = find_folder(folder / _path_of(study), belonging, architecture)
+    identity = identity_of(study, trial.number, interrupted_before(trial))
+    trial_folder = find_folder(folder / _path_of(study), identity, architecture)
     for name in _FILES:
         if not (trial_folder / name).is_file():
             absent = (trial_folder / name).relative_to(folder)
             raise UserError(f"--output {folder}: has no {absent}; expected the folder that the study was run with")
     values = [quantity_of(name).text_with_unit(trial.user_attrs.get(name)) for name in ("map", "latency_ms")]
     title = f"trial {trial.number}: mAP {values[0]}, {values[1]}"
-    return Column(trial_folder.resolve(), title, architecture, belonging)
+    return Column(trial_folder.resolve(), title, architecture, identity)
 
 
 def _finished_trial(study_name: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued, TakenOver
+from smnas_optuna.execution.worker import Finished, Message, Ready, Requeued, TakenOver, TrialEvent
 from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.sparkline import sparkline
 from smnas_optuna.reporting.study_results import results_of
@@ -163,7 +163,7 @@ class SearchProgress:
             self._print(f"worker {message.worker} is ready on {device}")
             if target.warning:
                 self.warn(f"worker {message.worker}: {target.warning}")
-        elif isinstance(message, Heard):
+        elif isinstance(message, TrialEvent):
             self._handle_event(message)
         elif isinstance(message, Finished):
             self._finish(message)
@@ -197,7 +197,7 @@ class SearchProgress:
         if not self._quiet:
             self._out.print(line)
 
-    def _handle_event(self, message: Heard) -> None:
+    def _handle_event(self, message: TrialEvent) -> None:
         name, event = _name(message.study, message.trial), message.event
         state = self._workers.setdefault(message.worker, _WorkerState())
         if isinstance(event, Costs):

@@ -15,7 +15,7 @@ from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search.search import Search, known_costs
 from smnas_optuna.search.timing_margin import optimistic_latency, timing_pairs
-from smnas_optuna.study.retry import belonging_of, interrupted_before
+from smnas_optuna.study.retry import identity_of, interrupted_before
 from smnas_optuna.study.trial_outcome import record_outcome
 from smnas_optuna.training.job import (
     Costs,
@@ -114,9 +114,9 @@ class DetectorObjective:
         self._gate(trial)
         # Only one that was enqueued may repeat others, and that was there already.
         repeated = [number for each in context.trials[trial.number :][:1] for number in interrupted_before(each)]
-        belonging = belonging_of(trial.study, trial.number, repeated)
+        identity = identity_of(trial.study, trial.number, repeated)
         folder = folder_of(self._folder, trial.number)
-        if moved := prepare_folder(folder, belonging, architecture):
+        if moved := prepare_folder(folder, identity, architecture):
             _logger.warning("%s: was another study's, and is now %s", folder, moved)
         loaders = settings.training.loader_workers
         weights = self._search.pretrained_weights(architecture.backbone)
@@ -132,7 +132,7 @@ class DetectorObjective:
             weights=weights.checkpoint if weights else None,
             loader_workers=self._target.loader_workers if loaders is None else loaders,
             memory=self._target.memory,
-            belonging=belonging,
+            identity=identity,
             former=tuple(folder_of(self._folder, number) for number in reversed(repeated)),
         )
         trial.set_user_attr("device", self._device)

@@ -18,7 +18,7 @@ from smnas_optuna.study.optuna_internals import id_of, is_enqueued, retry_histor
 from smnas_optuna.study.patient_storage import LeaseRenewal, PatientStorage
 from smnas_optuna.study.process_identity import ProcessIdentity
 from smnas_optuna.study.trial_outcome import counts_toward_total, is_too_large, outcome_of
-from smnas_optuna.training.job import Belonging
+from smnas_optuna.training.job import TrialIdentity
 from smnas_optuna.training.outcome import Outcome
 
 # A trial is not retried once more workers than this have died evaluating its architecture.
@@ -140,7 +140,7 @@ def retry_too_large(study: optuna.Study, trials: Sequence[FrozenTrial], memory: 
             study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
 
 
-def belonging_of(study: optuna.Study, number: int, repeated: Sequence[int]) -> Belonging:
+def identity_of(study: optuna.Study, number: int, repeated: Sequence[int]) -> TrialIdentity:
     """Return what identifies a trial, also among studies of the same name in other databases.
 
     Args:
@@ -148,7 +148,7 @@ def belonging_of(study: optuna.Study, number: int, repeated: Sequence[int]) -> B
         number: Number of the trial.
         repeated: Numbers of the interrupted trials that it repeats, see :func:`interrupted_before`.
     """
-    return Belonging(study.user_attrs.get("id", ""), study.study_name, number, (*repeated, number)[0])
+    return TrialIdentity(study.user_attrs.get("id", ""), study.study_name, number, (*repeated, number)[0])
 
 
 def interrupted_before(trial: FrozenTrial) -> list[int]:

@@ -88,7 +88,7 @@ class DeviceLock:
         return cls(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), purpose)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hold the device alone, as soon as the running iterations have ended.
 
         Raises:
@@ -102,8 +102,8 @@ class DeviceLock:
         finally:
             self._gate.release()
 
-    def join(self) -> None:
-        """Take the device for an iteration, together with other trainings; :meth:`leave` releases it.
+    def acquire_shared(self) -> None:
+        """Take the device for an iteration, together with other trainings; :meth:`release_shared` releases it.
 
         Raises:
             EvaluationInterrupted: A process that is stopped or hangs while it times does not release the device.
@@ -116,7 +116,7 @@ class DeviceLock:
         finally:
             self._gate.release()
 
-    def leave(self) -> None:
+    def release_shared(self) -> None:
         """Release the device after the iteration."""
         self._use.release()
 
@@ -185,7 +185,7 @@ class ShareDevice(Hook):  # type: ignore[misc]  # mmengine is untyped
 
     def _join(self) -> None:
         if self._takes_lock:
-            self._lock.join()
+            self._lock.acquire_shared()
         if self._is_joint:
             barrier()
 
@@ -193,4 +193,4 @@ class ShareDevice(Hook):  # type: ignore[misc]  # mmengine is untyped
         if self._is_joint:
             barrier()
         if self._takes_lock:
-            self._lock.leave()
+            self._lock.release_shared()

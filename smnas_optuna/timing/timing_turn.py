@@ -42,8 +42,8 @@ class TimingTurn:
         """
         with contextlib.ExitStack() as stack:
             for lock in self._core_locks:
-                stack.enter_context(lock.alone())
+                stack.enter_context(lock.exclusive())
                 os.sched_setaffinity(0, self._reserved)
                 stack.callback(self.leave_core)
-            stack.enter_context(self._device.alone())
+            stack.enter_context(self._device.exclusive())
             yield

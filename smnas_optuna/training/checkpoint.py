@@ -93,7 +93,7 @@ def training_record(job: Job, parts: int) -> dict[str, Any]:
     Returns:
         Values by name, such as ``training.epochs``; empty if the job belongs to no trial, so is never resumed.
     """
-    if job.belonging is None:
+    if job.identity is None:
         return {}
     train = job.dataset.train
     sections = {
@@ -108,8 +108,8 @@ def training_record(job: Job, parts: int) -> dict[str, Any]:
         "device": {"kind": job.kind, "gpus_per_trial": job.device.gpus_per_trial, "gradient_accumulation": parts},
     }
     return {
-        "study": job.belonging.study,
-        "first_trial": job.belonging.first_trial,
+        "study": job.identity.study,
+        "first_trial": job.identity.first_trial,
         "architecture": str(job.architecture),
         "weights": job.weights,
         "weights.content": _digest(Path(job.weights)) if job.weights and Path(job.weights).is_file() else None,

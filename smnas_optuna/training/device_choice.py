@@ -14,7 +14,7 @@ from smnas_optuna.timing.cores import usable_cores
 from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
 from smnas_optuna.training.fitting import gpu_memory, machine_memory, usable_memory
-from smnas_optuna.training.job import Demand, Target
+from smnas_optuna.training.job import DeviceRequest, Target
 
 # Fewest and most processes that load images, for each GPU.
 _LEAST_LOADERS, _MOST_LOADERS = 2, 8
@@ -22,19 +22,19 @@ _LEAST_LOADERS, _MOST_LOADERS = 2, 8
 _LONGEST_REASON = 200
 
 
-def probe(demand: Demand, report: Callable[[Target], None]) -> None:
+def probe(request: DeviceRequest, report: Callable[[Target], None]) -> None:
     """Choose the device that a run requests, fetch the pre-trained weights, and report the device.
 
     Args:
-        demand: The requested device and weights.
+        request: The requested device and weights.
         report: Called with the device.
 
     Raises:
         UserError: The device is not available or does not support a setting of the recipe, or weights cannot be fetched
             or do not fit.
     """
-    recipe, device = demand.recipe, demand.recipe.device
-    gpus, problem = choose_gpus(demand)
+    recipe, device = request.recipe, request.recipe.device
+    gpus, problem = choose_gpus(request)
     kind = "cuda" if gpus else "cpu"
     use_device(kind)
     if device.cpu_threads:
@@ -42,8 +42,8 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     for stage, settings in recipe.stages.items():
         if kind == "cpu" and settings.detector.norm == "SyncBN":
             raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
-    settings = recipe.stages[demand.stage]
-    for each in demand.weights:
+    settings = recipe.stages[request.stage]
+    for each in request.weights:
         config = each.backbone.config(BACKBONE_LEVELS, settings.detector)
         place = f"{each.key}: {each.checkpoint} for {each.backbone}"
         check_weights(place, each.checkpoint, config, otherwise="a file per backbone, or none to train from scratch")
@@ -51,7 +51,7 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
     # On GPUs each process of a training has its own; on the CPU all of them share the machine's memory.
     processes = 1 if gpus else device.gpus_per_trial
     total = min(map(gpu_memory, gpus)) if gpus else machine_memory()
-    memory = usable_memory(kind, name, device.memory_gb, total=total, trainings=demand.sharing, processes=processes)
+    memory = usable_memory(kind, name, device.memory_gb, total=total, trainings=request.sharing, processes=processes)
     uuids = tuple(map(gpu_uuid, gpus))
     timing_conditions = conditions(
         kind, uuids, standardized=settings.detector.weight_standardization, compiled=device.timing.compiled
@@ -60,7 +60,7 @@ def probe(demand: Demand, report: Callable[[Target], None]) -> None:
         _check_compiler(torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
     names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
     chosen = tuple(names[index] for index in gpus) if gpus else None
-    loaders = _loader_workers(demand, kind)
+    loaders = _loader_workers(request, kind)
     report(Target(kind, name, max(1, len(gpus)), memory, timing_conditions, loaders, chosen, uuids, problem))
 
 
@@ -73,16 +73,16 @@ def _check_compiler(device: torch.device) -> None:
         raise UserError(f"device.timing.compiled: found true, but torch.compile fails here: {reason}") from None
 
 
-def _loader_workers(demand: Demand, kind: str) -> int:
+def _loader_workers(request: DeviceRequest, kind: str) -> int:
     """Return how many processes shall load images for each GPU, given the cores that training leaves free."""
     if kind == "cpu":
         return _LEAST_LOADERS
-    processes = demand.workers * demand.recipe.device.gpus_per_trial
+    processes = request.workers * request.recipe.device.gpus_per_trial
     cores = len(usable_cores()) // processes - 1
     return min(max(cores, _LEAST_LOADERS), _MOST_LOADERS)
 
 
-def choose_gpus(demand: Demand) -> tuple[list[int], str]:
+def choose_gpus(request: DeviceRequest) -> tuple[list[int], str]:
     """Return the indices of the GPUs to use, and a warning about the choice.
 
     The list is empty if the CPU is to be used. The warning is empty if there is none.
@@ -90,7 +90,7 @@ def choose_gpus(demand: Demand) -> tuple[list[int], str]:
     Raises:
         UserError: The recipe requires more GPUs than torch can use.
     """
-    device = demand.recipe.device
+    device = request.recipe.device
     if device.kind == "cpu":
         return [], ""
     gpus = find_gpus()
@@ -105,9 +105,9 @@ def choose_gpus(demand: Demand) -> tuple[list[int], str]:
         )
     usage = {index: announced_searches(gpu_uuid(index)) for index in gpus.usable}
     # A worker uses the GPUs that it was assigned; otherwise those with the fewest other searches are chosen.
-    order = gpus.usable if demand.gpus else sorted(gpus.usable, key=lambda index: len(usage[index]))
+    order = gpus.usable if request.gpus else sorted(gpus.usable, key=lambda index: len(usage[index]))
     chosen = order[: device.gpus_per_trial]
-    others = sorted({str(owner) for index in chosen if len(usage[index]) >= demand.sharing for owner in usage[index]})
+    others = sorted({str(owner) for index in chosen if len(usage[index]) >= request.sharing for owner in usage[index]})
     if not others:
         return list(chosen), gpus.problem
     return list(chosen), (

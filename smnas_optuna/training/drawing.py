@@ -50,7 +50,7 @@ def draw(comparison: Comparison, _: Callable[[object], None]) -> None:
     panels = [_ground_truth_panel(first, indices)]
     for column, dataset in zip(comparison.columns, datasets, strict=True):
         weights = column.folder / "weights.pth"
-        check_record(str(weights), load_trained(str(weights), weights)["meta"], column.belonging, column.architecture)
+        check_record(str(weights), load_trained(str(weights), weights)["meta"], column.identity, column.architecture)
         model = init_detector(str(column.folder / "config.py"), str(weights), device="cpu")
         detections = [detect(model, dataset, index, comparison.threshold, lock) for index in indices]
         panels.append(_panel_of_detections(column.title, column.architecture, detections))
@@ -137,12 +137,12 @@ def detect(model: Any, dataset: Any, index: int, threshold: float, lock: DeviceL
             on the device meanwhile.
     """
     batch = pseudo_collate([dataset[index]])
-    lock.join()
+    lock.acquire_shared()
     try:
         with torch.inference_mode():
             instances = model.test_step(batch)[0].pred_instances.cpu()
     finally:
-        lock.leave()
+        lock.release_shared()
     classes = dataset.metainfo["classes"]
     boxes = [
         LabelledBox(tuple(corners), label, classes[label], score)

@@ -14,7 +14,7 @@ from smnas_optuna.training.outcome import Outcome
 
 
 @dataclass(frozen=True)
-class Belonging:
+class TrialIdentity:
     """Identifies the trial that a folder, a checkpoint or trained weights belong to.
 
     Args:
@@ -48,7 +48,7 @@ class Job:
         weights: Pre-trained weights of the backbone, a URI or a file; None to train from scratch.
         loader_workers: Number of processes that load images, for each GPU.
         memory: Bytes that training may use on each GPU.
-        belonging: The trial that this job evaluates; None to save no checkpoints and resume from none.
+        identity: The trial that this job evaluates; None to save no checkpoints and resume from none.
         former: Folders of the interrupted trials that this one retries, newest first. Training resumes from the first
             checkpoint in them that belongs to the same study and architecture and was trained with the same settings.
     """
@@ -64,7 +64,7 @@ class Job:
     weights: str | None = None
     loader_workers: int = 0
     memory: int = sys.maxsize
-    belonging: Belonging | None = None
+    identity: TrialIdentity | None = None
     former: tuple[Path, ...] = ()
 
 
@@ -84,8 +84,8 @@ class PretrainedWeights:
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What a run requires of a machine: the recipe's device, and pre-trained weights.
+class DeviceRequest:
+    """Request to choose the device of a worker, and to fetch pre-trained weights.
 
     Args:
         recipe: The recipe.
@@ -127,13 +127,13 @@ class Column:
         folder: Folder of the detector's trial, with ``config.py`` and ``weights.pth``.
         title: Heading of the column, one line.
         architecture: Text below the heading.
-        belonging: The detector's trial; weights that belong to another trial are refused.
+        identity: The detector's trial; weights that belong to another trial are refused.
     """
 
     folder: Path
     title: str
     architecture: str
-    belonging: Belonging
+    identity: TrialIdentity
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Protocol
 from smnas_optuna.errors import UserError
 from smnas_optuna.timing import gpus
 from smnas_optuna.training.failure import failure_of, failure_of_exit
-from smnas_optuna.training.job import Comparison, CostRequest, Costs, Demand, Event, Failure, Job, Target
+from smnas_optuna.training.job import Comparison, CostRequest, Costs, DeviceRequest, Event, Failure, Job, Target
 from smnas_optuna.training.outcome import Outcome
 from smnas_optuna.training.server import context, follow_parent
 
@@ -36,17 +36,17 @@ class Waitable(Protocol):
         """Return the file descriptor."""
 
 
-def probe(demand: Demand, output: Path) -> Target:
+def probe(request: DeviceRequest, output: Path) -> Target:
     """Choose the device that a run requests, and fetch the pre-trained weights.
 
     Args:
-        demand: The requested device and weights.
+        request: The requested device and weights.
         output: File for the process's output.
 
     Raises:
         UserError: The device is not available, or weights cannot be fetched or do not fit.
     """
-    (target,) = _call("device_choice.probe", demand, output)
+    (target,) = _call("device_choice.probe", request, output)
     assert isinstance(target, Target)
     return target
 

@@ -22,12 +22,11 @@ from smnas_optuna.detector.deployment import compile_now, forget_compiled, prepa
 from smnas_optuna.detector.memory import learns_statistics, training_memory
 from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.parts.architecture import InputSize
-from smnas_optuna.parts.model_config import custom_imports, model_config
+from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.timing.cores import usable_cores
 from smnas_optuna.timing.device_lock import DeviceLock, ShareDevice
 from smnas_optuna.timing.latency import gpu_busy_time, measure_latency
 from smnas_optuna.timing.timing_turn import TimingTurn
-from smnas_optuna.training import sparse_logging
 from smnas_optuna.training.checkpoint import (
     KeepCheckpoint,
     adopt_checkpoint,
@@ -36,7 +35,7 @@ from smnas_optuna.training.checkpoint import (
     training_record,
 )
 from smnas_optuna.training.device_choice import use_device
-from smnas_optuna.training.distributed import ProcessFailed, backend, call_in_child, join, run_processes
+from smnas_optuna.training.distributed import ProcessFailed, call_in_child, join, run_processes
 from smnas_optuna.training.drawing import draw_trained
 from smnas_optuna.training.failure import failure_of
 from smnas_optuna.training.fitting import fit_batch
@@ -53,9 +52,8 @@ from smnas_optuna.training.job import (
     TooLarge,
     UntrainedLatency,
 )
-from smnas_optuna.training.loaders import loader_config
-from smnas_optuna.training.runners import environment_config, hooks_config
-from smnas_optuna.training.scoring import precisions, search_metrics
+from smnas_optuna.training.runner_config import model_of, runner_config
+from smnas_optuna.training.scoring import precisions
 from smnas_optuna.training.trial_folder import record_of
 from smnas_optuna.training.weights_file import write_weights
 
@@ -112,12 +110,7 @@ def evaluate(job: Job, report: Callable[[Event], None]) -> None:
 
 def _estimate(job: Job) -> tuple[Costs, Memory | TooLarge]:
     """Return the costs of an architecture, and the memory that training it needs."""
-    return Costs(*count_costs(_model(job), job.architecture.input_size)), _fit(job)
-
-
-def _model(job: Job) -> dict[str, Any]:
-    classes = len(job.dataset.classes)
-    return model_config(job.architecture, classes=classes, detector=job.detector, weights=job.weights)
+    return Costs(*count_costs(model_of(job), job.architecture.input_size)), _fit(job)
 
 
 def _fit(job: Job) -> Memory | TooLarge:
@@ -126,7 +119,7 @@ def _fit(job: Job) -> Memory | TooLarge:
     batch = training.batch_size // processes
     size = job.architecture.input_size
     longest = max(size.width, size.height)
-    model = build_on_meta(_model(job))
+    model = build_on_meta(model_of(job))
 
     def needed(parts: int) -> int:
         images = batch // parts
@@ -147,95 +140,6 @@ def _fit(job: Job) -> Memory | TooLarge:
     # Batch normalisation computes its statistics from the images that go through it together, so splitting the batch
     # would change the training. With pre-trained weights the backbone's statistics are frozen.
     return fit_batch(batch, usable, needed, divisible=not learns_statistics(model))
-
-
-def runner_config(job: Job, parts: int = 1) -> Config:
-    """Return the complete MMEngine config that trains and evaluates a job.
-
-    Args:
-        job: The request.
-        parts: Number of equal parts that each GPU's batch is split into. MMEngine counts each part as an iteration, so
-            schedules of the learning rate have that many times more iterations.
-    """
-    training, architecture, dataset = job.training, job.architecture, job.dataset
-    is_cuda = job.kind == "cuda"
-    model = _model(job)
-    imports = custom_imports(architecture)
-    imports["imports"].append(sparse_logging.__name__)
-    # Together with pinned memory this lets the CPU continue while a batch is copied to the GPU.
-    model["data_preprocessor"]["non_blocking"] = is_cuda
-    scale = (architecture.input_size.width, architecture.input_size.height)
-    load, annotate = {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}
-    resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
-    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-
-    flip = {"type": "RandomFlip", "prob": training.flip}
-    schedule: list[dict[str, Any]] = [
-        {
-            "type": "CosineAnnealingLR",
-            "eta_min": training.final_lr,
-            "T_max": training.epochs,
-            "end": training.epochs,
-            "by_epoch": True,
-            "convert_to_iter_based": True,
-        }
-    ]
-    if training.warmup_iterations:
-        end = training.warmup_iterations * parts
-        warmup = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "end": end}
-        schedule.insert(0, warmup)
-    return Config(
-        {
-            "default_scope": "mmdet",
-            "custom_imports": imports,
-            "model": model,
-            "train_dataloader": loader_config(
-                dataset.train,
-                dataset.classes,
-                [load, annotate, resize, flip, {"type": "PackDetInputs"}],
-                training=True,
-                batch_size=training.batch_size // job.device.gpus_per_trial // parts,
-                workers=job.loader_workers,
-                pinned=is_cuda,
-            ),
-            "test_dataloader": loader_config(
-                dataset.val,
-                dataset.classes,
-                # Annotations are loaded after resizing, since boxes are compared in pixels of the original image.
-                [load, resize, annotate, {"type": "PackDetInputs", "meta_keys": meta_keys}],
-                training=False,
-                batch_size=1,
-                workers=job.loader_workers,
-                pinned=is_cuda,
-            ),
-            "test_evaluator": search_metrics(dataset),
-            "train_cfg": {"by_epoch": True, "max_epochs": training.epochs},
-            "test_cfg": {"type": "TestLoop"},
-            "optim_wrapper": {
-                "type": "SparseAmpOptimWrapper" if training.amp and is_cuda else "SparseOptimWrapper",
-                "optimizer": {
-                    "type": "SGD",
-                    "lr": training.scaled_lr,
-                    "momentum": training.momentum,
-                    "weight_decay": training.weight_decay,
-                    # A single kernel updates all weights. It does not know of steps that mixed precision skips after
-                    # an overflow: if the first one is skipped, momentum starts from uninitialised memory.
-                    "fused": is_cuda and not training.amp,
-                },
-                "clip_grad": {"max_norm": training.clip_gradients} if training.clip_gradients else None,
-                "accumulative_counts": parts,
-            },
-            "param_scheduler": schedule,
-            "default_hooks": hooks_config() | {"runtime_info": {"type": "SparseRuntimeInfoHook"}},
-            "env_cfg": environment_config(backend(job.kind)),
-            "find_unused_parameters": True,
-            "randomness": {"seed": training.seed},
-            "work_dir": str(job.folder),
-            "experiment_name": job.folder.name,
-        },
-        # MMEngine writes a config six times; laying out its text prettily would take half a second each time.
-        format_python_code=False,
-    )
 
 
 def _train_distributed(
@@ -261,7 +165,7 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
     turn.leave_core()
     runner = Runner.from_cfg(config)
     runner.register_hook(ShareDevice(lock, job.kind), priority="VERY_HIGH")
-    if job.belonging is not None:
+    if job.identity is not None:
         runner.register_hook(checkpoints, priority="LOWEST")
     runner.register_hook(_ReportProgress(report), priority="LOWEST")
     main = is_main_process()
@@ -378,8 +282,8 @@ def _save_weights(runner: Runner, job: Job) -> None:
     MMEngine's checkpoints contain objects that torch refuses to load by default since release 2.6.
     """
     weights = {name: tensor.cpu() for name, tensor in _detector(runner).state_dict().items()}
-    belonging = record_of(job.belonging, job.architecture) if job.belonging else {"architecture": str(job.architecture)}
-    meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, **belonging}
+    identity = record_of(job.identity, job.architecture) if job.identity else {"architecture": str(job.architecture)}
+    meta = {"dataset_meta": {"classes": list(job.dataset.classes)}, **identity}
     write_weights({"state_dict": weights, "meta": meta}, job.folder / "weights.pth")
 
 

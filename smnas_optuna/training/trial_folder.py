@@ -9,7 +9,7 @@ from typing import Any
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.training.job import Belonging
+from smnas_optuna.training.job import TrialIdentity
 
 _RECORD = "trial.json"
 
@@ -24,7 +24,7 @@ def folder_of(base: Path, number: int) -> Path:
     return base / f"trial_{number:05d}"
 
 
-def prepare_folder(folder: Path, belonging: Belonging, architecture: Architecture | str) -> Path | None:
+def prepare_folder(folder: Path, identity: TrialIdentity, architecture: Architecture | str) -> Path | None:
     """Create the folder of a trial that is about to be evaluated, and record the trial in it.
 
     Call this once per trial. A folder that exists already is then from another study, such as one whose database has
@@ -32,7 +32,7 @@ def prepare_folder(folder: Path, belonging: Belonging, architecture: Architectur
 
     Args:
         folder: Folder of the trial, see :func:`folder_of`.
-        belonging: The trial.
+        identity: The trial.
         architecture: The trial's architecture.
 
     Returns:
@@ -43,11 +43,11 @@ def prepare_folder(folder: Path, belonging: Belonging, architecture: Architectur
     """
     former = None if _is_vacant(folder) else _move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RECORD).write_text(json.dumps(record_of(belonging, architecture), indent=2) + "\n", encoding="utf-8")
+    (folder / _RECORD).write_text(json.dumps(record_of(identity, architecture), indent=2) + "\n", encoding="utf-8")
     return former
 
 
-def find_folder(base: Path, belonging: Belonging, architecture: str) -> Path:
+def find_folder(base: Path, identity: TrialIdentity, architecture: str) -> Path:
     """Return the folder that a trial was evaluated in; if it does not exist, the path where it should be.
 
     Former versions did not record the trial in its folder, and a retry of an interrupted trial used the folder of the
@@ -55,22 +55,22 @@ def find_folder(base: Path, belonging: Belonging, architecture: str) -> Path:
 
     Args:
         base: Folder of the study's trials, such as ``work_dirs/coco/structural``.
-        belonging: The trial.
+        identity: The trial.
         architecture: The trial's architecture.
 
     Raises:
         UserError: The folder belongs to another study, trial or architecture.
     """
-    expected = folder_of(base, belonging.trial)
+    expected = folder_of(base, identity.trial)
     if not (expected / _RECORD).exists():
-        first = folder_of(base, belonging.first_trial)
+        first = folder_of(base, identity.first_trial)
         return first if first.exists() and not (first / _RECORD).exists() else expected
     # A later run with another database may have moved it aside.
     former = (folder for folder in sorted(base.glob(f"{expected.name}.former-*")) if (folder / _RECORD).exists())
     mismatches = []
     for folder in (expected, *former):
         try:
-            check_record(str(folder), _read_record(folder), belonging, architecture)
+            check_record(str(folder), _read_record(folder), identity, architecture)
         except UserError as mismatch:
             mismatches.append(mismatch)
         else:
@@ -78,33 +78,33 @@ def find_folder(base: Path, belonging: Belonging, architecture: str) -> Path:
     raise mismatches[0]
 
 
-def record_of(belonging: Belonging, architecture: Architecture | str) -> dict[str, Any]:
+def record_of(identity: TrialIdentity, architecture: Architecture | str) -> dict[str, Any]:
     """Return the record of a trial that is saved in its folder and with its weights."""
-    return {**asdict(belonging), "architecture": str(architecture)}
+    return {**asdict(identity), "architecture": str(architecture)}
 
 
-def check_record(place: str, record: Mapping[str, Any], belonging: Belonging | None, architecture: str) -> None:
+def check_record(place: str, record: Mapping[str, Any], identity: TrialIdentity | None, architecture: str) -> None:
     """Check that a folder or weights belong to a trial.
 
     Args:
         place: How error messages name the folder or file.
         record: Record in the folder or file, see :func:`record_of`. Absent keys are not checked, since former versions
             recorded less.
-        belonging: The trial; None to check the architecture only.
+        identity: The trial; None to check the architecture only.
         architecture: The trial's architecture.
 
     Raises:
         UserError: The folder or weights belong to another study, trial or architecture.
     """
-    if belonging is not None and "study" in record:
+    if identity is not None and "study" in record:
         # Studies of former versions have no id.
-        key = "study" if belonging.study else "study_name"
-        if record[key] != getattr(belonging, key):
+        key = "study" if identity.study else "study_name"
+        if record[key] != getattr(identity, key):
             found = _study_text(record["study_name"], record["study"])
-            expected = _study_text(belonging.study_name, belonging.study)
+            expected = _study_text(identity.study_name, identity.study)
             raise UserError(f"{place}: belongs to another study: found {found}, expected {expected}")
-        if record["trial"] != belonging.trial:
-            raise UserError(f"{place}: belongs to another trial: found {record['trial']}, expected {belonging.trial}")
+        if record["trial"] != identity.trial:
+            raise UserError(f"{place}: belongs to another trial: found {record['trial']}, expected {identity.trial}")
     if record.get("architecture", architecture) != architecture:
         message = f"belongs to another detector: found {record['architecture']}, expected {architecture}"
         raise UserError(f"{place}: {message}")
@@ -137,7 +137,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    names = [*(field.name for field in fields(Belonging)), "architecture"]
+    names = [*(field.name for field in fields(TrialIdentity)), "architecture"]
     if not isinstance(record, dict) or not record.keys() >= set(names):
         raise UserError(f"{file}: expected a mapping with {', '.join(names)}")
     return record

@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import create_trial
 from rich.console import Console
 
-from smnas_optuna.execution.worker import Finished, Heard, Message, Ready, Requeued
+from smnas_optuna.execution.worker import Finished, Message, Ready, Requeued, TrialEvent
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.progress import SearchProgress, StudyReader, StudyState
 from smnas_optuna.search.structural import StructuralSearch
@@ -19,7 +19,7 @@ SCORES = {"map": 0.25, "map_50": 0.5, "latency_ms": 7.0, "latency_spread_ms": 0.
 
 
 def events_of(worker: int, trial: int, *events: Costs | Progress | Resumed) -> list[Message]:
-    return [Heard(worker, "structural", trial, "96x72 ResNet18 RetinaNet", event) for event in events]
+    return [TrialEvent(worker, "structural", trial, "96x72 ResNet18 RetinaNet", event) for event in events]
 
 
 def finished(worker: int, number: int, **attributes: object) -> Finished:

@@ -14,7 +14,7 @@ from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.process_identity import ProcessIdentity
-from smnas_optuna.study.retry import MOST_DEATHS, OwnerWatch, belonging_of, interrupted_before, requeue_interrupted
+from smnas_optuna.study.retry import MOST_DEATHS, OwnerWatch, identity_of, interrupted_before, requeue_interrupted
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import evaluated_trials
 
@@ -92,7 +92,7 @@ def test_the_trial_of_a_killed_process_fails_and_its_architecture_is_enqueued(ur
     assert orphan.user_attrs["outcome"] == "interrupted"
     assert again.user_attrs == {"architecture": orphan.user_attrs["architecture"], "worker_deaths": 1}
     assert str(recipe.structural.space.suggest(study.ask())) == orphan.user_attrs["architecture"]
-    assert belonging_of(study, 1, interrupted_before(study.trials[1])).first_trial == 0
+    assert identity_of(study, 1, interrupted_before(study.trials[1])).first_trial == 0
     assert evaluated_trials(study) == []
 
 
@@ -227,7 +227,7 @@ def test_a_user_who_stops_a_search_often_loses_no_architecture(study: optuna.Stu
     for number in range(MOST_DEATHS + 2):
         trial = begin(study, recipe, str(HERE))
         repeated = interrupted_before(study.trials[trial.number])
-        assert belonging_of(study, trial.number, repeated).first_trial == 0
+        assert identity_of(study, trial.number, repeated).first_trial == 0
         trial.set_user_attr("outcome", "interrupted")
         study.tell(trial, state=TrialState.FAIL)
         assert requeue_interrupted(study, study.trials) == [number]

@@ -60,12 +60,12 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> "Queue[str]":
 
 def _hold(name: str, action: str, ready: Connection) -> None:
     lock = DeviceLock(name, "work_dirs/tiny/trial_00003")
-    with lock.alone() if action == "time" else contextlib.nullcontext():
+    with lock.exclusive() if action == "time" else contextlib.nullcontext():
         if action == "train":
-            lock.join()
+            lock.acquire_shared()
         ready.send(None)
         ready.recv()
-    lock.leave()
+    lock.release_shared()
 
 
 class Holder:
@@ -136,14 +136,14 @@ class Background(threading.Thread):
 
 
 def time_on(device: str) -> None:
-    with DeviceLock(device, "this test").alone():
+    with DeviceLock(device, "this test").exclusive():
         pass
 
 
 def train_on(device: str) -> None:
     lock = DeviceLock(device, "this test")
-    lock.join()
-    lock.leave()
+    lock.acquire_shared()
+    lock.release_shared()
 
 
 Hold = Callable[[str], Holder]
@@ -225,7 +225,7 @@ def test_the_file_of_a_process_killed_during_an_iteration_is_removed(device: str
     holder.process.kill()
     holder.process.join()
     lock = DeviceLock(device, "this test")
-    with lock.alone():
+    with lock.exclusive():
         left = {path.name.partition(".")[0] for path in lock._users.iterdir()}
     assert left == {str(os.getpid())}
 
@@ -259,7 +259,7 @@ def test_processes_of_one_training_wait_together_for_timing(device: str, tmp_pat
             while True:
                 # At the moment when one of them continues and the other may still be in the previous iteration.
                 iterations.recv()
-                with lock.alone():
+                with lock.exclusive():
                     (tmp_path / "timing").touch()
                     os.sched_yield()
                     (tmp_path / "timing").unlink()

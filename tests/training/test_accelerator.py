@@ -133,7 +133,7 @@ import json
 from pathlib import Path
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.training.job import Demand
+from smnas_optuna.training.job import DeviceRequest
 from smnas_optuna.training.process import probe, visible_gpus
 from smnas_optuna.training.server import preload
 from smnas_optuna.recipe.recipe_file import load_recipe
@@ -142,9 +142,9 @@ if __name__ == "__main__":
     preload()
     answer = {"gpus": visible_gpus(Path("log"))}
     for kind in ("auto", "cuda"):
-        demand = Demand(load_recipe("tiny.yaml", [f"device.kind={kind}"]), "structural")
+        request = DeviceRequest(load_recipe("tiny.yaml", [f"device.kind={kind}"]), "structural")
         try:
-            target = probe(demand, Path("log"))
+            target = probe(request, Path("log"))
             answer[kind] = [target.kind, target.warning]
         except UserError as error:
             answer[kind] = str(error)

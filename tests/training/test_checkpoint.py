@@ -16,7 +16,7 @@ from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training.checkpoint import adopt_checkpoint, delete_checkpoints, find_checkpoint, training_record
-from smnas_optuna.training.job import Belonging, Event, Job, Progress, Resumed, Scores, UntrainedLatency
+from smnas_optuna.training.job import Event, Job, Progress, Resumed, Scores, TrialIdentity, UntrainedLatency
 from smnas_optuna.training.process import evaluate
 from smnas_optuna.training.server import preload
 from tests.conftest import TINY
@@ -39,7 +39,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Job:
         recipe.device,
         folder / "trial_00003",
         kind="cpu",
-        belonging=Belonging("a1", "tiny/structural", 3, 3),
+        identity=TrialIdentity("a1", "tiny/structural", 3, 3),
     )
     preload()
     interrupt(job)
@@ -54,7 +54,7 @@ def second(first: Job, tmp_path: Path) -> Job:
     return replace(
         first,
         folder=tmp_path / "trial_00005",
-        belonging=Belonging("a1", "tiny/structural", 5, 3),
+        identity=TrialIdentity("a1", "tiny/structural", 5, 3),
         former=(tmp_path / "trial_00004", former),
     )
 
@@ -94,7 +94,7 @@ def test_a_third_attempt_resumes_from_the_second(second: Job, tmp_path: Path) ->
     third = replace(
         second,
         folder=tmp_path / "trial_00006",
-        belonging=Belonging("a1", "tiny/structural", 6, 3),
+        identity=TrialIdentity("a1", "tiny/structural", 6, 3),
         former=(second.folder, *second.former),
     )
     _, _, resumed, *_, scores = evaluate(third)
@@ -115,7 +115,7 @@ def test_training_time_includes_the_time_before_the_interruption(second: Job) ->
 
 
 def test_training_does_not_resume_from_a_checkpoint_of_another_study(second: Job) -> None:
-    other = replace(second, belonging=Belonging("b2", "tiny/structural", 5, 3))
+    other = replace(second, identity=TrialIdentity("b2", "tiny/structural", 5, 3))
     events = list(evaluate(other))
     assert isinstance(events[2], UntrainedLatency)
     assert epochs_of(events) == list(range(1, EPOCHS + 1))
@@ -157,8 +157,8 @@ def _with_other_boxes(job: Job) -> Job:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda job: replace(job, belonging=replace(job.belonging, study="b2")), "study: found a1, expected b2"),
-        (lambda job: replace(job, belonging=replace(job.belonging, first_trial=4)), "first_trial: found 3, expected 4"),
+        (lambda job: replace(job, identity=replace(job.identity, study="b2")), "study: found a1, expected b2"),
+        (lambda job: replace(job, identity=replace(job.identity, first_trial=4)), "first_trial: found 3, expected 4"),
         (
             lambda job: replace(job, architecture=Architecture.parse("128x96 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")),
             "expected 128x96 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC",

@@ -17,8 +17,8 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.timing.device import FoundGpus
 from smnas_optuna.timing.owned_lock import Owner
 from smnas_optuna.training import device_choice
-from smnas_optuna.training.job import Demand, Job
-from smnas_optuna.training.training import runner_config
+from smnas_optuna.training.job import DeviceRequest, Job
+from smnas_optuna.training.runner_config import runner_config
 
 OTHER = Owner(4711, "work_dirs/other")
 Choose = Callable[..., tuple[list[int], str]]
@@ -29,14 +29,14 @@ def choose(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
     """Return a function that chooses among GPUs 0, 1, ..., given the searches that use each of them."""
 
     def call(
-        found: FoundGpus, used: dict[int, list[Owner]] | None = None, *settings: str, **demand: Any
+        found: FoundGpus, used: dict[int, list[Owner]] | None = None, *settings: str, **request: Any
     ) -> tuple[list[int], str]:
         searches = {f"GPU-{index}": owners for index, owners in (used or {}).items()}
         monkeypatch.setattr(device_choice, "find_gpus", lambda: found)
         monkeypatch.setattr(device_choice, "gpu_uuid", lambda index: f"GPU-{index}")
         monkeypatch.setattr(device_choice, "announced_searches", lambda uuid: searches.get(uuid, []))
         recipe = load_recipe(str(tiny_recipe), ["device.kind=auto", *settings])
-        return device_choice.choose_gpus(Demand(recipe, "structural", **demand))
+        return device_choice.choose_gpus(DeviceRequest(recipe, "structural", **request))
 
     return call
 
@@ -84,9 +84,9 @@ def test_the_number_of_loader_processes_depends_on_the_cores(
     monkeypatch.setattr(device_choice, "usable_cores", lambda: set(range(cores)))
     batches = [f"{stage}.training.batch_size={gpus_per_trial}" for stage in ("structural", "modular", "transfer")]
     settings = [f"device.gpus_per_trial={gpus_per_trial}", *batches]
-    demand = Demand(load_recipe(str(tiny_recipe), settings), "structural", workers=workers)
-    assert device_choice._loader_workers(demand, "cuda") == expected
-    assert device_choice._loader_workers(demand, "cpu") == 2
+    request = DeviceRequest(load_recipe(str(tiny_recipe), settings), "structural", workers=workers)
+    assert device_choice._loader_workers(request, "cuda") == expected
+    assert device_choice._loader_workers(request, "cpu") == 2
 
 
 def test_all_parts_of_a_gpu_are_listed_although_a_process_sees_only_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,8 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training.fitting import fit_batch, machine_memory, usable_memory
 from smnas_optuna.training.job import (
-    Belonging,
     Costs,
-    Demand,
+    DeviceRequest,
     Event,
     Job,
     Memory,
@@ -30,10 +29,11 @@ from smnas_optuna.training.job import (
     Resumed,
     Scores,
     TooLarge,
+    TrialIdentity,
 )
 from smnas_optuna.training.process import evaluate, probe
+from smnas_optuna.training.runner_config import runner_config
 from smnas_optuna.training.server import preload
-from smnas_optuna.training.training import runner_config
 
 TEXT = "64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC"
 
@@ -79,7 +79,9 @@ def test_each_process_of_a_training_on_the_cpu_needs_memory() -> None:
 
 def test_usable_memory_is_divided_among_the_workers_that_share_the_device(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), [])
-    alone, shared = (probe(Demand(recipe, "structural", sharing=count), tmp_path / "log").memory for count in (1, 2))
+    alone, shared = (
+        probe(DeviceRequest(recipe, "structural", sharing=count), tmp_path / "log").memory for count in (1, 2)
+    )
     assert shared < alone / 2
     assert 2 * shared == pytest.approx(alone - 0.8 * 2**30, abs=2)
 
@@ -200,11 +202,11 @@ def _first_epoch(job: Job) -> None:
 
 def test_training_in_parts_resumes_with_the_same_number_of_parts_only(job: Job) -> None:
     training = job.training.model_copy(update={"epochs": 8})
-    tight = in_parts(replace(job, training=training, belonging=Belonging("a1", "tiny/structural", 3, 3)))
+    tight = in_parts(replace(job, training=training, identity=TrialIdentity("a1", "tiny/structural", 3, 3)))
     again = replace(
         tight,
         folder=tight.folder.with_name("trial_00005"),
-        belonging=Belonging("a1", "tiny/structural", 5, 3),
+        identity=TrialIdentity("a1", "tiny/structural", 5, 3),
         former=(tight.folder,),
     )
     _first_epoch(tight)

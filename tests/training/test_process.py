@@ -26,7 +26,7 @@ from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.training.job import (
     CostRequest,
     Costs,
-    Demand,
+    DeviceRequest,
     Event,
     Failure,
     Job,
@@ -37,8 +37,8 @@ from smnas_optuna.training.job import (
 )
 from smnas_optuna.training.outcome import Outcome
 from smnas_optuna.training.process import count, evaluate, probe
+from smnas_optuna.training.runner_config import runner_config
 from smnas_optuna.training.server import preload
-from smnas_optuna.training.training import runner_config
 
 ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")
 
@@ -287,8 +287,8 @@ def test_a_backbone_is_initialised_from_a_file_of_weights(recipe: Recipe, job: J
     assert torch.equal(trained["backbone.conv1.weight"], weights["conv1.weight"])
 
 
-def demand(recipe: Recipe) -> Demand:
-    return Demand(recipe, "structural", StructuralSearch(recipe).required_weights)
+def request(recipe: Recipe) -> DeviceRequest:
+    return DeviceRequest(recipe, "structural", StructuralSearch(recipe).required_weights)
 
 
 def test_weights_of_another_network_are_refused_with_the_first_mismatch(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_weights_of_another_network_are_refused_with_the_first_mismatch(tiny_rec
     with pytest.raises(
         UserError, match=r"mobile\.pth for ResNet18\(w=8\) does not fit: expected conv1\.weight of shape"
     ):
-        probe(demand(load_recipe(str(tiny_recipe), [given])), tmp_path / "output.log")
+        probe(request(load_recipe(str(tiny_recipe), [given])), tmp_path / "output.log")
 
 
 def test_absent_weights_are_a_user_error_that_names_the_key(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -305,16 +305,16 @@ def test_absent_weights_are_a_user_error_that_names_the_key(tiny_recipe: Path, t
     with pytest.raises(
         UserError, match=r"structural\.training\.weights: .*absent\.pth for ResNet18\(w=8\) cannot be loaded"
     ):
-        probe(demand(load_recipe(str(tiny_recipe), [absent])), tmp_path / "output.log")
+        probe(request(load_recipe(str(tiny_recipe), [absent])), tmp_path / "output.log")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 def test_an_absent_gpu_is_a_user_error(tiny_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"device\.kind: found cuda"):
-        probe(demand(load_recipe(str(tiny_recipe), ["device.kind=cuda"])), tmp_path / "output.log")
+        probe(request(load_recipe(str(tiny_recipe), ["device.kind=cuda"])), tmp_path / "output.log")
 
 
 def test_probe_returns_the_name_of_the_device(recipe: Recipe, tmp_path: Path) -> None:
-    target = probe(demand(recipe), tmp_path / "output.log")
+    target = probe(request(recipe), tmp_path / "output.log")
     assert (target.kind, target.count) == ("cpu", 1)
     assert target.name.endswith("1 thread")

@@ -13,7 +13,7 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.training import sparse_logging
 from smnas_optuna.training.job import Job
-from smnas_optuna.training.training import runner_config
+from smnas_optuna.training.runner_config import runner_config
 
 
 @pytest.fixture

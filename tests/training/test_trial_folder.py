@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.training.job import Belonging
+from smnas_optuna.training.job import TrialIdentity
 from smnas_optuna.training.trial_folder import check_record, find_folder, folder_of, prepare_folder, record_of
 
 ARCHITECTURE = "64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC"
-TRIAL = Belonging("a1", "tiny/structural", 12, 3)
+TRIAL = TrialIdentity("a1", "tiny/structural", 12, 3)
 
 
 def test_a_folder_records_its_trial(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_of_another_trial_is_refused_in_one_line(
-    tmp_path: Path, found: Belonging, architecture: str, message: str
+    tmp_path: Path, found: TrialIdentity, architecture: str, message: str
 ) -> None:
     folder = folder_of(tmp_path, 12)
     prepare_folder(folder, found, architecture)
