@@ -1,7 +1,8 @@
 """The guide and the reference, built as ``make docs`` builds them."""
 
+import contextlib
+import gc
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from importlib import import_module
@@ -9,9 +10,19 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from sphinx.cmd.build import build_main
+
+from smnas_optuna.training.server import preload, sharing
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "smnas_optuna"
+
+
+def _build(arguments: list[str], log: Path) -> None:
+    """Run Sphinx in a process of its own."""
+    gc.disable()  # it makes little garbage, and much to look through
+    with log.open("w", encoding="utf-8") as output, contextlib.redirect_stderr(output):
+        sys.exit(build_main(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +33,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = re.search(r"sphinx-build (.+) docs build/docs$", recipe, re.MULTILINE)
     assert line
     assert "-W" in line[1].split()
-    built = subprocess.run(
-        [sys.executable, "-m", "sphinx", *line[1].split(), "docs", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
+    log = folder.with_suffix(".log")
+    # Forked, since importing what the reference describes would take as long as reading the pages.
+    preload()
+    process = sharing(_build, [*line[1].split(), str(ROOT / "docs"), str(folder)], log)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, log.read_text(encoding="utf-8")
     return folder
 
 
