@@ -6,11 +6,12 @@ import io
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,15 +74,17 @@ class Started:
     Args:
         arguments: Module of the package, and its arguments.
         folder: Working folder.
+        environment: Environment variables that are set for it.
     """
 
-    def __init__(self, *arguments: object, folder: Path) -> None:
+    def __init__(self, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         preload()
         self._before = set(_children_of_server())
         outputs = [context.Pipe(duplex=False) for _ in range(2)]
-        self._process = sharing(_run_started, folder, [str(each) for each in arguments], *(pipe[1] for pipe in outputs))
+        command_line, senders = [str(each) for each in arguments], [sender for _, sender in outputs]
+        self._process = sharing(_run_started, folder, command_line, environment or {}, *senders)
         self._process.start()
-        for _, sender in outputs:
+        for sender in senders:
             sender.close()
         self.stdout, self.stderr = (os.fdopen(os.dup(receiver.fileno()), encoding="utf-8") for receiver, _ in outputs)
 
@@ -126,7 +129,8 @@ def _children_of_server() -> list[psutil.Process]:
     return psutil.Process(server).children()
 
 
-def _run_started(folder: Path, arguments: Sequence[str], *outputs: Connection) -> None:
+def _run_started(folder: Path, arguments: Sequence[str], environment: Mapping[str, str], *outputs: Connection) -> None:
+    os.environ.update(environment)
     for number, output in enumerate(outputs, start=1):
         os.dup2(output.fileno(), number)
         output.close()
@@ -141,6 +145,29 @@ def _run_started(folder: Path, arguments: Sequence[str], *outputs: Connection) -
 def command(module: str, *arguments: object) -> list[str]:
     """Return the command line of a module of the package."""
     return [sys.executable, "-m", f"smnas_optuna.{module}", *map(str, arguments)]
+
+
+def run_ranks(processes: int, *arguments: object, folder: Path) -> list[tuple[int | None, str]]:
+    """Run a command in several processes as torch's launcher does, whose processes would need seconds for imports.
+
+    Returns each process's exit code, and what it has written to stderr, where that is little.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": port}
+    with contextlib.ExitStack() as stack:
+        ranks = []
+        for number in map(str, range(processes)):
+            environment = {**shared, "MASTER_ADDR": "127.0.0.1", "RANK": number, "LOCAL_RANK": number}
+            ranks.append(stack.enter_context(Started(*arguments, folder=folder, environment=environment)))
+        while all(rank.is_running for rank in ranks):
+            ranks[0].wait(0.1)
+        # As the launcher does when one has failed.
+        if any(not rank.is_running and rank.wait(0) for rank in ranks):
+            for rank in filter(lambda each: each.is_running, ranks):
+                rank.send_signal(signal.SIGTERM)
+        return [(rank.wait(120), rank.stderr.read()) for rank in ranks]
 
 
 def torchrun(

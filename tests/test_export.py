@@ -244,17 +244,6 @@ def test_trained_weights_are_exported_as_onnx(searched: Path) -> None:
     assert re.fullmatch(r"found\.onnx: .* torch find \d+ boxes, of which 0 differ; .*\n", result.stdout)
     assert onnx_classes(searched / "found.onnx") == ["0", "1"]
 
-    # Weights of a final training, which has other normalisation layers.
-    config = run("export", *trial, "--output", "found.py", folder=searched)
-    assert config.returncode == 0, config.stderr
-    init_default_scope("mmdet")
-    final = MODELS.build(Config.fromfile(str(searched / "found.py")).model)
-    meta = {"epoch": 24, "dataset_meta": {"classes": ("nought", "one")}}
-    torch.save({"state_dict": final.state_dict(), "meta": meta}, searched / "final.pth")
-    result = run("export", *onnx, "--checkpoint", "final.pth", folder=searched)
-    assert result.returncode == 0, result.stderr
-    assert onnx_classes(searched / "found.onnx") == ["nought", "one"]
-
     other = run("export", *onnx, "--trial", 1, "--checkpoint", own, folder=searched)
     assert other.returncode == 2
     assert other.stderr == f"error: --checkpoint {own}: belongs to another trial: found 0, expected 1\n"
@@ -271,6 +260,20 @@ def test_trained_weights_are_exported_as_onnx(searched: Path) -> None:
     torch.save({"state_dict": {}}, searched / "backbone.pth")
     nothing = run("export", *onnx, "--checkpoint", "backbone.pth", folder=searched)
     assert nothing.stderr.startswith("error: --checkpoint backbone.pth: not a trained detector; expected a trial's")
+
+
+def test_weights_of_a_final_training_which_has_other_normalisation_layers_are_exported_as_onnx(searched: Path) -> None:
+    trial = ["--study", "tiny/structural", "--trial", 0]
+    onnx = [*trial, "--format", "onnx", "--output", "found.onnx"]
+    config = run("export", *trial, "--output", "found.py", folder=searched)
+    assert config.returncode == 0, config.stderr
+    init_default_scope("mmdet")
+    final = MODELS.build(Config.fromfile(str(searched / "found.py")).model)
+    meta = {"epoch": 24, "dataset_meta": {"classes": ("nought", "one")}}
+    torch.save({"state_dict": final.state_dict(), "meta": meta}, searched / "final.pth")
+    result = run("export", *onnx, "--checkpoint", "final.pth", folder=searched)
+    assert result.returncode == 0, result.stderr
+    assert onnx_classes(searched / "found.onnx") == ["nought", "one"]
 
 
 def mirrored(file: Path) -> list[float]:

@@ -224,7 +224,7 @@ def arrows(draw: st.DrawFn) -> tuple[Architecture, Architecture]:
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(arrows(), st.sampled_from([1, 80, 1000]), st.sampled_from([1, 4]))
 def test_an_architecture_that_precedes_another_costs_no_more(
     arrow: tuple[Architecture, Architecture], classes: int, retina_convs: int

@@ -65,7 +65,7 @@ def codes(draw: st.DrawFn, block: str) -> BackboneCode:
     return BackboneCode(block, draw(st.integers(2, 8)) * 2, stages)
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [30, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize("block", BackboneCode.BLOCKS)
 def test_the_formulae_equal_torchs_counter_on_the_built_network(block: str, examples: int) -> None:
     @settings(max_examples=examples, deadline=None)

@@ -215,7 +215,7 @@ def test_every_neck_of_the_space_builds_with_exactly_its_levels(neck_number: int
             extractors = model.roi_head.bbox_roi_extractor
             for extractor in extractors if isinstance(extractors, nn.ModuleList) else [extractors]:
                 assert extractor.featmap_strides == [stride_of(level) for level in taken]
-    Config({"model": config}).dump(tmp_path / "config.py")
+    Config({"model": config}, format_python_code=False).dump(tmp_path / "config.py")
     assert Config.fromfile(tmp_path / "config.py").to_dict() == {"model": config}
 
 

@@ -1,17 +1,19 @@
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from tests.commands import run
 from tests.reporting.synthetic_study import detectors, make_study
 
 
-def run_report(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smnas_optuna.report", *arguments]
-    surroundings = {key: value for key, value in os.environ.items() if key != "SMNAS_STORAGE"}
-    return subprocess.run(
-        command, cwd=directory, env={**surroundings, **environment}, capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture(autouse=True)
+def no_storage_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMNAS_STORAGE", raising=False)
+
+
+def run_report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("report", *arguments, folder=folder)
 
 
 def assert_user_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -29,12 +31,11 @@ def test_the_report_is_written_and_its_path_printed(tmp_path: Path) -> None:
     assert "coco/structural" in (tmp_path / "coco-structural.html").read_text(encoding="utf-8")
 
 
-def test_the_storage_can_be_set_in_the_environment(tmp_path: Path) -> None:
+def test_the_storage_can_be_set_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMNAS_STORAGE", "sqlite:///elsewhere/smnas.db")
     (tmp_path / "elsewhere").mkdir()
     make_study(tmp_path / "elsewhere", detectors())
-    result = run_report(
-        tmp_path, "--study", "coco/structural", "--output", "reports", SMNAS_STORAGE="sqlite:///elsewhere/smnas.db"
-    )
+    result = run_report(tmp_path, "--study", "coco/structural", "--output", "reports")
     assert (result.returncode, result.stdout) == (0, "reports/coco-structural.html\n"), result.stderr
 
 

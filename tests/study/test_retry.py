@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import time
 from dataclasses import replace
@@ -17,6 +16,7 @@ from smnas_optuna.study.process_identity import ProcessIdentity
 from smnas_optuna.study.retry import MOST_DEATHS, OwnerWatch, identity_of, interrupted_before, requeue_interrupted
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import evaluated_trials
+from smnas_optuna.training.server import context, preload
 
 LEASE_SECONDS = 0.5
 HERE = ProcessIdentity.current()
@@ -73,7 +73,8 @@ def _start_and_die(url: str, recipe: Recipe, record_owner: bool) -> None:
 
 
 def run_and_kill(url: str, recipe: Recipe, record_owner: bool) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_start_and_die, args=(url, recipe, record_owner))
+    preload()
+    process = context.Process(target=_start_and_die, args=(url, recipe, record_owner))
     process.start()
     process.join()
     assert process.exitcode == 9
