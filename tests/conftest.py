@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import sqlite3
@@ -70,6 +71,16 @@ TINY["transfer"] = {
     "detector": TINY["structural"]["detector"],
     "training": TINY["structural"]["training"],
 }
+
+
+# Importing all tests creates a million objects and no garbage, which is looked through a hundred times otherwise.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, among what the tests themselves create."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

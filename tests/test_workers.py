@@ -31,16 +31,19 @@ def dump(folder: Path) -> list[str]:
 
 
 def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: Path, tmp_path: Path) -> None:
-    epochs = ("--set", "structural.training.epochs=12")
-    killed, told = None, []
+    epochs = ("--set", "structural.training.epochs=20")
+    study, killed, told = None, None, []
     arguments = command("run_study", tiny_recipe, "--n-trials", 4, "--workers", 2, *epochs)
     with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             told.append(line)
-            reached = re.match(r"trial (\d+): epoch 3/12", line)
-            if reached and killed is None:
-                killed = load(tmp_path).trials[int(reached[1])]
+            if "epoch 1/20" in line:
+                # Opened before it is needed, since the trial goes on meanwhile.
+                study = study or load(tmp_path)
+            reached = re.match(r"trial (\d+): epoch 3/20", line)
+            if reached and study and killed is None:
+                killed = study.trials[int(reached[1])]
                 os.kill(int(killed.user_attrs["worker"].split(":")[1]), signal.SIGKILL)
         assert process.wait(60) == 0
     text = "".join(told)
@@ -51,7 +54,7 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: P
     assert resumed is not None
     again, before = int(resumed[1]), int(resumed[2])
     assert before >= 3
-    assert re.findall(rf"trial {again}: epoch (\d+)/12", text) == [str(epoch) for epoch in range(before + 1, 13)]
+    assert re.findall(rf"trial {again}: epoch (\d+)/20", text) == [str(epoch) for epoch in range(before + 1, 21)]
 
     trials = load(tmp_path).trials
     assert trials[again].user_attrs["architecture"] == killed.user_attrs["architecture"]
