@@ -155,8 +155,8 @@ def run_study(
     if status and dry_run:
         raise UserError("--status: expected one of --status and --dry-run")
     if dry_run or (not status and launcher == "local"):
-        # Loading torch takes seconds in another process; this one loads the rest meanwhile. Workers are forked from
-        # the other one, too.
+        # Another process loads torch, which takes seconds, and this one the rest. Several workers are forked from the
+        # other one, too.
         preload(*([] if options.workers == 1 else ["smnas_optuna.execution.local"]))
     from smnas_optuna.run_study import stages as run
 

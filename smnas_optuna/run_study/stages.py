@@ -36,7 +36,6 @@ from smnas_optuna.search.transfer import transfer_search
 from smnas_optuna.study.storage import mask, network_file_system, open_storage, storage_url
 from smnas_optuna.timing.gpus import assign_gpus
 from smnas_optuna.training.process import visible_gpus
-from smnas_optuna.training.server import preload
 
 Launch = Callable[[Sequence[Assignment], Callable[[Message], None], Callable[[str], None], Interruption], None]
 
@@ -147,7 +146,6 @@ def _plan_workers(options: Options, folder: Path, out: Console) -> _Workers:
         launch = partial(ray.supervise_on_ray, device)
         return _Workers(launch, [None] * count, ray.sharing(device, count), ray.workers_per_node(count))
     gpus: list[tuple[str, ...] | None] = [None] * (count or 1)
-    preload()
     if count != 1 and device.kind != "cpu":
         names, problem = visible_gpus(folder / "output.log")
         if names and problem:
