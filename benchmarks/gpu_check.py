@@ -340,9 +340,9 @@ def _spin(cores: set[int]) -> None:
 def training(machine: Machine, table: Table) -> None:
     """Train on images of noise."""
     texts = ["512x512 ResNet18 FPN(P2-P5,c=256) RPN 2FC", "800x600 ResNet50 FPN(P2-P6,c=256) RPN 2FC"]
-    batches = (4, 16)
+    batches: tuple[int, ...] = (4, 16)
     if not machine.is_gpu:
-        texts, batches = ["128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC"], (4,)  # type: ignore[assignment]
+        texts, batches = ["128x96 ResNet18(w=16) FPN(P2-P4,c=32) RPN 2FC"], (4,)
     kinds = {"BN": Detector(), "GN+WS": Detector(norm="GN", weight_standardization=True)}
     for text in texts:
         architecture = Architecture.parse(text)

@@ -163,10 +163,11 @@ def run_ranks(processes: int, *arguments: object, folder: Path) -> list[tuple[in
             ranks.append(stack.enter_context(Started(*arguments, folder=folder, environment=environment)))
         while all(rank.is_running for rank in ranks):
             ranks[0].wait(0.1)
-        # As the launcher does when one has failed.
-        if any(not rank.is_running and rank.wait(0) for rank in ranks):
-            for rank in filter(lambda each: each.is_running, ranks):
-                rank.send_signal(signal.SIGTERM)
+        # When one has failed, the launcher ends the others.
+        if any(rank.wait(0) for rank in ranks):
+            for rank in ranks:
+                if rank.is_running:
+                    rank.send_signal(signal.SIGTERM)
         return [(rank.wait(120), rank.stderr.read()) for rank in ranks]
 
 

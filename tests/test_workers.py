@@ -32,12 +32,12 @@ def dump(folder: Path) -> list[str]:
 
 def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: Path, tmp_path: Path) -> None:
     epochs = ("--set", "structural.training.epochs=60")
-    study, killed, told = None, None, []
+    study, killed, printed = None, None, []
     arguments = command("run_study", tiny_recipe, "--n-trials", 2, "--workers", 2, *epochs)
     with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            told.append(line)
+            printed.append(line)
             if "epoch 1/60" in line:
                 # Opened before it is needed, since the trial goes on meanwhile.
                 study = study or load(tmp_path)
@@ -46,7 +46,7 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: P
                 killed = study.trials[int(reached[1])]
                 os.kill(int(killed.user_attrs["worker"].split(":")[1]), signal.SIGKILL)
         assert process.wait(60) == 0
-    text = "".join(told)
+    text = "".join(printed)
     assert killed is not None
     assert re.search(r"worker \d has died \(SIGKILL\); it is restarted in 1 s, restart 1 of 5", text)
     assert f"trial {killed.number} was interrupted and is back in the queue" in text

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-import os, signal, time
+import os, signal
 from smnas_optuna.training.server import context, sharing
 
 def tell(sender):
