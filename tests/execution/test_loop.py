@@ -125,6 +125,24 @@ def test_an_error_of_a_sampler_is_raised_though_the_trial_before_was_taken_over(
         run.advance(Silent(), Interruption())
 
 
+def test_an_interrupted_trial_is_repeated_before_the_rest_of_the_queue(url: str) -> None:
+    def interrupted_once(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
+        values = propose(trial, context)
+        if trial.number == 0:
+            raise KeyboardInterrupt
+        return values
+
+    run = open_run(url, interrupted_once)
+    for depth in (5, 6):
+        run.study.enqueue_trial({"depth": depth})
+    with pytest.raises(KeyboardInterrupt):
+        run.advance(Silent(), Interruption())
+    assert run.advance(Silent(), Interruption())
+    trials = run.study.trials
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.WAITING, TrialState.COMPLETE]
+    assert trials[2].params == {"depth": 5}
+
+
 def test_an_objective_that_is_not_a_number_fails_and_is_not_repeated(url: str) -> None:
     def diverge(trial: optuna.Trial, context: TrialContext) -> tuple[float, ...]:
         propose(trial, context)

@@ -177,30 +177,39 @@ PAIRS = [
 ]
 
 
-def sample_of(neck_number: int) -> list[Architecture]:
-    """Return one architecture per pair of RPN and head, among them every backbone and every size."""
+# Of the pairs of RPN and head, every third is built with a neck; its neighbours are built with the next two.
+SHARES = [3, pytest.param(1, marks=pytest.mark.long)]
+
+
+def sample_of(neck_number: int, share: int = 1) -> list[Architecture]:
+    """Return an architecture for one in ``share`` pairs of RPN and head, in turn with every backbone and every size."""
     architectures = []
     for number, (rpn, head) in enumerate(PAIRS):
         backbone = parse_backbone(SPACE.backbones[(neck_number + number) % 7])
         size = InputSize.parse(SPACE.input_sizes[(neck_number + number) % 4])
         architectures.append(Architecture(size, backbone, NECKS[neck_number], rpn, head))
-    return architectures
+    return architectures[neck_number % share :: share]
 
 
-def test_the_sample_is_of_the_whole_space() -> None:
-    sample = [architecture for number in range(len(NECKS)) for architecture in sample_of(number)]
+@pytest.mark.parametrize(("share", "number"), [(3, 123), (1, 369)])
+def test_the_sample_is_of_the_whole_space(share: int, number: int) -> None:
+    sample = [architecture for neck in range(len(NECKS)) for architecture in sample_of(neck, share)]
     assert len(SPACE.backbones) * len(SPACE.input_sizes) * len(NECKS) * len(PAIRS) == SPACE.size == 10_332
-    assert len({str(architecture) for architecture in sample}) == 369
+    assert len({str(architecture) for architecture in sample}) == number
+    assert {(one.rpn, one.head) for one in sample} == set(PAIRS)
+    assert {str(one.backbone) for one in sample} == set(SPACE.backbones)
+    assert {str(one.input_size) for one in sample} == set(SPACE.input_sizes)
     for architecture in sample:
         SPACE.params(architecture)  # raises if it is not in the space
 
 
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("neck_number", range(len(NECKS)), ids=[str(neck) for neck in NECKS])
-def test_every_neck_of_the_space_builds_with_exactly_its_levels(neck_number: int, tmp_path: Path) -> None:
+def test_every_neck_of_the_space_builds_with_exactly_its_levels(neck_number: int, share: int, tmp_path: Path) -> None:
     neck = NECKS[neck_number]
     taken = neck.input_levels if neck else (SINGLE_LEVEL,)
     given = neck.output_levels if neck else (SINGLE_LEVEL,)
-    for architecture in sample_of(neck_number):
+    for architecture in sample_of(neck_number, share):
         config = model_config(architecture, classes=80, detector=Detector())
         model: Any = build_on_meta(config).eval()
         levels = model.backbone(torch.empty(1, 3, 512, 768, device="meta"))

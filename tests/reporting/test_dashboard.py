@@ -1,6 +1,5 @@
 """What optuna-dashboard shows of a search, tested in a browser."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from smnas_optuna.reporting.dashboard import PARETO_FIGURE, DashboardUpdater, de
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.study.storage import open_storage
 from tests.browser import open_page
+from tests.commands import free_port
 
 _START_SECONDS = 30.0
 
@@ -29,9 +29,7 @@ def study(searched: Path) -> optuna.Study:
 @pytest.fixture(scope="module")
 def dashboard(searched: Path) -> Iterator[str]:
     """The address of an optuna-dashboard for the search, started as the README says."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).with_name("optuna-dashboard")
     arguments = ["sqlite:///smnas.db", "--artifact-dir", "work_dirs/tiny/artifacts", "--host", "127.0.0.1"]
     with subprocess.Popen(

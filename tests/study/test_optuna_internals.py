@@ -21,6 +21,7 @@ from smnas_optuna.study.optuna_internals import (
     id_of,
     is_enqueued,
     retry_history,
+    start_retries_first,
     storage_of,
     was_stopped,
 )
@@ -74,6 +75,7 @@ RDB_STORAGE = """
     upgrade(self)
 """
 OTHERS: list[tuple[Any, str]] = [
+    (optuna.Study, "_pop_waiting_trial_id(self)"),
     (rdb, "_create_scoped_session(scoped_session, ignore_integrity_error=False)"),
     (models.TrialModel, "find_or_raise_by_id(trial_id, session, for_update=False)\nstate\ndatetime_complete"),
     (models.TrialHeartbeatModel, "where_trial_id(trial_id, session, for_update=False)\ntrial_id\nheartbeat"),
@@ -107,7 +109,7 @@ def test_optuna_has_not_changed() -> None:
 
 def test_no_other_file_uses_optunas_private_api() -> None:
     private = re.compile(
-        r"(?<!self)\._(trial_id|storage|study_id|stop_flag)\b|optuna[\w.]*\._|['\"](fixed_params|retry_history)['\"]"
+        r"(?<!self)\._(trial_id|storage|study_id|stop_flag|pop_waiting_trial_id)\b|optuna[\w.]*\._|['\"](fixed_params|retry_history)['\"]"
     )
     files = [path for folder in ("smnas_optuna", "samplers") for path in (ROOT / folder).rglob("*.py")]
     files = [path for path in files if path.name != "optuna_internals.py" and "tests" not in path.parts]
@@ -272,3 +274,18 @@ def test_enqueued_and_retried_trials_are_recognised(study: optuna.Study) -> None
         public = [RetryHeartbeatStaleTrialCallback.retry_history(trial) for trial in study.trials]
     assert [is_enqueued(trial) for trial in study.trials] == [True, False, False, False]
     assert [retry_history(trial) for trial in study.trials] == public == [[], [], [1], [1, 2]]
+
+
+def test_waiting_retries_are_started_before_other_enqueued_trials(study: optuna.Study) -> None:
+    start_retries_first(study)
+    for x in (0.1, 0.2, 0.3):
+        study.enqueue_trial({"x": x})
+    study.optimize(objective, n_trials=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for _ in range(2):
+            RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
+    study.optimize(objective, n_trials=4)
+    started = sorted(study.trials, key=lambda trial: str(trial.datetime_start))
+    assert [trial.number for trial in started] == [0, 3, 4, 1, 2]
+    assert [trial.params["x"] for trial in started] == [0.1, 0.1, 0.1, 0.2, 0.3]

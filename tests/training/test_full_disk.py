@@ -5,7 +5,6 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from smnas_optuna.training.outcome import Outcome
 from smnas_optuna.training.process import evaluate
 from smnas_optuna.training.server import preload
 from smnas_optuna.training.weights_file import write_weights
+from tests.commands import training_server
 
 # Less than the size of a trial's weights, and more than that of its config and log.
 TOO_SMALL = 300 * 2**10
@@ -59,7 +59,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def short_files() -> Iterator[None]:
     """Limit the size of files that training processes may write; unlike ``disk`` this needs no right to mount."""
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # no public way to ask
+    server = training_server().pid
     _, most = resource.prlimit(server, resource.RLIMIT_FSIZE)
     resource.prlimit(server, resource.RLIMIT_FSIZE, (TOO_SMALL, most))
     yield

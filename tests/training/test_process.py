@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import torchvision
@@ -39,6 +38,7 @@ from smnas_optuna.training.outcome import Outcome
 from smnas_optuna.training.process import count, evaluate, probe
 from smnas_optuna.training.runner_config import runner_config
 from smnas_optuna.training.server import preload
+from tests.commands import training_server
 
 ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")
 
@@ -65,10 +65,7 @@ def make_job(recipe: Recipe, folder: Path) -> Job:
 
 
 def children_of_server() -> set[int]:
-    from multiprocessing import forkserver
-
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # no public way to ask
-    return {child.pid for child in psutil.Process(server).children(recursive=True)}
+    return {child.pid for child in training_server().children(recursive=True)}
 
 
 def wait_until_gone(before: set[int]) -> None:
