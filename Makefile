@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-study dashboard docs test test-long gpu-check lint format clean
+.PHONY: demo demo-study dashboard docs test tests test-long gpu-check lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
@@ -27,7 +27,11 @@ docs: .venv/installed-docs
 # A file's tests run in one process, since they share what they have prepared.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-test: lint .venv/browser
+# Side by side, since mypy would keep only one core busy.
+test: .venv/installed-dev .venv/browser
+	$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: .venv/installed-dev .venv/browser
 	$(PYTEST) -m "not long" --durations=30
 
 test-long: .venv/installed-dev .venv/browser

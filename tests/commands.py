@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,8 +23,15 @@ from smnas_optuna.training.server import context, preload, sharing
 
 
 def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m smnas_optuna.<module>`` to its end in this process, which has loaded what it needs before."""
+    """Run ``python -m smnas_optuna.<module>`` to its end in this process, which has loaded what it needs before.
+
+    Trainings run in a process of their own: garbage collection ends those of their data loaders, and waits five seconds
+    for each.
+    """
     command_line = command(module, *arguments)
+    if module in ("train", "pretrain"):
+        with Started(module, *arguments, folder=folder, environment=dict(os.environ)) as training:
+            return subprocess.CompletedProcess(command_line, *training.communicate())
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         _as_if_started(folder, command_line[2:]),
@@ -31,9 +39,7 @@ def run(module: str, *arguments: object, folder: Path) -> subprocess.CompletedPr
         contextlib.redirect_stderr(stderr),
     ):
         try:
-            # It may have been imported as well, which does not matter.
-            warnings.filterwarnings("ignore", ".* found in sys.modules after import", RuntimeWarning)
-            runpy.run_module(f"smnas_optuna.{module}", run_name="__main__", alter_sys=True)
+            _run_as_main(module)
         except SystemExit as ended:
             code = ended.code
         except Exception:
@@ -114,6 +120,15 @@ class Started:
         _, alive = psutil.wait_procs(trainings, timeout=60)
         assert not alive, f"outlived the command that started it: {alive}"
 
+    def communicate(self) -> tuple[int, str, str]:
+        """Wait until the command has ended, and return its exit code and what it has written to stdout and stderr."""
+        with ThreadPoolExecutor() as reader:
+            stderr = reader.submit(self.stderr.read)
+            stdout = self.stdout.read()
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode, stdout, stderr.result()
+
     def wait(self, timeout: float) -> int | None:
         """Wait until the command has ended, and return its exit code; None if it has not within the seconds."""
         self._process.join(timeout)
@@ -140,6 +155,12 @@ def _run_started(folder: Path, arguments: Sequence[str], environment: Mapping[st
     os.chdir(folder)
     module, sys.argv[1:] = arguments[0], arguments[1:]
     sys.path.insert(0, str(folder))
+    _run_as_main(module)
+
+
+def _run_as_main(module: str) -> None:
+    # It may have been imported as well, which does not matter.
+    warnings.filterwarnings("ignore", ".* found in sys.modules after import", RuntimeWarning)
     runpy.run_module(f"smnas_optuna.{module}", run_name="__main__", alter_sys=True)
 
 
@@ -148,25 +169,24 @@ def command(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"smnas_optuna.{module}", *map(str, arguments)]
 
 
-def run_ranks(processes: int, *arguments: object, folder: Path) -> list[tuple[int | None, str]]:
+def run_ranks(processes: int, *arguments: object, folder: Path) -> list[tuple[int, str, str]]:
     """Run a command in several processes as torch's launcher does, whose processes would need seconds for imports.
 
-    Returns each process's exit code, and what it has written to stderr, where that is little.
+    Returns each process's exit code, and what it has written to stdout and stderr.
     """
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": str(free_port())}
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(processes) as readers:
         ranks = []
         for number in map(str, range(processes)):
             environment = {**shared, "MASTER_ADDR": "127.0.0.1", "RANK": number, "LOCAL_RANK": number}
             ranks.append(stack.enter_context(Started(*arguments, folder=folder, environment=environment)))
-        while all(rank.is_running for rank in ranks):
-            ranks[0].wait(0.1)
+        results = [readers.submit(rank.communicate) for rank in ranks]
         # When one has failed, the launcher ends the others.
-        if any(rank.wait(0) for rank in ranks):
+        if any(result.result()[0] for result in wait(results, return_when=FIRST_COMPLETED).done):
             for rank in ranks:
                 if rank.is_running:
                     rank.send_signal(signal.SIGTERM)
-        return [(rank.wait(120), rank.stderr.read()) for rank in ranks]
+        return [result.result() for result in results]
 
 
 def free_port() -> int:

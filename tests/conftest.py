@@ -80,6 +80,7 @@ gc.disable()
 def pytest_collection_finish() -> None:
     """Collect garbage from now on, among what the tests themselves create."""
     gc.freeze()
+    gc.set_threshold(50_000)
     gc.enable()
 
 

@@ -164,6 +164,6 @@ def test_a_user_error_under_torchs_launcher_is_printed_once(
 ) -> None:
     torch.save({"meta": {"epoch": 1, "experiment_name": "another_20260101"}}, tmp_path / "checkpoint.pth")
     ranks = run_ranks(2, "pretrain", CODE, "--data", data, *QUICK, "--output", tmp_path, *options, folder=tmp_path)
-    assert all(code for code, _ in ranks)
-    stderr = "".join(text for _, text in ranks)
+    assert all(code for code, *_ in ranks)
+    stderr = "".join(text for *_, text in ranks)
     assert stderr.count("error: --") == stderr.count(message) == 1

@@ -129,12 +129,12 @@ def test_an_architecture_that_provably_cannot_reach_the_front_is_not_trained(tin
 def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     tiny_recipe: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    arguments = ("run_study", tiny_recipe, "--n-trials", 3, "--set", "structural.training.epochs=30")
+    arguments = ("run_study", tiny_recipe, "--n-trials", 3, "--set", "structural.training.epochs=10")
     with Started(*arguments, folder=tmp_path) as search:
         told = []
         for line in search.stdout:
             told.append(line)
-            if "epoch 2/30" in line:
+            if "epoch 2/10" in line:
                 search.send_signal(sent)
         assert search.wait(30) == 130
         assert search.stderr.read() == ""
@@ -144,7 +144,7 @@ def test_an_ended_run_leaves_no_running_trial_and_says_how_to_go_on(
     assert interrupted.user_attrs["outcome"] == "interrupted"
 
     resumed = run(
-        *("run_study", tiny_recipe, "--n-trials", 1), "--set", "structural.training.epochs=30", folder=tmp_path
+        *("run_study", tiny_recipe, "--n-trials", 1), "--set", "structural.training.epochs=10", folder=tmp_path
     )
     assert resumed.returncode == 0, resumed.stderr
     _, again = load(tmp_path).trials

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.process_identity import ProcessIdentity
 from smnas_optuna.study.storage import open_storage
-from tests.commands import Started, command, run
+from tests.commands import Started, run
 
 
 def load(folder: Path) -> optuna.Study:
@@ -33,10 +32,9 @@ def dump(folder: Path) -> list[str]:
 def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: Path, tmp_path: Path) -> None:
     epochs = ("--set", "structural.training.epochs=60")
     study, killed, printed = None, None, []
-    arguments = command("run_study", tiny_recipe, "--n-trials", 2, "--workers", 2, *epochs)
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    arguments = ("run_study", tiny_recipe, "--n-trials", 2, "--workers", 2, *epochs)
+    with Started(*arguments, folder=tmp_path) as search:
+        for line in search.stdout:
             printed.append(line)
             if "epoch 1/60" in line:
                 # Opened before it is needed, since the trial goes on meanwhile.
@@ -45,7 +43,7 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tiny_recipe: P
             if reached and study and killed is None:
                 killed = study.trials[int(reached[1])]
                 os.kill(int(killed.user_attrs["worker"].split(":")[1]), signal.SIGKILL)
-        assert process.wait(60) == 0
+        assert search.wait(60) == 0
     text = "".join(printed)
     assert killed is not None
     assert re.search(r"worker \d has died \(SIGKILL\); it is restarted in 1 s, restart 1 of 5", text)

@@ -256,14 +256,15 @@ AT_WORK_HEADS = ["RetinaNet", *(f"{rpn} {head}" for rpn in ("RPN", "GA-RPN") for
 
 
 def combinations() -> list[Any]:
-    """Every neck with every RPN and head; backbones and norms take turns, so that each meets each."""
+    """Every neck with every RPN and head; backbones and norms take turns, and in a second round each meets each."""
     cases = []
     for (row, neck), (column, head) in itertools.product(enumerate(AT_WORK_NECKS), enumerate(AT_WORK_HEADS)):
         for shift in range(2):
             backbone = BACKBONES[(row + column + shift) % 3]
             norm = ["BN", "BN and WS", "GN", "GN and WS"][(row + column // 3 + 2 * shift) % 4]
             text = " ".join(part for part in (backbone, neck, head) if part)
-            cases.append(pytest.param(text, NORMS[norm], id=f"{text} {norm}"))
+            marks = [pytest.mark.long] if shift else []
+            cases.append(pytest.param(text, NORMS[norm], id=f"{text} {norm}", marks=marks))
     return cases + [pytest.param(text, NORMS[norm], id=f"{text} {norm}") for text, norm in CODES]
 
 
