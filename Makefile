@@ -29,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-lo
 
 # Side by side, since mypy would keep only one core busy.
 test: .venv/installed-dev .venv/browser
-	$(MAKE) --no-print-directory --jobs=2 lint tests
+	$(MAKE) --file=$(firstword $(MAKEFILE_LIST)) --no-print-directory --jobs=2 lint tests
 
 tests: .venv/installed-dev .venv/browser
 	$(PYTEST) -m "not long" --durations=30

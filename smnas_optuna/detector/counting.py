@@ -35,8 +35,8 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
     """
     model: Any = build_on_meta(model_config).eval()
     size = pad(input_size, model_config["data_preprocessor"]["pad_size_divisor"])
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        features = model.extract_feat(torch.empty(1, 3, size.height, size.width))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = model.extract_feat(_on_meta(1, 3, size.height, size.width))
         if "rpn_head" not in model_config:
             model.bbox_head(features)
         else:
@@ -45,10 +45,10 @@ def count_costs(model_config: dict[str, Any], input_size: InputSize) -> tuple[in
             heads = model.roi_head.bbox_head
             stages: Any = heads if isinstance(heads, nn.ModuleList) else [heads]
             for head in stages:
-                head(torch.empty(proposals, head.in_channels, 7, 7))
+                head(_on_meta(proposals, head.in_channels, 7, 7))
             if model.roi_head.with_mask:
                 mask_head = model.roi_head.mask_head
-                mask_head(torch.empty(model_config["test_cfg"]["rcnn"]["max_per_img"], mask_head.in_channels, 14, 14))
+                mask_head(_on_meta(model_config["test_cfg"]["rcnn"]["max_per_img"], mask_head.in_channels, 14, 14))
     return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -56,8 +56,8 @@ def count_backbone(backbone_config: dict[str, Any], input_size: InputSize) -> tu
     """Count a backbone's multiply-adds for one image of a size that needs no padding, and its parameters."""
     backbone = build_on_meta(backbone_config)
     backbone.eval()  # not chained, since the method of MMDetection's backbones returns None
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        backbone(torch.empty(1, 3, input_size.height, input_size.width))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(_on_meta(1, 3, input_size.height, input_size.width))
     return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in backbone.parameters())
 
 
@@ -72,6 +72,10 @@ def build_on_meta(model_config: dict[str, Any]) -> nn.Module:
     with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
         model: nn.Module = MODELS.build(ConfigDict(model_config))
     return model
+
+
+def _on_meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
 
 
 def _make_countable(rpn_head: Any) -> Any:
