@@ -195,18 +195,3 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-def torchrun(
-    processes: int, module: str, *arguments: object, folder: Path, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run a module of the package to its end in several processes under torch's launcher."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [*launcher, *command(module, *arguments)[1:]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )

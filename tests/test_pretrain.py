@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
-from tests.commands import Started, run, run_ranks, torchrun
+from tests.commands import Started, run, run_ranks
 from tests.labelled_digits import CLASSES, make_labelled_digits
 
 CODE = "ResNet18(w=8)"
@@ -88,12 +88,14 @@ def test_a_killed_pretraining_resumes_after_its_last_epoch(data: Path) -> None:
 
 def test_two_processes_of_torchs_launcher_train_one_backbone_and_print_the_result_once(data: Path) -> None:
     arguments = (CODE, "--data", data, *QUICK, "--epochs", 12, "--output", data / "two")
-    ended = torchrun(2, "pretrain", *arguments, folder=data)
-    assert ended.returncode == 0, ended.stderr
-    assert len(re.findall(r"Epoch\(val\) +\[12\]", ended.stdout)) == 1
+    ranks = run_ranks(2, "pretrain", *arguments, folder=data)
+    assert [code for code, *_ in ranks] == [0, 0], ranks
+    first, second = (stdout for _, stdout, _ in ranks)
+    assert len(re.findall(r"Epoch\(val\) +\[12\]", first)) == 1
     # 400 images in 12 steps of 32, 16 for each process
-    assert "Epoch(train) [12][12/12]" in ended.stdout
-    [line] = [line for line in ended.stdout.splitlines() if line.startswith(CODE)]
+    assert "Epoch(train) [12][12/12]" in first
+    [line] = [line for line in first.splitlines() if line.startswith(CODE)]
+    assert second == ""
     assert top1(line) > 2 * CHANCE
     assert torch.load(data / "two" / "backbone.pth", weights_only=True)["meta"]["top1"] > 2 * CHANCE
 

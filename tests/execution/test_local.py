@@ -60,7 +60,7 @@ def test_a_search_survives_killed_workers_and_a_restarting_server(
         finished += isinstance(message, Finished)
 
     with Wrecker(workers, lambda: finished, postgresql, away=[away, 0.5]) as wrecker:
-        supervise([CheapAssignment(worker, url, trials, 0.5) for worker in range(8)], hear, said.append)
+        supervise([CheapAssignment(worker, url, trials, 0.5) for worker in range(6)], hear, said.append)
     assert wrecker.restarts == 2
     assert wrecker.kills >= 8
     check(url, trials)

@@ -42,7 +42,10 @@ def server_of_processes() -> None:
     preload()
 
 
-def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_with_another_trial(url: str) -> None:
+def test_an_owner_of_another_container_that_was_suspended_for_too_long_goes_on_with_another_trial(
+    postgresql: PostgreSQL,
+) -> None:
+    url = postgresql.create_database()
     if subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine allows no namespaces of process numbers")
     create_cheap_study(url)

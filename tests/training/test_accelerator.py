@@ -18,9 +18,9 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.timing.device import _kernel_problem
 from smnas_optuna.training.failure import failure_of
-from smnas_optuna.training.job import Failure, Job
+from smnas_optuna.training.job import DeviceRequest, Failure, Job
 from smnas_optuna.training.outcome import Outcome
-from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.process import evaluate, probe, visible_gpus
 from smnas_optuna.training.server import preload
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
@@ -75,7 +75,7 @@ import torch
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.training.job import Job, Progress
-from smnas_optuna.training.process import evaluate
+from smnas_optuna.training.process import evaluate, probe, visible_gpus
 from smnas_optuna.training.server import preload
 from smnas_optuna.recipe.recipe_file import load_recipe
 
@@ -174,9 +174,10 @@ def test_the_reason_why_torch_cannot_use_a_listed_gpu_is_one_line(tiny_recipe: P
 
 @without_gpu
 def test_there_is_no_warning_on_a_machine_without_a_gpu(tiny_recipe: Path, tmp_path: Path) -> None:
-    answer = _run(PROBE, tmp_path)
-    assert answer["gpus"] == [[], ""]
-    assert answer["auto"] == ["cpu", ""]
+    preload()
+    assert visible_gpus(tmp_path / "log") == ((), "")
+    target = probe(DeviceRequest(load_recipe(str(tiny_recipe), ["device.kind=auto"]), "structural"), tmp_path / "log")
+    assert (target.kind, target.warning) == ("cpu", "")
 
 
 @without_gpu

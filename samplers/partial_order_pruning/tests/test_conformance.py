@@ -22,11 +22,14 @@ def order(architecture: tuple[float, float]) -> tuple[None, tuple[float, float]]
 
 class TestOptunaConformance(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture(
+        # Each two of the choices, in as few samplers as possible.
         params=[
-            {"selection": selection, "n_startup_trials": n_startup_trials, **space}
-            for selection in ("ehvi", "evolution")
-            for n_startup_trials in (10, 2)
-            for space in ({}, {"search_space": search_space}, {"search_space": search_space, "order": order})
+            {"selection": "ehvi", "n_startup_trials": 10},
+            {"selection": "ehvi", "n_startup_trials": 2, "search_space": search_space},
+            {"selection": "ehvi", "n_startup_trials": 10, "search_space": search_space, "order": order},
+            {"selection": "evolution", "n_startup_trials": 2},
+            {"selection": "evolution", "n_startup_trials": 10, "search_space": search_space},
+            {"selection": "evolution", "n_startup_trials": 2, "search_space": search_space, "order": order},
         ],
         ids=lambda options: "-".join(name if callable(value) else str(value) for name, value in options.items()),
     )

@@ -52,7 +52,7 @@ def test_mmengine_knows_where_imagenet_weights_are(name: str) -> None:
     assert key in (get_torchvision_models() if source == "torchvision" else catalogue)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(name=st.sampled_from(list(CLASSIC_BACKBONES)), width=st.integers(2, 130))
 def test_a_neck_expects_the_channels_that_a_backbone_of_any_width_has(name: str, width: int) -> None:
     model: Any = build_on_meta(small_config(f"{name}(w={width}) FPN(P1-P5,c=8) RetinaNet")).eval()
