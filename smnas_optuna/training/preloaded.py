@@ -1,8 +1,7 @@
 """Preloaded by the server that training processes are forked from: imports everything that a training needs.
 
-Imports create hundreds of thousands of objects but no garbage, so Python's garbage collector is disabled meanwhile,
-which halves the time. Afterwards the objects are frozen: the collector ignores them, so forked processes share their
-memory.
+Imports create hundreds of thousands of objects but no garbage, so Python's garbage collector is disabled from here on,
+which halves the time. ``forkable.py`` enables it again.
 """
 
 import gc
@@ -21,5 +20,3 @@ try:
 finally:
     for _name in _blocked:
         del sys.modules[_name]
-    gc.freeze()
-    gc.enable()

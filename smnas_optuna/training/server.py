@@ -21,7 +21,7 @@ from smnas_optuna.timing import gpus
 context = multiprocessing.get_context("forkserver")
 
 _PRELOADED = "smnas_optuna.training.preloaded"
-_SHOW_GPUS = "smnas_optuna.timing.show_gpus"
+_FORKABLE = "smnas_optuna.training.forkable"
 
 # Python has no public way to pass a server on to the processes that it forks; this was checked with 3.10 to 3.13.
 _server: Any = forkserver._forkserver
@@ -41,7 +41,7 @@ def preload(*modules: str) -> None:
     # A forked process imports the main module again, which is quick if the server has imported its dependencies.
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     loaded = [name for name in sys.modules if name.startswith("smnas_optuna.") and name != main]
-    context.set_forkserver_preload([_PRELOADED, *loaded, *modules, _SHOW_GPUS])
+    context.set_forkserver_preload([_PRELOADED, *loaded, *modules, _FORKABLE])
     # Only the process that the user started reacts to Ctrl-C; the server must not, even while it is importing.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries check for GPUs when they are imported. If they used CUDA itself for that, no process that is forked from
