@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-study dashboard docs test tests test-long gpu-check lint format clean
+.PHONY: demo demo-study dashboard docs test test-long gpu-check style lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m smnas_optuna.run_study digits --stage all --storage sqlite:///demo.db --output demo --seed 0
@@ -27,12 +27,9 @@ docs: .venv/installed-docs
 # A file's tests run in one process, since they share what they have prepared.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-# Side by side, since mypy would keep only one core busy.
-test: .venv/installed-dev .venv/browser
-	$(MAKE) --file=$(firstword $(MAKEFILE_LIST)) --no-print-directory --jobs=2 lint tests
-
-tests: .venv/installed-dev .venv/browser
-	$(PYTEST) -m "not long" --durations=30
+# The types are checked beside the tests, since mypy keeps only one core busy.
+test: style .venv/browser
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not long" --durations=30 && wait $$types
 
 test-long: .venv/installed-dev .venv/browser
 	$(PYTEST) -m long
@@ -40,9 +37,11 @@ test-long: .venv/installed-dev .venv/browser
 gpu-check: .venv/installed-dev
 	$(BIN)/python -m benchmarks.gpu_check
 
-lint: .venv/installed-dev
+style: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+lint: style
 	$(BIN)/mypy
 
 format: .venv/installed-dev

@@ -150,8 +150,7 @@ def _make(arguments: list[str], folder: Path) -> NoReturn:
     only_shown = [] if target in ("demo", "dashboard") else ["--dry-run"]
     real = shutil.which("make", path=os.defpath)
     assert real is not None
-    # Under its own path, by which it calls itself, and not as the stand-in.
-    os.execv(real, [real, f"--file={makefile}", f"BIN={folder}", *is_installed, *only_shown, target])
+    os.execv(real, ["make", f"--file={makefile}", f"BIN={folder}", *is_installed, *only_shown, target])
 
 
 def _pip(arguments: list[str], _: Path) -> None:

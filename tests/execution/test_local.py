@@ -45,7 +45,6 @@ def test_workers_share_a_study_and_reach_its_total_exactly(url: str) -> None:
     assert len(check(url, 30).trials) == 30
 
 
-@pytest.mark.takes_minutes
 @pytest.mark.parametrize(("trials", "away"), [(60, 2.0), pytest.param(300, 30.0, marks=pytest.mark.long)])
 def test_a_search_survives_killed_workers_and_a_restarting_server(
     postgresql: PostgreSQL, trials: int, away: float

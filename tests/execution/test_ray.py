@@ -33,7 +33,6 @@ def workers() -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.takes_minutes
 @pytest.mark.parametrize(("trials", "count", "kills"), [(20, 3, 1), pytest.param(300, 8, 4, marks=pytest.mark.long)])
 def test_a_search_survives_the_loss_of_a_node(
     cluster: Any, postgresql: PostgreSQL, trials: int, count: int, kills: int
