@@ -37,6 +37,10 @@ supervise([CheapAssignment(1, sys.argv[1], int(sys.argv[2]), 0.5, lease_seconds=
 """
 
 
+# They mostly wait, while others keep all cores busy.
+pytestmark = pytest.mark.takes_minutes
+
+
 @pytest.fixture(scope="module", autouse=True)
 def server_of_processes() -> None:
     preload()

@@ -16,6 +16,7 @@ import torchvision
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
