@@ -64,4 +64,4 @@ def test_a_search_killed_at_any_stage_of_a_trial_ends_as_if_it_had_not_been(tiny
 @pytest.mark.long
 def test_a_search_killed_after_random_lines_ends_as_if_it_had_not_been(tiny_recipe: Path, tmp_path: Path) -> None:
     choice = random.Random(0)
-    check_resume(tmp_path, tiny_recipe, 8, [lambda line: choice.random() < 0.2] * 10)
+    check_resume(tmp_path, tiny_recipe, 16, [lambda line: choice.random() < 0.2] * 10)
