@@ -29,7 +29,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-lo
 
 # The types are checked beside the tests, since mypy keeps only one core busy.
 test: style .venv/browser
-	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not long" --durations=30 && wait $$types
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not long" --durations=30 \
+		&& { wait $$types || { echo "mypy found errors, see above" >&2; exit 1; }; }
 
 test-long: .venv/installed-dev .venv/browser
 	$(PYTEST) -m long

@@ -22,7 +22,7 @@ KINDS = {
     "two-stage": "160x120 ResNet18(w=8) FPN(P1-P4,c=16) RPN 2FC",
     "without a neck": "160x120 ResNet18(w=8) RPN 2FC",
     "cascade": "160x120 MobileNetV2(w=16) FPN(P1-P5,c=16) RPN Cascade(n=3)",
-    "guided anchoring": "160x120 Xbottleneck_32_2-1-1-1 FPN(P2-P4,c=16) GA-RPN Cascade(n=2)",
+    "guided anchoring": "160x120 Xbottleneck_32_2-1-1-1 FPN(P1-P4,c=16) GA-RPN Cascade(n=2)",
     "guided anchoring without a neck": "160x120 basicblock_8_11-21-1-12 GA-RPN 2FC",
 }
 

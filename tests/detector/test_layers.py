@@ -36,6 +36,16 @@ def run_python(program: str) -> str:
     return completed.stdout.strip()
 
 
+def test_importing_the_layers_makes_mmcv_ops_and_searched_backbones_available_in_a_fresh_process() -> None:
+    program = (
+        "import smnas_optuna.detector.layers, torch, mmcv.ops, mmdet.registry;"
+        "boxes = torch.tensor([[0., 0, 9, 9], [1, 0, 9, 9], [20, 20, 30, 30]]);"
+        "print(mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7]), 0.5)[1].tolist());"
+        "print('SearchedBackbone' in mmdet.registry.MODELS)"
+    )
+    assert run_python(program).split("\n") == ["[0, 2]", "True"]
+
+
 @pytest.mark.parametrize("channels", [64, 128, 192, 256, 512, 1024, 2048])
 def test_widths_of_published_networks_keep_32_groups(channels: int) -> None:
     assert DividingGroupNorm(channels).num_groups == 32

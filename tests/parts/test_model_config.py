@@ -177,7 +177,7 @@ PAIRS = [
 ]
 
 
-# Of the pairs of RPN and head, every third is built with a neck; its neighbours are built with the next two.
+# A neck is built with every third pair of RPN and head, the next neck with the pairs after those.
 SHARES = [3, pytest.param(1, marks=pytest.mark.long)]
 
 

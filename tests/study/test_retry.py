@@ -19,12 +19,12 @@ from smnas_optuna.study.trial_outcome import evaluated_trials
 from smnas_optuna.training.server import context, preload
 
 LEASE_SECONDS = 0.5
-
-# They mostly wait, while others keep all cores busy.
-pytestmark = pytest.mark.takes_minutes
 HERE = ProcessIdentity.current()
 ELSEWHERE = str(replace(HERE, boot="another machine"))
 ENDED = str(replace(HERE, start=str(int(HERE.start) - 1)))
+
+# They mostly wait, while others keep all cores busy.
+pytestmark = pytest.mark.takes_minutes
 
 
 @pytest.fixture

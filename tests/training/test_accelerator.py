@@ -75,7 +75,7 @@ import torch
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.training.job import Job, Progress
-from smnas_optuna.training.process import evaluate, probe, visible_gpus
+from smnas_optuna.training.process import evaluate
 from smnas_optuna.training.server import preload
 from smnas_optuna.recipe.recipe_file import load_recipe
 
