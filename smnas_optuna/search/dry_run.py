@@ -13,7 +13,6 @@ from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, Voc
 from smnas_optuna.search.search import Search, known_costs
 from smnas_optuna.training.job import CostRequest
 from smnas_optuna.training.process import count
-from smnas_optuna.training.server import preload
 
 _SHOWN_ARCHITECTURES = 5
 _COCO_CLASSES = 80
@@ -47,7 +46,6 @@ def describe(search: Search, n_trials: int | None, sampler: str | None, out: Con
 
 def _show_costs(search: Search, which: str, notes: Mapping[Architecture, str], out: Console) -> None:
     """Count the costs of architectures, and print each with a note on it."""
-    preload()
     known = _classes(search.recipe.dataset)
     classes = known or _COCO_CLASSES
     with tempfile.TemporaryDirectory() as scratch:
