@@ -12,7 +12,7 @@ from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.trial_outcome import counts_toward_total
 from smnas_optuna.training.server import context, preload
 from tests.execution.cheap import CheapAssignment, MistakenAssignment, check, create_cheap_study
-from tests.execution.wrecker import Wrecker
+from tests.execution.wrecker import Wrecker, living_children
 from tests.servers import PostgreSQL
 
 
@@ -23,11 +23,9 @@ def server_of_processes() -> None:
 
 def workers() -> list[psutil.Process]:
     """The processes of this test's workers: they lead their sessions, and their parent is the server of processes."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "forkserver" in " ".join(process.cmdline()) and os.getsid(process.pid) == process.pid
-    ]
+    return living_children(
+        lambda process: "forkserver" in " ".join(process.cmdline()) and os.getsid(process.pid) == process.pid
+    )
 
 
 def test_workers_share_a_study_and_reach_its_total_exactly(url: str) -> None:

@@ -11,7 +11,7 @@ from smnas_optuna.execution.ray import connect, places, sharing, supervise_on_ra
 from smnas_optuna.execution.worker import Finished, Message
 from smnas_optuna.recipe.settings import Device
 from tests.execution.cheap import CheapAssignment, check, create_cheap_study
-from tests.execution.wrecker import Wrecker
+from tests.execution.wrecker import Wrecker, living_children
 from tests.ray_cluster import ray_cluster
 from tests.servers import PostgreSQL
 
@@ -26,11 +26,9 @@ def cluster() -> Iterator[Any]:
 
 def workers() -> list[psutil.Process]:
     """The processes in which Ray runs this test's workers."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("ray::_work")
-    ]
+    return living_children(
+        lambda process: process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("ray::_work")
+    )
 
 
 @pytest.mark.parametrize(("trials", "count", "kills"), [(20, 3, 1), pytest.param(300, 8, 4, marks=pytest.mark.long)])

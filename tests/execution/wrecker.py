@@ -4,6 +4,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import psutil
@@ -13,6 +14,17 @@ from tests.servers import PostgreSQL
 _EVERY = 1.0
 # Trials that have to finish between two kills, or where the machine is slow the workers would only ever start.
 _TRIALS_BETWEEN_KILLS = 5
+
+
+def living_children(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """The descendants of this process that are wanted; those that end meanwhile are left out."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        # A zombie has no command line any more, and one that is gone has nothing.
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if is_wanted(process):
+                found.append(process)
+    return found
 
 
 class Wrecker:
@@ -42,17 +54,19 @@ class Wrecker:
         self._away = away
         self._kills_before_restart = kills_before_restart
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._wreck)
+        self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "Wrecker":
-        self._thread.start()
+        self._work = self._pool.submit(self._wreck)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._pool.shutdown()
+        # Without it an error of the wrecker would be a warning only, and the test a search that nothing disturbed.
+        self._work.result()
 
     def _wreck(self) -> None:
         choice = random.Random(0)
