@@ -11,7 +11,7 @@ from tests.detector.training_step import measured_memory
 
 CLASSES, BOXES = 4, 5
 TEXT = "128x96 ResNet18(w=16) FPN(P1-P4,c=32) RPN 2FC"
-BN = Detector(roi_samples=64, fc_channels=128, proposals=100, retina_convs=2)
+BN = Detector(roi_samples=64, fc_channels=128, proposals=100, head_convs=2)
 GN = BN.model_copy(update={"norm": "GN", "weight_standardization": True})
 
 

@@ -41,7 +41,7 @@ FOUND = {
     "E4": "800x600 Xbottleneck_56_21-21-111111111111111-2111111 FPN(P1-P5,c=256) GA-RPN Cascade(n=3)",
     "E5": "1333x800 Xbottleneck_56_21-21-11111111111111-21111111 FPN(P1-P5,c=256) GA-RPN Cascade(n=3)",
 }
-SMALL = Detector(proposals=20, roi_samples=16, fc_channels=16, retina_convs=1, anchor_scale=4)
+SMALL = Detector(proposals=20, roi_samples=16, fc_channels=16, head_convs=1, anchor_scale=4)
 NORMS: dict[str, dict[str, Any]] = {
     "BN": {},
     "BN and WS": {"weight_standardization": True},

@@ -14,16 +14,13 @@ from mmengine.config import Config
 from torch import nn
 
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.parts.architecture import (
-    Architecture,
-    InputSize,
-    parse_backbone,
-    parse_head,
-    parse_rpn,
-)
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.backbones.backbone import BACKBONES as FAMILIES
 from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.heads.head import HEADS
 from smnas_optuna.parts.levels import SINGLE_LEVEL, stride_of
 from smnas_optuna.parts.model_config import model_config
+from smnas_optuna.parts.rpns.rpn import RPNS
 from smnas_optuna.search_space.structural import StructuralSpace
 from tests.parts.detectors import (
     FOUND,
@@ -171,7 +168,7 @@ def test_without_a_neck_proposals_are_made_as_in_mmdetections_c4_models() -> Non
 
 SPACE = StructuralSpace()
 PAIRS = [
-    (None if rpn == "none" else parse_rpn(rpn), parse_head(head))
+    (None if rpn == "none" else RPNS.parse(rpn), HEADS.parse(head))
     for rpn, head in itertools.product(SPACE.rpns, SPACE.heads)
     if (rpn == "none") == (head == "RetinaNet")
 ]
@@ -185,7 +182,7 @@ def sample_of(neck_number: int, share: int = 1) -> list[Architecture]:
     """Return an architecture for one in ``share`` pairs of RPN and head, in turn with every backbone and every size."""
     architectures = []
     for number, (rpn, head) in enumerate(PAIRS):
-        backbone = parse_backbone(SPACE.backbones[(neck_number + number) % 7])
+        backbone = FAMILIES.parse(SPACE.backbones[(neck_number + number) % 7])
         size = InputSize.parse(SPACE.input_sizes[(neck_number + number) % 4])
         architectures.append(Architecture(size, backbone, NECKS[neck_number], rpn, head))
     return architectures[neck_number % share :: share]

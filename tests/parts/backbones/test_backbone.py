@@ -12,22 +12,20 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import get_torchvision_models
 
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.parts.architecture import (
-    CLASSIC_BACKBONES,
-    parse_backbone,
-)
+from smnas_optuna.parts.backbones.backbone import BACKBONES
 from tests.parts.detectors import (
     backward,
     build,
     small_config,
 )
+from tests.parts.texts import CLASSIC_BACKBONES
 
 
 @pytest.mark.parametrize("name", CLASSIC_BACKBONES)
 def test_a_published_backbone_is_written_without_its_width(name: str) -> None:
     assert str(CLASSIC_BACKBONES[name](name)) == name
-    assert parse_backbone(name) == parse_backbone(f"{name}(w=64)") == CLASSIC_BACKBONES[name](name, 64)
-    assert parse_backbone(f"{name}(w=16)") == CLASSIC_BACKBONES[name](name, 16)
+    assert BACKBONES.parse(name) == BACKBONES.parse(f"{name}(w=64)") == CLASSIC_BACKBONES[name](name, 64)
+    assert BACKBONES.parse(f"{name}(w=16)") == CLASSIC_BACKBONES[name](name, 16)
 
 
 @pytest.mark.parametrize(

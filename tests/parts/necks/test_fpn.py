@@ -7,7 +7,8 @@ import optuna
 import pytest
 
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.parts.necks.fpn import FPN, NECKS, register_neck
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.necks.neck import NECKS, register_neck
 from smnas_optuna.search_space.structural import StructuralSpace, order
 from tests.parts.texts import FPN_LEVELS
 
@@ -44,7 +45,7 @@ class Bottom(FPN):
 def bottom() -> Iterator[type[FPN]]:
     """A neck that is registered during a test."""
     yield register_neck(Bottom)
-    del NECKS["Bottom-FPN"]
+    del NECKS._families[f"{Bottom.__module__}.{Bottom.__qualname__}"]
 
 
 def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) -> None:
@@ -58,7 +59,7 @@ def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) 
 
 
 def test_a_neck_that_is_not_registered_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected FPN(")):
+    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected one of ")):
         Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC")
 
 
@@ -87,5 +88,5 @@ def test_a_space_offers_registered_necks_beside_the_fpn(bottom: type[FPN]) -> No
     plain = Architecture.parse("800x600 ResNet50 FPN(P2-P5,c=256) RPN 2FC")
     assert order(architecture)[0] != order(plain)[0]
     assert order(architecture)[1] == order(plain)[1]
-    with pytest.raises(ValueError, match="found 'PAFPN', expected one of none, FPN, Bottom-FPN"):
-        StructuralSpace(necks=("PAFPN",))
+    with pytest.raises(ValueError, match="found 'BiFPN', expected one of none, CSPNeXtPAFPN, CSPNeXtPAFPN\\(n=BLOCKS\\), FPN, PAFPN, Bottom-FPN"):
+        StructuralSpace(necks=("BiFPN",))
