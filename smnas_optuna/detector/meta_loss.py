@@ -158,8 +158,8 @@ def _rtmdet_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str)
     points = logits.size(1)
     targets = []
     for _ in range(images):
-        # Of each point in a box and each box: IoUs, costs, and for each class the score, the label, and what the cost
-        # is computed of them.
+        # Of each point in a box, which all of them may be, and each box: IoUs, costs, and for each class the score, the
+        # label, and what the cost is computed of them.
         pairs = [torch.empty(points, boxes, 16), *(torch.empty(points, boxes, classes) for _ in range(6))]
         # The labels and their weights, boxes, and IoUs.
         targets.append(torch.empty(points, 8))

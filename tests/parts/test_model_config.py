@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,9 @@ from smnas_optuna.parts.rpns.rpn import RPNS
 from smnas_optuna.search_space.structural import StructuralSpace
 from tests.parts.detectors import (
     FOUND,
-    HEIGHT,
     NECKS,
     NORMS,
-    SMALL,
-    WIDTH,
-    backward,
-    batch,
-    build,
+    check_that_it_learns_and_detects,
     classic_model,
     shapes,
     shipped_model,
@@ -273,37 +267,6 @@ def test_every_combination_learns_and_detects(text: str, norm: dict[str, Any]) -
 @pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
 def test_the_papers_detectors_train_and_detect_with_the_layers_of_its_search(text: str) -> None:
     check_that_it_learns_and_detects(text.partition(" ")[2], NORMS["GN and WS"], shrink=2)
-
-
-def check_that_it_learns_and_detects(text: str, norm: dict[str, Any], shrink: int = 1) -> None:
-    model = build(small_config(text, **norm))
-    for layer in model.modules():
-        # A residual branch that starts as zero passes no gradient on before the first step.
-        if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) and not layer.weight.any():
-            nn.init.ones_(layer.weight)
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0  # one batch is all that its statistics are of
-    losses = backward(model, shrink)
-    assert all(math.isfinite(value) for value in losses.values()), losses
-    head = Architecture.parse(f"64x64 {text}").head
-    assert sum("loss_cls" in name for name in losses) == getattr(head, "stages", 1)
-    without = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()]
-    assert without == []
-    assert all(one.grad.isfinite().all() for one in model.parameters())
-
-    model.eval()
-    if "GA-RPN" in text:
-        nn.init.zeros_(model.rpn_head.conv_loc.bias)  # so that some locations are likely enough
-    if "RetinaNet" in text:
-        nn.init.zeros_(model.bbox_head.retina_cls.bias)  # it starts out sure that there is no object
-    with torch.inference_mode():
-        (result,) = model(**batch(model, images=1, training=False, shrink=shrink), mode="predict")
-    found = result.pred_instances
-    assert 0 < len(found) <= SMALL.max_detections
-    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / shrink
-    assert ((found.bboxes >= 0) & (found.bboxes <= limit)).all()
-    assert ((found.scores > 0) & (found.scores <= 1)).all()
-    assert set(found.labels.tolist()) <= {0, 1, 2}
 
 
 RETINA_BRANCHES = {"bbox_head.cls_convs", "bbox_head.reg_convs"}

@@ -188,7 +188,10 @@ def test_fpn_levels_do_not_matter_to_a_space_without_fpn() -> None:
     [
         ("96x72 ResNet50(w=16) FPN(P2-P5,c=32) RPN 2FC", "backbone 'ResNet50' is not among ResNet18, ResNet34"),
         ("96x72 ResNet18 FPN(P2-P5,c=32) RPN 2FC", "ResNet18 does not have base_channels 16"),
-        ("96x72 basicblock_16_1-1-1-1 FPN(P2-P5,c=32) RPN 2FC", "backbone 'basicblock_16_1-1-1-1' is not among ResNet18, ResNet34"),
+        (
+            "96x72 basicblock_16_1-1-1-1 FPN(P2-P5,c=32) RPN 2FC",
+            "backbone 'basicblock_16_1-1-1-1' is not among ResNet18, ResNet34",
+        ),
         ("64x48 ResNet18(w=16) FPN(P2-P5,c=32) RPN 2FC", "input_size '64x48' is not among 96x72"),
         ("96x72 ResNet18(w=16) RPN 2FC", "neck 'none' is not among FPN"),
         ("96x72 ResNet18(w=16) FPN(P2-P5,c=64) RPN 2FC", "FPN(P2-P5,c=64) does not have fpn_channels 32"),
