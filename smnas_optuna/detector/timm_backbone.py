@@ -9,13 +9,14 @@ from typing import Any
 import timm
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
-from timm.layers import Format, convert_sync_batchnorm
+from timm.layers.format import Format
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Options with which models accept images of other sizes than the one that they were trained with, by their names in
 # timm; the last one is for all models that accept any size.
-_ANY_SIZE: tuple[dict[str, bool], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
 
 
 @MODELS.register_module()
@@ -49,7 +50,7 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         if found != list(out_channels):
             raise ValueError(f"{model}: timm {timm.__version__} has {found} channels, expected {list(out_channels)}")
         _remove_unused_blocks(created)
-        self.model = convert_sync_batchnorm(created) if sync_norm else created
+        self.model = convert_sync_batchnorm(created) if sync_norm else created  # type: ignore[no-untyped-call]
         self.norm_eval = norm_eval
         self._channels_last = getattr(created, "output_fmt", Format.NCHW) == Format.NHWC
 

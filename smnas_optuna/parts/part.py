@@ -60,8 +60,8 @@ class Part(ABC):
 
     # What texts of this family look like, for error messages: ``("2FC", "Cascade(n=2)")``.
     FORMS: ClassVar[tuple[str, ...]]
-    # The same for choices, if they look different.
-    CHOICE_FORMS: ClassVar[tuple[str, ...]] = ()
+    # The same for choices; None if they look the same.
+    CHOICE_FORMS: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def __str__(self) -> str:
@@ -205,7 +205,8 @@ class Registry(Generic[P]):
     @property
     def choice_forms(self) -> tuple[str, ...]:
         """What the choices of all families look like, for error messages."""
-        return tuple(form for family in self.families for form in family.CHOICE_FORMS or family.FORMS)
+        pairs = [(family.FORMS, family.CHOICE_FORMS) for family in self.families]
+        return tuple(form for forms, choices in pairs for form in (forms if choices is None else choices))
 
     def compact(self, text: str) -> str:
         """Remove spaces within texts of all families from an architecture's text; see :meth:`Part.compact`."""

@@ -35,10 +35,9 @@ def built(architecture: Architecture) -> Any:
 
 
 def test_every_kind_of_neck_builds_with_every_rpn_and_head() -> None:
-    one_stage = [(None, head) for head in SPACE.heads[:5]]
-    two_stage = list(itertools.product(("RPN", "GA-RPN"), SPACE.heads[5:]))
+    pairs = [("", head) for head in SPACE.heads[:5]] + list(itertools.product(("RPN", "GA-RPN"), SPACE.heads[5:]))
     necks = {"none": "", "CSPNeXtPAFPN(n=2)": "CSPNeXtPAFPN(P2-P4,c=32,n=2)"}
-    cases = itertools.product(SPACE.necks, one_stage + two_stage)
+    cases = itertools.product(SPACE.necks, pairs)
     backbones = itertools.cycle(("ResNet18(w=16)", "CSPNeXt-tiny", "timm:mobilenetv4_conv_small_050"))
     for (neck, (rpn, head)), backbone in zip(cases, backbones, strict=False):
         text = " ".join(filter(None, ("320x240", backbone, necks.get(neck, f"{neck}(P2-P4,c=32)"), rpn, head)))

@@ -39,6 +39,7 @@ class BackboneCode(Backbone):
 
     BLOCKS: ClassVar[tuple[str, ...]] = ("basicblock", "bottleneck", "Xbottleneck", "MBblock")
     FORMS: ClassVar[tuple[str, ...]] = ("BLOCK_BASE_S2-S3-S4-S5",)
+    CHOICE_FORMS: ClassVar[tuple[str, ...] | None] = ()
 
     block: str
     base: int

@@ -35,7 +35,7 @@ class CSPNeXtPAFPN(Neck):
 
     NAME: ClassVar[str] = "CSPNeXtPAFPN"
     FORMS: ClassVar[tuple[str, ...]] = ("CSPNeXtPAFPN(Pa-Pb,c=CHANNELS[,n=BLOCKS])",)
-    CHOICE_FORMS: ClassVar[tuple[str, ...]] = (NAME, f"{NAME}(n=BLOCKS)")
+    CHOICE_FORMS: ClassVar[tuple[str, ...] | None] = (NAME, f"{NAME}(n=BLOCKS)")
 
     blocks: int = 1
 

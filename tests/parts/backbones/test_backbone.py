@@ -45,7 +45,9 @@ def test_backbones_of_one_block_differ_in_depth(family: str, names: tuple[str, .
 
 @pytest.mark.parametrize("name", CLASSIC_BACKBONES)
 def test_mmengine_knows_where_imagenet_weights_are(name: str) -> None:
-    source, _, key = CLASSIC_BACKBONES[name](name).imagenet_weights.partition("://")
+    weights = CLASSIC_BACKBONES[name](name).imagenet_weights
+    assert weights is not None
+    source, _, key = weights.partition("://")
     catalogue = Config.fromfile(Path(inspect.getfile(Config)).parents[1] / "hub" / "openmmlab.json")
     assert key in (get_torchvision_models() if source == "torchvision" else catalogue)
 

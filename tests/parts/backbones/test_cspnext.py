@@ -1,5 +1,7 @@
 """CSPNeXt."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_deeper_and_wider_is_bigger() -> None:
 def test_stages_after_the_last_level_are_not_built() -> None:
     backbone = CSPNeXt(0.167, 0.25)
     for levels in ((1,), (1, 2, 3), (2, 3, 4)):
-        model = build_on_meta(backbone.config(levels, Detector()))
+        model: Any = build_on_meta(backbone.config(levels, Detector()))
         outputs = model(torch.empty(1, 3, 64, 96, device="meta"))
         assert [tuple(one.shape[1:]) for one in outputs] == [
             (channels, 64 >> level + 1, 96 >> level + 1)

@@ -33,7 +33,7 @@ def test_an_fpn_without_input_levels_in_its_text_has_all_output_levels_as_inputs
 
 
 def test_an_fpn_lists_its_input_and_output_levels() -> None:
-    neck = FPN.parse("FPN(P2-P3:P2-P6,c=64)")
+    neck = FPN(2, 3, 6, 64)
     assert (neck.input_levels, neck.output_levels) == ((2, 3), (2, 3, 4, 5, 6))
 
 
@@ -88,6 +88,5 @@ def test_a_space_offers_registered_necks_beside_the_fpn(bottom: type[FPN]) -> No
     plain = Architecture.parse("800x600 ResNet50 FPN(P2-P5,c=256) RPN 2FC")
     assert order(architecture)[0] != order(plain)[0]
     assert order(architecture)[1] == order(plain)[1]
-    message = "found 'BiFPN', expected one of none, CSPNeXtPAFPN, CSPNeXtPAFPN(n=BLOCKS), FPN, PAFPN, Bottom-FPN"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=r"found 'BiFPN', expected one of none, CSPNeXtPAFPN, .*Bottom-FPN"):
         StructuralSpace(necks=("BiFPN",))
