@@ -22,8 +22,7 @@ def estimate(text: str, images: int, detector: Detector = BN, *, device: str = "
     return training_memory(model, architecture.input_size, images, boxes=BOXES, device=device, **step)
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("detector", [BN, GN], ids=["BN", "GN"])
+@pytest.mark.parametrize(("detector", "images"), [(BN, 1), (GN, 2)], ids=["BN", "GN"])
 @pytest.mark.parametrize(
     "text",
     [

@@ -32,11 +32,10 @@ def matrix(outputs: Sequence[Any]) -> Any:
 @pytest.mark.parametrize(
     ("kind", "portrait"),
     [
-        ("two-stage", True),
         ("guided anchoring", False),
         ("ATSS", False),
         ("RTMDet", True),
-        *(pytest.param(kind, False, marks=pytest.mark.long) for kind in ("one-stage", "FCOS", "GFL")),
+        *(pytest.param(kind, True, marks=pytest.mark.long) for kind in ("one-stage", "two-stage", "FCOS", "GFL")),
     ],
 )
 def test_onnxruntime_detects_the_same_as_torch(kind: str, portrait: bool, tmp_path: Path) -> None:
