@@ -129,7 +129,7 @@ class Part(ABC):
             space: What parts may choose from.
 
         Returns:
-            By the parameter's name: its value, and the values that it may have; the space checks one against the other.
+            Pairs by the parameters' names, of the value and the values that it may have; the space compares these.
 
         Raises:
             ValueError: No parameters of this space give this part.
@@ -142,11 +142,11 @@ class Part(ABC):
         return 1
 
 
-P = TypeVar("P", bound=Part)
-Q = TypeVar("Q", bound=Part)
+_P = TypeVar("_P", bound=Part)
+_F = TypeVar("_F", bound=Part)
 
 
-class Registry(Generic[P]):
+class Registry(Generic[_P]):
     """The families of one kind of part.
 
     Args:
@@ -157,7 +157,7 @@ class Registry(Generic[P]):
         self.kind = kind
         self._families: dict[str, Any] = {}
 
-    def register(self, family: type[Q]) -> type[Q]:
+    def register(self, family: type[_F]) -> type[_F]:
         """Register a family; a class decorator.
 
         Args:
@@ -180,16 +180,16 @@ class Registry(Generic[P]):
         return family
 
     @property
-    def families(self) -> tuple[type[P], ...]:
+    def families(self) -> tuple[type[_P], ...]:
         """All families, in the order in which they were registered."""
         return tuple(self._families.values())
 
-    def find(self, text: str) -> P | None:
+    def find(self, text: str) -> _P | None:
         """Parse a text without spaces; None if it is of no family. Raises ValueError if it is of one, but wrong."""
         parts = (family.parse(text) for family in self.families)
         return next((part for part in parts if part is not None), None)
 
-    def parse(self, text: str) -> P:
+    def parse(self, text: str) -> _P:
         """Parse a text; raises ValueError that says what was expected."""
         part = self.find(re.sub(r"\s", "", self.compact(text)))
         if part is None:
@@ -198,7 +198,7 @@ class Registry(Generic[P]):
             raise ValueError(f"{self.kind} {text!r}: expected {expected}")
         return part
 
-    def family(self, choice: str) -> type[P] | None:
+    def family(self, choice: str) -> type[_P] | None:
         """Return the family of a recipe's choice; None if there is none."""
         return next((family for family in self.families if family.offers(choice)), None)
 
