@@ -30,7 +30,8 @@ OTHERS = {
     "RetinaNet-R50": ("800x600 ResNet50 FPN(P2-P6,c=256) RetinaNet", 46.7),
     "Cascade-RCNN-R50": ("800x600 ResNet50 FPN(P1-P5,c=256) RPN Cascade(n=3)", 54.9),
 }
-_ZOO = ("E0", "E1", "E2", "E3", "E4", "E5", "RetinaNet", "Faster-RCNN", "Cascade-RCNN", "Mask-RCNN")
+_PAPERS = ("E0", "E1", "E2", "E3", "E4", "E5", "RetinaNet", "Faster-RCNN", "Cascade-RCNN", "Mask-RCNN")
+_ZOO = (*_PAPERS, "RTMDet-s", "ATSS-R50")
 CLASSES = 80
 
 
@@ -41,12 +42,12 @@ class Subject:
     Args:
         model: The config's section ``model``.
         size: Input size.
-        paper: Inference time in the paper, in milliseconds.
+        published: Published inference time in milliseconds; None if there is none.
     """
 
     model: dict[str, Any]
     size: InputSize
-    paper: float
+    published: float | None
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,21 @@ def subjects(names: str | None) -> dict[str, Subject]:
         if names is not None and name not in (REFERENCE, *names.split(",")):
             continue
         if name in OTHERS:
-            text, paper = OTHERS[name]
+            text, milliseconds = OTHERS[name]
+            published: float | None = milliseconds
             architecture: Architecture | None = Architecture.parse(text)
             config: PurePosixPath | None = None
         else:
             entry = DETECTORS[name]
-            architecture, config, paper = entry.architecture, entry.config, entry.milliseconds
+            architecture, config, published = entry.architecture, entry.config, entry.milliseconds
         if architecture is not None:
             model = model_config(architecture, classes=CLASSES, detector=Detector())
-            selected[name] = Subject(model, architecture.input_size, paper)
+            selected[name] = Subject(model, architecture.input_size, published)
         else:
             assert config is not None
             model = published_model(config)
             model["backbone"]["init_cfg"] = None  # the pre-trained weights would be downloaded
-            selected[name] = Subject(model, InputSize.parse(DETECTORS[name].input_size), paper)
+            selected[name] = Subject(model, InputSize.parse(DETECTORS[name].input_size), published)
     return selected
 
 

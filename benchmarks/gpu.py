@@ -88,7 +88,8 @@ def inference(arguments: argparse.Namespace) -> None:
             reference.setdefault(mode_name, median)
             cells.append(f"{f'{median:.2f} ± {spread:.2f}':>18}{median / reference[mode_name]:7.2f}")
         flops = count_costs(subject.model, subject.size)[0] / 1e9
-        paper = f"{subject.paper:10.1f}{subject.paper / OTHERS[REFERENCE][1]:7.2f}"
+        time = subject.published
+        paper = f"{time:10.1f}{time / OTHERS[REFERENCE][1]:7.2f}" if time is not None else ""
         print(f"{name:18}{subject.size!s:>10}{flops:8.1f}{''.join(cells)}{paper}", flush=True)
 
 

@@ -269,8 +269,10 @@ def inference(machine: Machine, table: Table) -> None:
             reference.setdefault(mode, median)
             cells += [f"{median:.2f} ± {spread:.2f}", "-" if busy is None else f"{busy:.2f}"]
             cells.append(f"{median / reference[mode]:.2f}")
-        paper = [f"{subject.paper:.1f}", f"{subject.paper / OTHERS[REFERENCE][1]:.2f}"] if machine.is_gpu else ["-"] * 2
-        table.rows.append([name, str(subject.size), *cells, *paper])
+        published = ["-", "-"]
+        if machine.is_gpu and subject.published is not None:
+            published = [f"{subject.published:.1f}", f"{subject.published / OTHERS[REFERENCE][1]:.2f}"]
+        table.rows.append([name, str(subject.size), *cells, *published])
 
 
 def _chosen(machine: Machine) -> dict[str, Subject]:

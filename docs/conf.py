@@ -47,5 +47,5 @@ _OTHERS = (
     "pandas|pd|plotly|go|sqlalchemy"
 )
 # Those of variables that stand for a type have none.
-_VARIABLES = r"smnas_optuna\.(parts\.necks\.fpn\._Neck|study\.patient_storage\._T)"
+_VARIABLES = r"smnas_optuna\.(parts\.part\._[PF]|study\.patient_storage\._T)"
 nitpick_ignore_regex = [("py:.*", rf"({_OTHERS})\..*"), ("py:class", _VARIABLES)]

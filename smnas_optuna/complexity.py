@@ -68,15 +68,16 @@ def complexity(
         whole = costs["detector"]
         what = published.architecture or published.config
         print(f"{published.name}, {what}, {_COCO_CLASSES} classes: {_text(whole)} at {size}")
+        time = f", {published.milliseconds} ms on a {published.hardware}" if published.milliseconds else ""
         print(
-            f"published: {published.ap} AP on COCO {published.split}, {published.milliseconds} ms on a "
-            f"{published.hardware} at {published.input_size} ({published.source})"
+            f"published: {published.ap} AP on COCO {published.split}{time} at {published.input_size} "
+            f"({published.source})"
         )
 
 
 def _count_backbone(backbone: Backbone, size: InputSize, classes: int | None) -> tuple[int, int]:
     code = backbone.code
-    if backbone == code or code.is_published:
+    if code is not None and (backbone == code or code.is_published):
         return backbone_costs(code, size, classes=classes)
     # No code describes this backbone exactly, such as a narrowed one, or MobileNetV2 without its last convolution.
     from smnas_optuna.detector.counting import count_backbone  # imports torch, which codes do not need

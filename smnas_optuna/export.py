@@ -12,7 +12,6 @@ from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit, open_datase
 from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.parts.backbones.backbone import ClassicBackbone
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
@@ -100,7 +99,7 @@ def export(
     if file is not None and not file.is_file():
         raise UserError(f"--weights {file}: no such file; expected one, a URL, or imagenet")
     backbone = architecture.backbone
-    published = backbone.imagenet_weights if backbone.width == ClassicBackbone.PUBLISHED_WIDTH else None
+    published = backbone.imagenet_weights
     if weights == "imagenet" and published is None:
         raise UserError(f"--weights imagenet: {backbone} is no published backbone; expected a file, or none")
     recipe = _recipe_of_data(search, data, overrides)

@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
             "proposals": 20,
             "roi_samples": 16,
             "fc_channels": 16,
-            "retina_convs": 1,
+            "head_convs": 1,
         },
         "training": {
             "epochs": 1,

@@ -76,7 +76,7 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         with_cp: bool = False,
         init_cfg: Config | list[Config] | None = None,
     ) -> None:
-        parsed = BackboneCode.parse(code)
+        parsed = BackboneCode.read(code)
         if parsed.base % 2:
             raise ValueError(f"backbone code {code}: found the odd base {parsed.base}, expected an even one")
         if parsed.block == "Xbottleneck" and parsed.base < 4:

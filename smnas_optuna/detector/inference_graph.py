@@ -6,6 +6,7 @@ Layers, anchors and box coders are the detector's own. torchvision's operators r
 supports.
 """
 
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  # registers torch.ops.torchvision
 from torch import Tensor, nn
 
+from smnas_optuna.detector import mmcv_ops
 from smnas_optuna.detector.deployment import prepare_for_deployment
+
+mmcv_ops.install()
+from mmdet.models.dense_heads import GFLHead  # noqa: E402  # imports mmcv.ops
 
 # Boxes n x 4, scores n, and groups n; non-maximum suppression works within a group.
 ScoredBoxes = tuple[Tensor, Tensor, Tensor]
@@ -54,40 +59,87 @@ class InferenceGraph(nn.Module):
             head = self.model.rpn_head
             propose = _propose_guided if hasattr(head, "feature_adaption") else _propose
             detections, settings = _classify(self.model.roi_head, features, *propose(head, features, extent), extent)
+            threshold = settings.score_thr
         else:
             head = self.model.bbox_head
             settings = head.test_cfg
-            detections = _decode_anchors(head, features, extent, class_groups=True)
+            detections = _decode(head, features, extent, threshold=settings.score_thr)
             detections = _drop(detections, ~_is_larger(detections[0], settings.min_bbox_size))
-        boxes, scores, labels = _suppress(detections, settings.score_thr, settings.nms, settings.max_per_img)
+            threshold = 0.0  # it was compared with the scores of classes alone
+        boxes, scores, labels = _suppress(detections, threshold, settings.nms, settings.max_per_img)
         return boxes, scores.clamp(min=0), labels
 
     def _normalise(self, image: Tensor, size: Tensor) -> Tensor:
         preprocessor = self.model.data_preprocessor
+        if not preprocessor._channel_conversion:
+            # Detectors whose images are not converted from blue, green and red were trained with these.
+            image = image.flip(1)
         height, width = image.shape[-2:]
         covered = (torch.arange(height) < size[0])[:, None] & (torch.arange(width) < size[1])
         return torch.where(covered, (image - preprocessor.mean) / preprocessor.std, 0.0)
 
 
-def _decode_anchors(head: Any, features: tuple[Tensor, ...], extent: Tensor, *, class_groups: bool) -> ScoredBoxes:
-    """Return the boxes of the anchors with the highest scores of each level, grouped by class or by level."""
-    scores, deltas = head(features)
-    anchors = head.prior_generator.grid_priors([level.shape[-2:] for level in scores], device=extent.device)
+def _decode(head: Any, features: tuple[Tensor, ...], extent: Tensor, *, threshold: float | None = None) -> ScoredBoxes:
+    """Return the boxes with the highest scores of each level.
+
+    Args:
+        head: A head that predicts at every location.
+        features: Feature levels.
+        extent: Width and height of the image, twice.
+        threshold: Boxes with larger scores are kept, and grouped by class; None, for an RPN, to keep all, by level.
+    """
+    scores, regressions, *factors = head(features)
+    priors = head.prior_generator.grid_priors([level.shape[-2:] for level in scores], device=extent.device)
     levels = []
-    for number, (level_scores, level_deltas, level_anchors) in enumerate(zip(scores, deltas, anchors, strict=True)):
-        flat = _last(level_scores, 1)[:, 0].sigmoid()  # anchor by anchor, with a score per class for each
+    for number, (level_scores, level_regressions, level_priors) in enumerate(
+        zip(scores, regressions, priors, strict=True)
+    ):
+        flat = _last(level_scores, 1)[:, 0].sigmoid()  # prior by prior, with a score per class for each
         best, index = flat.topk(min(head.test_cfg.nms_pre, len(flat)))
-        anchor, label = index // head.cls_out_channels, index % head.cls_out_channels
-        boxes = head.bbox_coder.decode(level_anchors[anchor], _last(level_deltas, 4)[anchor])
-        levels.append((boxes, best, label if class_groups else torch.full_like(label, number)))
+        prior, label = index // head.cls_out_channels, index % head.cls_out_channels
+        rows = _last(level_regressions, level_regressions.shape[1] // head.num_base_priors)[prior]
+        boxes = decode_boxes(head, level_priors[prior], rows, number)
+        if threshold is None:
+            label = torch.full_like(label, number)
+        else:
+            quality = _last(factors[0][number], 1)[:, 0].sigmoid()[prior] if factors else 1.0
+            best = torch.where(best > threshold, best * quality, NOTHING)
+        levels.append((boxes, best, label))
     boxes, best, groups = (torch.cat(parts) for parts in zip(*levels, strict=True))
     return _clip(boxes, extent), best, groups
+
+
+@singledispatch
+def decode_boxes(head: Any, priors: Tensor, regressions: Tensor, level: int) -> Tensor:
+    """Return the boxes that a head regresses, as its own ``predict_by_feat`` does.
+
+    Register a function for another class of heads with ``@decode_boxes.register(Head)`` if it differs from
+    MMDetection's ``BaseDenseHead``.
+
+    Args:
+        head: The head.
+        priors: Anchors, ``n x 4``, or points, ``n x 2``, of one level.
+        regressions: What the head predicts for them, ``n x channels``.
+        level: Number of the level, from 0.
+
+    Returns:
+        Boxes, ``n x 4``: x1, y1, x2, y2 in pixels.
+    """
+    boxes: Tensor = head.bbox_coder.decode(priors, regressions)
+    return boxes
+
+
+@decode_boxes.register(GFLHead)
+def _decode_distributions(head: Any, priors: Tensor, regressions: Tensor, level: int) -> Tensor:
+    stride = head.prior_generator.strides[level][0]
+    boxes: Tensor = head.bbox_coder.decode(head.anchor_center(priors), head.integral(regressions) * stride)
+    return boxes
 
 
 def _propose(head: Any, features: tuple[Tensor, ...], extent: Tensor) -> tuple[Tensor, Tensor]:
     """Return an RPN's proposals, ``n x 4``, and whether each row has one, ``n``."""
     settings = head.test_cfg
-    proposals = _decode_anchors(head, features, extent, class_groups=False)
+    proposals = _decode(head, features, extent)
     proposals = _drop(proposals, ~_is_larger(proposals[0], settings.min_bbox_size))
     boxes, scores, _ = _suppress(proposals, 0.0, settings.nms, settings.max_per_img)
     return boxes, scores >= 0

@@ -1,7 +1,8 @@
 """Layers that MMDetection's registry lacks.
 
-They are group normalisation of any width, MobileNetV2 without unused layers, guided anchoring that may propose nothing,
-RPNs with normalisation, and region features in mixed precision. Searched backbones are in ``backbone.py``.
+They are group normalisation of any width, backbones without unused layers, guided anchoring that may propose nothing,
+RPNs with normalisation, and region features in mixed precision. Searched backbones are in
+``backbone.py``, those of timm in ``timm_backbone.py``.
 
 Configs that use them need ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import also provides
 mmcv's operators if they are not compiled.
@@ -17,10 +18,10 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from smnas_optuna.detector import backbone, mmcv_ops  # noqa: F401  # registers searched backbones
+from smnas_optuna.detector import backbone, mmcv_ops, timm_backbone  # noqa: F401  # registers backbones
 
 mmcv_ops.install()
-from mmdet.models.backbones import MobileNetV2  # noqa: E402  # imports mmcv.ops
+from mmdet.models.backbones import CSPNeXt, MobileNetV2  # noqa: E402  # imports mmcv.ops
 from mmdet.models.dense_heads import GARPNHead, RPNHead  # noqa: E402
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor  # noqa: E402
 
@@ -48,6 +49,17 @@ class DividingGroupNorm(nn.GroupNorm):
 @MODELS.register_module()
 class TruncatedMobileNetV2(MobileNetV2):  # type: ignore[misc]  # mmdet is untyped
     """MobileNetV2 without the layers after the last one in ``out_indices``, which would only take time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in self.layers[max(self.out_indices) + 1 :]:
+            delattr(self, name)
+        del self.layers[max(self.out_indices) + 1 :]
+
+
+@MODELS.register_module()
+class TruncatedCSPNeXt(CSPNeXt):  # type: ignore[misc]  # as above
+    """CSPNeXt without the stages after the last one in ``out_indices``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

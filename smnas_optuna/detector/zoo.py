@@ -1,16 +1,16 @@
 """Published detectors for comparison: architecture or config, accuracy and speed, and where these were measured.
 
-The values are from Tables 2 and 3 of SM-NAS (Yao et al., AAAI 2020), on COCO. The paper misprints the base of two
-backbones, which does not give the printed parameters and FLOPs; here E1 has base 72 (printed 56) and E2 base 56
-(printed 48), which do.
+The values are from Tables 2 and 3 of SM-NAS (Yao et al., AAAI 2020) and from MMDetection, on COCO. The paper misprints
+the base of two backbones, which does not give the printed parameters and FLOPs; here E1 has base 72 (printed 56) and E2
+base 56 (printed 48), which do.
 """
 
 import difflib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from smnas_optuna.parts.architecture import Architecture, parse_backbone
-from smnas_optuna.parts.backbones.backbone import Backbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import BACKBONES, Backbone
 from smnas_optuna.search_space.modular import PUBLISHED
 
 
@@ -22,10 +22,10 @@ class Published:
         name: Name in the paper and on the command line.
         ap: COCO average precision, in percent.
         split: Split of COCO 2017 on which the precision was measured: ``val`` or ``test-dev``.
-        milliseconds: Inference time of one image on ``hardware``.
+        milliseconds: Inference time of one image on ``hardware``; None if it was not published.
         input_size: Input size ``WIDTHxHEIGHT`` at which precision and time were measured.
         architecture: The architecture, if this package can describe it.
-        config: Otherwise the path of MMDetection's config, relative to its folder ``configs``.
+        config: Path of MMDetection's config, relative to its folder ``configs``; None for the detectors of the paper.
         hardware: GPU on which the time was measured.
         source: Where the values were published.
     """
@@ -33,7 +33,7 @@ class Published:
     name: str
     ap: float
     split: str
-    milliseconds: float
+    milliseconds: float | None
     input_size: str
     architecture: Architecture | None = None
     config: PurePosixPath | None = None
@@ -55,7 +55,7 @@ def _config(name: str, size: str, config: str, milliseconds: float, ap: float) -
     return Published(name, ap, "test-dev", milliseconds, size, config=PurePosixPath(config), source="SM-NAS, Table 3")
 
 
-DETECTORS = {
+PAPERS_DETECTORS = {
     entry.name: entry
     for entry in (
         _searched(0, "512x512", "FPN(P2-P5,c=128) RPN 2FC", 24.5, 27.1),
@@ -74,6 +74,48 @@ DETECTORS = {
         _config("NAS-FPN", "1280x1280", "nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco.py", 198.7, 45.4),
     )
 }
+"""The detectors of Tables 2 and 3 of SM-NAS, by name."""
+
+
+def _mmdet(name: str, text: str, config: str, milliseconds: float | None, ap: float) -> Published:
+    path = PurePosixPath(config)
+    source = f"MMDetection 3.3, configs/{path.parent}/metafile.yml"
+    size = text.partition(" ")[0]
+    return Published(name, ap, "val", milliseconds, size, Architecture.parse(text), path, source=source)
+
+
+def _rtmdet(size: str, neck: str, ap: float) -> Published:
+    text = f"640x640 CSPNeXt-{size} {neck} RTMDet"
+    return _mmdet(f"RTMDet-{size}", text, f"rtmdet/rtmdet_{size}_8xb32-300e_coco.py", None, ap)
+
+
+_R50 = "1333x800 ResNet50"
+
+DETECTORS = PAPERS_DETECTORS | {
+    entry.name: entry
+    for entry in (
+        _rtmdet("tiny", "CSPNeXtPAFPN(P2-P4,c=96)", 40.9),
+        _rtmdet("s", "CSPNeXtPAFPN(P2-P4,c=128)", 44.5),
+        _rtmdet("m", "CSPNeXtPAFPN(P2-P4,c=192,n=2)", 49.1),
+        _mmdet("ATSS-R50", f"{_R50} FPN(P2-P6,c=256) ATSS", "atss/atss_r50_fpn_1x_coco.py", 50.76, 39.4),
+        _mmdet("GFL-R50", f"{_R50} FPN(P2-P6,c=256) GFL", "gfl/gfl_r50_fpn_1x_coco.py", 51.28, 40.2),
+        _mmdet(
+            "FCOS-R50",
+            f"{_R50}-caffe FPN(P2-P6,c=256) FCOS",
+            "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
+            None,
+            38.7,
+        ),
+        _mmdet(
+            "FasterRCNN-R50-PAFPN",
+            f"{_R50} PAFPN(P1-P5,c=256) RPN 2FC",
+            "pafpn/faster-rcnn_r50_pafpn_1x_coco.py",
+            58.14,
+            37.5,
+        ),
+    )
+}
+"""All published detectors, by name."""
 
 _BACKBONES = {
     "R18": "ResNet18",
@@ -107,7 +149,7 @@ def find_backbone(text: str) -> Backbone:
         ValueError: The text is none of these.
     """
     if text.upper() not in (name.upper() for name in DETECTORS):
-        return parse_backbone(_BACKBONES.get(text.upper(), text))
+        return BACKBONES.parse(_BACKBONES.get(text.upper(), text))
     architecture = find_detector(text).architecture
     if architecture is None:
         raise ValueError(f"{text!r}: its backbone has no code; --zoo {text} counts the whole detector")

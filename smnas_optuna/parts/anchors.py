@@ -4,7 +4,7 @@ The values are those of MMDetection's own configs; see ``model_config.py``.
 """
 
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.levels import stride_of
+from smnas_optuna.parts.levels import Features, stride_of
 from smnas_optuna.parts.part import Config
 
 
@@ -18,6 +18,22 @@ def one_level_scales(detector: Detector, stride: int) -> list[float]:
         stride: Stride of the single level, in pixels.
     """
     return [detector.anchor_scale * stride_of(level) / stride for level in range(1, 6)]
+
+
+def one_anchor(features: Features, detector: Detector) -> Config:
+    """Return the config of anchors for heads that have one square anchor at each location.
+
+    Args:
+        features: Feature levels with anchors.
+        detector: Its ``anchor_scale`` is used.
+    """
+    return {
+        "type": "AnchorGenerator",
+        "ratios": [1.0],
+        "octave_base_scale": detector.anchor_scale,
+        "scales_per_octave": 1,
+        "strides": list(features.strides),
+    }
 
 
 def box_coder(stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Config:

@@ -7,58 +7,21 @@ An architecture is a value: backbone, neck, RPN, head and input size. Its canoni
     512x512 ResNet18(w=16) FPN(P2-P3:P2-P5,c=64) RetinaNet
     512x512 MobileNetV2 GA-RPN 2FC
     512x512 basicblock_64_1-21-21-12 FPN(P2-P5,c=128) RPN 2FC
+    640x640 CSPNeXt-s CSPNeXtPAFPN(P2-P4,c=128) RTMDet
+    640x640 timm:convnext_tiny PAFPN(P2-P5,c=128) ATSS
+
+Each part is of one of the families in ``parts/backbones/``, ``necks/``, ``rpns/`` and ``heads/``, or of a user's own.
 """
 
 import re
 from dataclasses import dataclass
 
-from smnas_optuna.parts.backbones.backbone import Backbone, ClassicBackbone
-from smnas_optuna.parts.backbones.mobilenet import MobileNetV2
-from smnas_optuna.parts.backbones.resnet import ResNet
-from smnas_optuna.parts.backbones.searched import BackboneCode
-from smnas_optuna.parts.heads.head import Head
-from smnas_optuna.parts.heads.rcnn import RCNNHead
-from smnas_optuna.parts.heads.retinanet import RetinaNetHead
+from smnas_optuna.parts.backbones.backbone import BACKBONES, Backbone
+from smnas_optuna.parts.heads.head import HEADS, Head
 from smnas_optuna.parts.levels import SINGLE_LEVEL
-from smnas_optuna.parts.necks.fpn import FPN, parse_neck
+from smnas_optuna.parts.necks.neck import NECKS, Neck
 from smnas_optuna.parts.part import INTEGER, Part
-from smnas_optuna.parts.rpns.guided_anchoring import GuidedAnchoringRPN
-from smnas_optuna.parts.rpns.rpn import RPN
-
-_CLASSIC_FAMILIES: tuple[type[ClassicBackbone], ...] = (ResNet, MobileNetV2)
-CLASSIC_BACKBONES = {name: family for family in _CLASSIC_FAMILIES for name in family.DEPTHS}
-"""The family of each published backbone, by the backbone's name."""
-
-_RPNS = {rpn.NAME: rpn for rpn in (RPN, GuidedAnchoringRPN)}
-_HEADS: tuple[type[Head], ...] = (RetinaNetHead, RCNNHead)
-
-
-def parse_backbone(text: str) -> Backbone:
-    """Parse a published backbone's name or a searched backbone's code; raises ValueError."""
-    if re.match("|".join(BackboneCode.BLOCKS), text):
-        return BackboneCode.parse(text)
-    for family in _CLASSIC_FAMILIES:
-        backbone = family.parse(text)
-        if backbone is not None:
-            return backbone
-    raise ValueError(f"backbone {text!r}: expected one of {', '.join(CLASSIC_BACKBONES)}, with (w=WIDTH) if narrowed")
-
-
-def parse_rpn(text: str) -> RPN:
-    """Parse ``RPN`` or ``GA-RPN``; raises ValueError."""
-    if text not in _RPNS:
-        raise ValueError(f"RPN {text!r}: expected {' or '.join(_RPNS)}")
-    return _RPNS[text]()
-
-
-def parse_head(text: str) -> Head:
-    """Parse ``RetinaNet``, ``2FC`` or ``Cascade(n=STAGES)``; raises ValueError."""
-    compact = re.sub(r"\s", "", text)
-    for family in _HEADS:
-        head = family.parse(compact)
-        if head is not None:
-            return head
-    raise ValueError(f"head {text!r}: expected {', '.join(family.TEXTS for family in _HEADS)}")
+from smnas_optuna.parts.rpns.rpn import RPN, RPNS
 
 
 @dataclass(frozen=True)
@@ -90,24 +53,26 @@ class Architecture:
 
     Args:
         input_size: Size that images are scaled to fit into.
-        backbone: A published or a searched backbone.
+        backbone: The backbone.
         neck: The neck; None for the original Faster R-CNN, whose heads use the backbone's level P3 alone.
-        rpn: The RPN; None if and only if the head is RetinaNet's.
-        head: RetinaNet's head, or an RCNN head, which needs an RPN.
+        rpn: The RPN; None if and only if the head is a one-stage head.
+        head: The head.
 
     Raises:
-        ValueError: Head and RPN do not fit together.
+        ValueError: The parts do not go together.
     """
 
     input_size: InputSize
     backbone: Backbone
-    neck: FPN | None
+    neck: Neck | None
     rpn: RPN | None
     head: Head
 
     def __post_init__(self) -> None:
-        if (self.rpn is None) == self.head.NEEDS_RPN:
-            raise ValueError(f"architecture {self}: RetinaNet has no RPN, every other head needs one")
+        for part in self.parts:
+            reason = part.conflict(self)
+            if reason is not None:
+                raise ValueError(f"architecture {self}: {reason}")
 
     def __str__(self) -> str:
         return " ".join(map(str, (self.input_size, *self.parts)))
@@ -125,15 +90,15 @@ class Architecture:
     @classmethod
     def parse(cls, text: str) -> "Architecture":
         """Parse the canonical text, also as SM-NAS's tables spell it; raises ValueError that names the faulty part."""
-        code = re.compile(rf"\b({'|'.join(BackboneCode.BLOCKS)})[ _]+(\d+)[ _]+(?=\d+-)")
-        compact = re.sub(r"\([^)]*\)", lambda match: re.sub(r"\s", "", match[0]), code.sub(r"\1_\2_", text))
+        compact = re.sub(r"\([^)]*\)", lambda match: re.sub(r"\s", "", match[0]), BACKBONES.compact(text))
         parts = compact.split()
         if len(parts) < 3:
             raise ValueError(f"architecture {text!r}: expected INPUT_SIZE BACKBONE [NECK] [RPN] HEAD")
         size, backbone, *optional, head = parts
+        # A neck that is not known is recognised by its arguments, its name, or the RPN that follows.
         has_neck = len(optional) > 1 or any("(" in part or "FPN" in part.upper() for part in optional)
-        neck = parse_neck(optional.pop(0)) if has_neck else None
-        rpn = parse_rpn(optional.pop(0)) if optional else None
+        neck = NECKS.parse(optional.pop(0)) if has_neck else None
+        rpn = RPNS.parse(optional.pop(0)) if optional else None
         if optional:
             raise ValueError(f"architecture {text!r}: {optional[0]!r} is one part too many")
-        return cls(InputSize.parse(size), parse_backbone(backbone), neck, rpn, parse_head(head))
+        return cls(InputSize.parse(size), BACKBONES.parse(backbone), neck, rpn, HEADS.parse(head))

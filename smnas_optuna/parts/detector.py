@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import AliasChoices, Field
+
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.section import PositiveFloat, PositiveInt, Section
 
@@ -11,14 +13,15 @@ class Detector(Section):
 
     Args:
         norm: Normalisation layers of the backbone: ``BN``; ``SyncBN``, whose statistics are computed over all GPUs of
-            a trial; or ``GN``, which neck, RPN and RetinaNet head then have too.
+            a trial; or ``GN``, which necks, RPNs and one-stage heads then have too. Backbones of timm have the layers
+            that timm gives them.
         weight_standardization: Standardise the weights of each convolution that a normalisation layer follows.
         anchor_scale: Side of an RPN's square anchor, in strides of its level.
         proposals: Largest number of proposals per image that the RCNN head gets in testing; with guided anchoring half
             of it, and at most 300.
         roi_samples: Proposals per image that the loss of an RCNN head is computed on.
         fc_channels: Width of the two fully connected layers of the RCNN head.
-        retina_convs: Convolutions in each branch of the RetinaNet head.
+        head_convs: Convolutions in each branch of a one-stage head; RTMDet's have half of it, as published.
         max_detections: Largest number of detections per image.
     """
 
@@ -28,7 +31,8 @@ class Detector(Section):
     proposals: PositiveInt = 1000
     roi_samples: PositiveInt = 512
     fc_channels: PositiveInt = 1024
-    retina_convs: PositiveInt = 4
+    # Former recipes, and those that studies have recorded, call it retina_convs.
+    head_convs: PositiveInt = Field(default=4, validation_alias=AliasChoices("head_convs", "retina_convs"))
     max_detections: PositiveInt = 100
 
     @property
@@ -38,6 +42,12 @@ class Detector(Section):
         if self.norm == "GN":
             norm = {"type": "DividingGroupNorm", "num_groups": 32, "requires_grad": True}
         return {"conv_cfg": {"type": "ConvWS"} if self.weight_standardization else None, "norm_cfg": norm}
+
+    @property
+    def published_head_layers(self) -> Config:
+        """``conv_cfg`` and ``norm_cfg`` of one-stage heads that are published with group normalisation."""
+        groups: Config = {"type": "DividingGroupNorm", "num_groups": 32, "requires_grad": True}
+        return {"conv_cfg": {"type": "ConvWS"} if self.weight_standardization else None, "norm_cfg": groups}
 
     @property
     def layers(self) -> Config:

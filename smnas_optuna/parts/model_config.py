@@ -1,7 +1,7 @@
 """Converts an Architecture to the ``model`` of an MMDetection config.
 
-Settings that an architecture does not determine are those of MMDetection's own configs for Faster R-CNN, Cascade R-CNN,
-RetinaNet and Guided Anchoring, so the classic detectors are those that MMDetection ships. There is one difference: the
+Settings that an architecture does not determine are those of MMDetection's own configs, so that published detectors are
+those that MMDetection ships. There is one difference: the
 RPN of a Cascade R-CNN is trained as that of a Faster R-CNN, so that equal texts of a part mean equal parts.
 """
 
@@ -9,9 +9,6 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features, stride_of
 from smnas_optuna.parts.part import Config
-
-# Mean and standard deviation of red, green and blue over ImageNet, on a scale of 0 to 255.
-NORMALIZATION: Config = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 
 
 def custom_imports(architecture: Architecture) -> Config:
@@ -22,7 +19,7 @@ def custom_imports(architecture: Architecture) -> Config:
 
 
 def model_config(architecture: Architecture, *, classes: int, detector: Detector, weights: str | None = None) -> Config:
-    """Return the ``model`` of an MMDetection config for an architecture.
+    """Return the ``model`` of an MMDetection config for an architecture; raises ValueError if a part cannot be built.
 
     Args:
         architecture: The architecture; the base channels of a backbone code have to be even to build a network.
@@ -44,11 +41,10 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
     return {
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
-            **NORMALIZATION,
-            "bgr_to_rgb": True,
+            **backbone.normalization,
             "pad_size_divisor": 32,
         },
         "backbone": backbone.config(levels, detector, weights),
-        "neck": neck.config(channels, head.EXTRA_CONVS, detector) if neck else None,
+        "neck": neck.config(channels, head.MORE_LEVELS, detector) if neck else None,
         **head.config(features, architecture.rpn, classes, detector),
     }

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from smnas_optuna.parts.architecture import Architecture, InputSize, parse_backbone
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.backbones.backbone import BACKBONES
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
 from smnas_optuna.parts.necks.fpn import FPN
@@ -88,6 +89,12 @@ class Structural(Stage):
         if weights == "imagenet":
             if self.space.base_channels != 64:
                 raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
+            for backbone in self.space.all_backbones:
+                if backbone.imagenet_weights is None:
+                    raise ValueError(
+                        f"training.weights: there are no imagenet weights of {backbone}; expected a file for each "
+                        "backbone, or none"
+                    )
             _refuse_imagenet_weights_of_other_layers(self.detector)
         return self
 
@@ -125,7 +132,7 @@ class Modular(Stage):
 
 
 def _with_canonical_keys(files: dict[str, Path]) -> dict[str, Path]:
-    canonical = {str(parse_backbone(text)): file for text, file in files.items()}
+    canonical = {str(BACKBONES.parse(text)): file for text, file in files.items()}
     if len(canonical) < len(files):
         raise ValueError("a backbone is listed more than once")
     return canonical
@@ -188,8 +195,8 @@ class Recipe(Section):
         structural: Stage one.
         modular: Stage two; null to end the search after stage one.
         transfer: Training of architectures from another study; null for none.
-        imports: Python modules that register further parts, such as necks with
-            :func:`~smnas_optuna.parts.necks.fpn.register_neck`; every process that uses the recipe imports them.
+        imports: Python modules that register further parts, see :mod:`smnas_optuna.parts.part`; every process that uses
+            the recipe imports them.
     """
 
     # Validated first, since the other sections may name parts that these modules register.
@@ -220,8 +227,7 @@ class Recipe(Section):
         if self.modular is None:
             return self
         space = self.structural.space
-        for name in space.backbones:
-            backbone = space.backbone(name)
+        for backbone in space.all_backbones:
             # This neck uses all levels, so all stages of the backbone are built and checked.
             neck = FPN(1, 4, 4, space.fpn_channels)
             try:

@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 import yaml
 from optuna.trial import TrialState
 
-from smnas_optuna.detector.zoo import DETECTORS
+from smnas_optuna.detector.zoo import PAPERS_DETECTORS
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import quantity_of
 from smnas_optuna.reporting.study_results import StudyResults
@@ -84,7 +84,8 @@ def zoo_detectors() -> list[KnownDetector]:
             source="SM-NAS paper",
             split=entry.split,
         )
-        for entry in DETECTORS.values()
+        for entry in PAPERS_DETECTORS.values()
+        if entry.milliseconds is not None
     ]
 
 

@@ -12,7 +12,7 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, VocDataset
 from smnas_optuna.search.search import Search, known_costs
 from smnas_optuna.training.job import CostRequest
-from smnas_optuna.training.process import count
+from smnas_optuna.training.process import check_backbones, count
 
 _SHOWN_ARCHITECTURES = 5
 _COCO_CLASSES = 80
@@ -49,8 +49,10 @@ def _show_costs(search: Search, which: str, notes: Mapping[Architecture, str], o
     known = _classes(search.recipe.dataset)
     classes = known or _COCO_CLASSES
     with tempfile.TemporaryDirectory() as scratch:
-        request = CostRequest(tuple(notes), classes, search.settings.detector)
-        costs = count(request, Path(scratch) / "output.log")
+        output = Path(scratch) / "output.log"
+        if search.stage == "structural":
+            check_backbones(search.recipe, output)
+        costs = count(CostRequest(tuple(notes), classes, search.settings.detector), output)
     out.print(f"{which} of them, as detectors of {classes} classes{'' if known else ' (as COCO has)'}:")
     for (architecture, note), cost in zip(notes.items(), costs, strict=True):
         backbone = known_costs(architecture).get("backbone_flops")

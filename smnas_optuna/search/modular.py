@@ -204,8 +204,8 @@ def examples(recipe: Recipe) -> list[ModularSearch]:
     neck = FPN(1, 4, 5, space.fpn_channels) if "FPN" in space.necks else None
     size = InputSize.parse(space.input_sizes[-1])
     by_block: dict[str, ModularSearch] = {}
-    for name in space.backbones:
-        backbone = space.backbone(name)
+    for backbone in space.all_backbones:
         candidate = Candidate(len(by_block), "", 0, Architecture(size, backbone, neck, None, RetinaNetHead()))
-        by_block.setdefault(backbone.block, ModularSearch(recipe, candidate))
+        if backbone.code is not None:
+            by_block.setdefault(backbone.code.block, ModularSearch(recipe, candidate))
     return list(by_block.values())

@@ -154,10 +154,12 @@ class Search(Protocol):
 
 def weights_in_recipe(search: Search, backbone: Backbone) -> PretrainedWeights | None:
     """Return the weights that a stage's ``training.weights`` names for a backbone; a searched one has none."""
-    weights, published = search.settings.training.weights, backbone.imagenet_weights
-    if published is None or weights == "none":
+    weights = search.settings.training.weights
+    checkpoint = backbone.imagenet_weights if weights == "imagenet" else None
+    if isinstance(weights, dict) and backbone.choice in weights:
+        checkpoint = str(weights[backbone.choice])
+    if checkpoint is None:
         return None
-    checkpoint = str(weights[backbone.family]) if isinstance(weights, dict) else published
     return PretrainedWeights(backbone, checkpoint, f"{search.stage}.training.weights")
 
 

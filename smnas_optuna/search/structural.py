@@ -94,8 +94,7 @@ class StructuralSearch:
     @property
     def required_weights(self) -> tuple[PretrainedWeights, ...]:
         """The weights of all backbones of the space."""
-        backbones = map(self.space.backbone, self.space.backbones)
-        return tuple(filter(None, map(self.pretrained_weights, backbones)))
+        return tuple(filter(None, map(self.pretrained_weights, self.space.all_backbones)))
 
     def record(self, study: optuna.Study) -> None:
         """Record nothing: the recipe says everything."""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.searched import BackboneCode
-from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.necks.neck import Neck
 
 if TYPE_CHECKING:
     import optuna  # reading a recipe to build detectors needs no Optuna
@@ -26,7 +26,7 @@ _DOUBLING_NAMES = tuple(f"doubling_{number}" for number in range(1, DOUBLINGS + 
 # The backbones of E0 to E5. Tables 6 and 7 misprint the base channels of E1 (56) and E2 (48): the parameters and FLOPs
 # in these tables are those of 72 and 56.
 PUBLISHED = tuple(
-    BackboneCode.parse(text)
+    BackboneCode.read(text)
     for text in (
         "basicblock_64_1-21-21-12",
         "basicblock_72_111-2111-2-111112",
@@ -143,7 +143,10 @@ class ModularSpace(BaseModel):
         Raises:
             ValueError: The space would not contain the candidate itself; the message names the bound.
         """
-        block = architecture.backbone.code.block
+        code = architecture.backbone.code
+        if code is None:
+            raise ValueError(f"candidate {architecture}: {architecture.backbone} has no code that could be searched")
+        block = code.block
         space = CandidateSpace(architecture, getattr(self, block), self.fpn_channels)
         try:
             space.params(space.baseline)
@@ -189,8 +192,14 @@ class CandidateSpace:
         return self.candidate.backbone_levels[-1]
 
     @property
+    def _start(self) -> BackboneCode:
+        code = self.candidate.backbone.code
+        assert code is not None
+        return code
+
+    @property
     def _block(self) -> str:
-        return self.candidate.backbone.code.block
+        return self._start.block
 
     @cached_property
     def _bounds(self) -> tuple[tuple[int, int], ...]:
@@ -264,7 +273,7 @@ class CandidateSpace:
     @property
     def baseline(self) -> Architecture:
         """The candidate itself, with its backbone written as a code."""
-        return self._with_backbone(self.candidate.backbone.code)
+        return self._with_backbone(self._start)
 
     @property
     def published_starts(self) -> tuple[Architecture, ...]:
@@ -340,8 +349,8 @@ def _inherited(architecture: Architecture) -> dict[str, str]:
     }
 
 
-def _levels(neck: FPN | None) -> str:
-    return f"{neck.NAME} from P{neck.first}-P{neck.last_input} to P{neck.last_output}" if neck else "none"
+def _levels(neck: Neck | None) -> str:
+    return f"{neck.choice} from P{neck.first}-P{neck.last_input} to P{neck.last_output}" if neck else "none"
 
 
 def _block_at(value: int, depths: Sequence[int], positions: Sequence[int]) -> int:

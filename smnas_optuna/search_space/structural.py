@@ -1,15 +1,22 @@
 """Search space of stage one: backbone, neck, RPN, head and input size (SM-NAS, section 3.2.1)."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize, parse_head, parse_rpn
-from smnas_optuna.parts.backbones.backbone import ClassicBackbone
-from smnas_optuna.parts.necks.fpn import NECKS
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.backbones.backbone import BACKBONES, Backbone, ClassicBackbone
+from smnas_optuna.parts.heads.head import HEADS
+from smnas_optuna.parts.levels import SINGLE_LEVEL
+from smnas_optuna.parts.necks.neck import NECKS
+from smnas_optuna.parts.part import Part, Registry
+from smnas_optuna.parts.rpns.rpn import RPNS
 
 if TYPE_CHECKING:
     import optuna  # reading a recipe to build detectors needs no Optuna
+
+_NONE = "none"
 
 
 def _distinct(choices: tuple[str, ...]) -> tuple[str, ...]:
@@ -19,21 +26,28 @@ def _distinct(choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices
 
 
-def _known_neck(name: str) -> str:
-    if name != "none" and name not in NECKS:
-        raise ValueError(f"found {name!r}, expected one of none, {', '.join(NECKS)}")
-    return name
+def _known(families: Registry[Any], *, or_none: bool = False) -> Callable[[str], str]:
+    """Return a validator of the choices of a kind of part."""
+
+    def check(choice: str) -> str:
+        if families.family(choice) is None and not (or_none and choice == _NONE):
+            forms = (*([_NONE] if or_none else []), *families.choice_forms)
+            raise ValueError(f"found {choice!r}, expected one of {', '.join(forms)}")
+        return choice
+
+    return check
 
 
 def _canonical_input_size(text: str) -> str:
     return str(InputSize.parse(text))
 
 
-BackboneName = Literal["ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNeXt50", "ResNeXt101", "MobileNetV2"]
+BackboneChoice = Annotated[str, AfterValidator(_known(BACKBONES))]
+NeckChoice = Annotated[str, AfterValidator(_known(NECKS, or_none=True))]
+RPNChoice = Annotated[str, AfterValidator(_known(RPNS, or_none=True))]
+HeadChoice = Annotated[str, AfterValidator(_known(HEADS))]
 FPNInputs = Literal["P1-P1", "P1-P2", "P1-P3", "P1-P4", "P2-P2", "P2-P3", "P2-P4", "P3-P3", "P3-P4", "P4-P4"]
 Level = Literal["P1", "P2", "P3", "P4", "P5", "P6"]
-RPNKind = Literal["none", "RPN", "GA-RPN"]
-HeadKind = Literal["RetinaNet", "2FC", "Cascade(n=2)", "Cascade(n=3)", "Cascade(n=4)"]
 
 
 class StructuralSpace(BaseModel):
@@ -44,16 +58,18 @@ class StructuralSpace(BaseModel):
     at stride 16: the stride of Ren et al. (2015) and of MMDetection's C4 models.
 
     Args:
-        backbones: Names of published backbones.
-        base_channels: Channels of the first stage of every backbone; 64 is the published network.
-        necks: ``none``, ``FPN``, and names of necks that are registered with
-            :func:`~smnas_optuna.parts.necks.fpn.register_neck`; these have the levels and channels of an FPN.
+        backbones: Names of published backbones; ``timm:`` with the name of a timm model.
+        base_channels: Channels of the first stage of every ResNet, ResNeXt and MobileNetV2; 64 is the published one.
+        necks: ``none``, ``FPN``, ``PAFPN``, and ``CSPNeXtPAFPN`` with ``(n=BLOCKS)`` if it has more than one block.
         fpn_inputs: Ranges Pa-Pb of input levels of a neck.
         fpn_last_outputs: Last output levels Pd of a neck; with the inputs Pa-Pb those with d >= b are used.
         fpn_channels: Channels of every output level of a neck.
-        rpns: ``none`` for the RetinaNet head, ``RPN`` and ``GA-RPN`` for all others.
-        heads: ``RetinaNet``, ``2FC``, ``Cascade(n=2)`` to ``Cascade(n=4)``.
+        rpns: ``none`` for one-stage heads, ``RPN`` and ``GA-RPN`` for all others.
+        heads: The one-stage heads ``RetinaNet``, ``FCOS``, ``ATSS``, ``GFL`` and ``RTMDet``; ``2FC``, ``Cascade(n=2)``
+            to ``Cascade(n=4)``.
         input_sizes: Sizes ``WIDTHxHEIGHT`` in pixels that images are scaled to fit into.
+
+    Backbones, necks, RPNs and heads of a user's own are listed by their names, too, see ``docs/new_module.md``.
 
     Raises:
         pydantic.ValidationError: A list is empty or repeats an entry, a name is unknown, or a choice cannot be combined
@@ -62,7 +78,7 @@ class StructuralSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbones: Annotated[tuple[BackboneName, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+    backbones: Annotated[tuple[BackboneChoice, ...], Field(min_length=1), AfterValidator(_distinct)] = (
         "ResNet18",
         "ResNet34",
         "ResNet50",
@@ -72,9 +88,7 @@ class StructuralSpace(BaseModel):
         "MobileNetV2",
     )
     base_channels: PositiveInt = ClassicBackbone.PUBLISHED_WIDTH
-    necks: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_neck)], ...], Field(min_length=1), AfterValidator(_distinct)
-    ] = ("none", "FPN")
+    necks: Annotated[tuple[NeckChoice, ...], Field(min_length=1), AfterValidator(_distinct)] = ("none", "FPN")
     fpn_inputs: Annotated[tuple[FPNInputs, ...], Field(min_length=1), AfterValidator(_distinct)] = (
         "P1-P1",
         "P1-P2",
@@ -96,8 +110,8 @@ class StructuralSpace(BaseModel):
         "P6",
     )
     fpn_channels: PositiveInt = 256
-    rpns: Annotated[tuple[RPNKind, ...], Field(min_length=1), AfterValidator(_distinct)] = ("none", "RPN", "GA-RPN")
-    heads: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+    rpns: Annotated[tuple[RPNChoice, ...], Field(min_length=1), AfterValidator(_distinct)] = ("none", "RPN", "GA-RPN")
+    heads: Annotated[tuple[HeadChoice, ...], Field(min_length=1), AfterValidator(_distinct)] = (
         "RetinaNet",
         "2FC",
         "Cascade(n=2)",
@@ -112,93 +126,109 @@ class StructuralSpace(BaseModel):
 
     @model_validator(mode="after")
     def _every_choice_can_be_combined(self) -> "StructuralSpace":
-        if ("RetinaNet" in self.heads) != ("none" in self.rpns):
-            raise ValueError("heads and rpns: RetinaNet goes with the RPN 'none', so list both or neither")
-        if bool(self._rcnn_heads) != bool(self._proposing_rpns):
-            raise ValueError("heads and rpns: 2FC and Cascade heads need RPN or GA-RPN, so list both or neither")
-        if self._pyramids:
-            for inputs in self.fpn_inputs:
-                if not self._last_outputs(inputs):
-                    raise ValueError(f"fpn_last_outputs: none is at or above the last input level of {inputs}")
+        one_stage, two_stage = ", ".join(self._heads(needs_rpn=False)), ", ".join(self._heads(needs_rpn=True))
+        if bool(one_stage) != (_NONE in self.rpns):
+            heads = one_stage or "one-stage heads such as RetinaNet"
+            raise ValueError(f"heads and rpns: the RPN 'none' goes with {heads}, so list both or neither")
+        if bool(two_stage) != bool(self._proposing_rpns):
+            heads = two_stage or "heads such as 2FC"
+            rpns = ", ".join(self._proposing_rpns) or "an RPN"
+            raise ValueError(f"heads and rpns: {heads} and {rpns} go together, so list both or neither")
+        for choice in self._necks:
+            _family(NECKS, choice).count(choice, self)
         return self
 
     @property
-    def _pyramids(self) -> tuple[str, ...]:
-        return tuple(neck for neck in self.necks if neck != "none")
-
-    @property
-    def _rcnn_heads(self) -> tuple[str, ...]:
-        return tuple(head for head in self.heads if head != "RetinaNet")
+    def _necks(self) -> tuple[str, ...]:
+        return tuple(neck for neck in self.necks if neck != _NONE)
 
     @property
     def _proposing_rpns(self) -> tuple[str, ...]:
-        return tuple(rpn for rpn in self.rpns if rpn != "none")
+        return tuple(rpn for rpn in self.rpns if rpn != _NONE)
 
-    def backbone(self, name: str) -> ClassicBackbone:
-        """Return a backbone of this space by its published name."""
-        return CLASSIC_BACKBONES[name](name, self.base_channels)
+    def _heads(self, *, needs_rpn: bool) -> tuple[str, ...]:
+        return tuple(head for head in self.heads if needs_rpn == _family(HEADS, head).NEEDS_RPN)
 
-    def _last_outputs(self, inputs: str) -> tuple[str, ...]:
-        return tuple(level for level in self.fpn_last_outputs if level >= inputs[-2:])
+    @property
+    def backbone_levels(self) -> tuple[int, ...]:
+        """All levels that some architecture takes from its backbone, ascending."""
+        levels = {SINGLE_LEVEL} if _NONE in self.necks else set()
+        if self._necks:
+            levels |= {level for inputs in self.fpn_inputs for level in range(int(inputs[1]), int(inputs[-1]) + 1)}
+        return tuple(sorted(levels))
+
+    @property
+    def all_backbones(self) -> tuple[Backbone, ...]:
+        """All backbones of this space, as far as their choices leave nothing open."""
+        fixed = [choice for choice in self.backbones if _family(BACKBONES, choice).count(choice, self) == 1]
+        return tuple(map(self.backbone, fixed))
+
+    def backbone(self, choice: str) -> Backbone:
+        """Return the backbone of a choice of this space that leaves nothing open."""
+        return _family(BACKBONES, choice).suggest(choice, None, self)  # type: ignore[no-any-return]  # there is no trial
 
     def suggest(self, trial: "optuna.trial.BaseTrial") -> Architecture:
         """Let a trial choose an architecture, define-by-run.
 
         The levels of a pyramid are asked for only when there is one, an RPN only when the head needs one. Each
-        parameter has the same choices whenever it is asked for, so any sampler and any storage can handle it; for
-        that the last output level has a name of its own for each last input level.
+        parameter has the same choices whenever it is asked for, so any sampler and any storage can handle it.
         """
-        backbone = trial.suggest_categorical("backbone", self.backbones)
+        backbone = self._suggest("backbone", self.backbones, BACKBONES, trial)
         input_size = trial.suggest_categorical("input_size", self.input_sizes)
-        neck = None
-        pyramid = trial.suggest_categorical("neck", self.necks)
-        if pyramid != "none":
-            inputs = trial.suggest_categorical("fpn_inputs", self.fpn_inputs)
-            outputs = trial.suggest_categorical(_last_output_name(inputs), self._last_outputs(inputs))
-            neck = NECKS[pyramid](int(inputs[1]), int(inputs[-1]), int(outputs[1]), self.fpn_channels)
-        head = parse_head(trial.suggest_categorical("head", self.heads))
-        rpn = parse_rpn(trial.suggest_categorical("rpn", self._proposing_rpns)) if head.NEEDS_RPN else None
-        return Architecture(InputSize.parse(input_size), self.backbone(backbone), neck, rpn, head)
+        neck = self._suggest("neck", self.necks, NECKS, trial)
+        head = self._suggest("head", self.heads, HEADS, trial)
+        rpn = self._suggest("rpn", self._proposing_rpns, RPNS, trial) if head.NEEDS_RPN else None
+        return Architecture(InputSize.parse(input_size), backbone, neck, rpn, head)
 
-    def params(self, architecture: Architecture) -> dict[str, str]:
+    def _suggest(
+        self, name: str, choices: tuple[str, ...], families: Registry[Any], trial: "optuna.trial.BaseTrial"
+    ) -> Any:
+        choice = trial.suggest_categorical(name, choices)
+        return None if choice == _NONE else _family(families, choice).suggest(choice, trial, self)
+
+    def params(self, architecture: Architecture) -> dict[str, Any]:
         """Return the parameters that :meth:`suggest` turns into ``architecture``.
 
         Raises:
             ValueError: The architecture is not in this space; the message names the part and the choices.
         """
-        backbone, neck = architecture.backbone, architecture.neck
-        if not isinstance(backbone, ClassicBackbone) or backbone.width != self.base_channels:
-            raise ValueError(f"{backbone} is not a published backbone with base_channels {self.base_channels}")
-        choices = [
-            ("backbone", backbone.name, self.backbones),
-            ("input_size", str(architecture.input_size), self.input_sizes),
-            ("neck", "none" if neck is None else neck.NAME, self.necks),
-        ]
-        if neck is not None:
-            if neck.channels != self.fpn_channels:
-                raise ValueError(f"{neck} does not have fpn_channels {self.fpn_channels}")
-            inputs = f"P{neck.first}-P{neck.last_input}"
-            choices.append(("fpn_inputs", inputs, self.fpn_inputs))
-            choices.append((_last_output_name(inputs), f"P{neck.last_output}", self._last_outputs(inputs)))
-        choices.append(("head", str(architecture.head), self.heads))
+        parts: dict[str, tuple[Part | None, tuple[str, ...]]] = {
+            "backbone": (architecture.backbone, self.backbones),
+            "neck": (architecture.neck, self.necks),
+            "head": (architecture.head, self.heads),
+        }
         if architecture.rpn is not None:
-            choices.append(("rpn", str(architecture.rpn), self._proposing_rpns))
-        for name, value, allowed in choices:
+            parts["rpn"] = architecture.rpn, self._proposing_rpns
+        known: dict[str, tuple[Any, tuple[Any, ...]]] = {"input_size": (str(architecture.input_size), self.input_sizes)}
+        for name, (part, choices) in parts.items():
+            choice = _NONE if part is None else part.choice
+            known[name] = choice, choices
+            if part is not None and choice in choices:
+                known |= part.params(self)
+        for name, (value, allowed) in known.items():
             if value not in allowed:
-                raise ValueError(f"{name} {value!r} is not among {', '.join(allowed)}")
-        return {name: value for name, value, _ in choices}
+                raise ValueError(f"{name} {value!r} is not among {', '.join(map(str, allowed))}")
+        return {name: value for name, (value, _) in known.items()}
 
     @property
     def size(self) -> int:
         """Exact number of architectures in this space."""
-        levels = sum(len(self._last_outputs(inputs)) for inputs in self.fpn_inputs)
-        necks = ("none" in self.necks) + len(self._pyramids) * levels
-        heads = ("RetinaNet" in self.heads) + len(self._rcnn_heads) * len(self._proposing_rpns)
-        return len(self.backbones) * len(self.input_sizes) * necks * heads
+        backbones = _count(BACKBONES, self.backbones, self)
+        necks = (_NONE in self.necks) + _count(NECKS, self._necks, self)
+        rpns = _count(RPNS, self._proposing_rpns, self)
+        one_stage = _count(HEADS, self._heads(needs_rpn=False), self)
+        two_stage = _count(HEADS, self._heads(needs_rpn=True), self)
+        return backbones * len(self.input_sizes) * necks * (one_stage + two_stage * rpns)
 
 
-def _last_output_name(inputs: str) -> str:
-    return f"fpn_last_output_from_{inputs[-2:]}"
+def _family(families: Registry[Any], choice: str) -> Any:
+    family = families.family(choice)
+    assert family is not None, choice
+    return family
+
+
+def _count(families: Registry[Any], choices: tuple[str, ...], space: StructuralSpace) -> int:
+    return sum(_family(families, choice).count(choice, space) for choice in choices)
 
 
 def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -207,8 +237,8 @@ def order(architecture: Architecture) -> tuple[tuple[str, ...], tuple[int, ...]]
     x precedes y, "x is no bigger than y", iff their groups are equal and x's vector is componentwise at most y's. That
     is so where y's backbone has the same kind of block and is as deep and wide as x's or more so, and y has no smaller
     input (in either side), a superset of x's input and output levels of the neck, as many or more channels of the neck,
-    and as many or more cascade stages (``2FC`` counts as a cascade of one). One-stage and two-stage detectors, kinds of
-    RPNs, and kinds of necks are not comparable.
+    and as many or more cascade stages (``2FC`` counts as a cascade of one). Different one-stage heads, one-stage and
+    two-stage detectors, kinds of RPNs, and kinds of necks are not comparable.
 
     Raises:
         TypeError: The backbone is a searched one, which only ``CandidateSpace.order`` compares.

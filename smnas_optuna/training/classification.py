@@ -28,7 +28,6 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import BACKBONE_LEVELS
-from smnas_optuna.parts.model_config import NORMALIZATION
 from smnas_optuna.training.checkpoint import KeepCheckpoint, find_checkpoint, resume
 from smnas_optuna.training.distributed import backend, is_first, is_launched, join, process_count, report_error_once
 from smnas_optuna.training.runners import environment_config, hooks_config
@@ -192,9 +191,11 @@ def classifier_config(backbone: Backbone, classes: int) -> dict[str, Any]:
     """Return the model config of a backbone with a classifier for ``classes`` classes."""
     layers_as_in_final_models = Detector(norm="BN", weight_standardization=False)
     last = BACKBONE_LEVELS[-1:]
+    images = backbone.normalization
+    preprocessing = {"mean": images["mean"], "std": images["std"], "rgb_to_bgr": not images["bgr_to_rgb"]}
     return {
         "type": "BackboneClassifier",
-        "data_preprocessor": {"type": "mmengine.ImgDataPreprocessor", **NORMALIZATION, "non_blocking": True},
+        "data_preprocessor": {"type": "mmengine.ImgDataPreprocessor", **preprocessing, "non_blocking": True},
         "backbone": backbone.config(last, layers_as_in_final_models),
         "channels": backbone.channels(last)[0],
         "classes": classes,

@@ -13,6 +13,7 @@ from smnas_optuna.parts.levels import BACKBONE_LEVELS
 from smnas_optuna.timing.cores import usable_cores
 from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
+from smnas_optuna.training.backbone_check import check_backbones
 from smnas_optuna.training.fitting import gpu_memory, machine_memory, usable_memory
 from smnas_optuna.training.job import DeviceRequest, Target
 
@@ -30,8 +31,8 @@ def probe(request: DeviceRequest, report: Callable[[Target], None]) -> None:
         report: Called with the device.
 
     Raises:
-        UserError: The device is not available or does not support a setting of the recipe, or weights cannot be fetched
-            or do not fit.
+        UserError: The device is not available or does not support a setting of the recipe, a backbone does not exist,
+            or weights cannot be fetched or do not fit.
     """
     recipe, device = request.recipe, request.recipe.device
     gpus, problem = choose_gpus(request)
@@ -42,6 +43,8 @@ def probe(request: DeviceRequest, report: Callable[[Target], None]) -> None:
     for stage, settings in recipe.stages.items():
         if kind == "cpu" and settings.detector.norm == "SyncBN":
             raise UserError(f"{stage}.detector.norm: SyncBN needs CUDA GPUs; expected BN or GN")
+    if request.stage == "structural":
+        check_backbones(recipe)
     settings = recipe.stages[request.stage]
     for each in request.weights:
         config = each.backbone.config(BACKBONE_LEVELS, settings.detector)

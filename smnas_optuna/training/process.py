@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.timing import gpus
 from smnas_optuna.training.failure import failure_of, failure_of_exit
 from smnas_optuna.training.job import Comparison, CostRequest, Costs, DeviceRequest, Event, Failure, Job, Target
@@ -71,6 +72,19 @@ def count(request: CostRequest, output: Path) -> list[Costs]:
     """
     costs = _call("training.count", request, output)
     return [cost for cost in costs if isinstance(cost, Costs)]
+
+
+def check_backbones(recipe: Recipe, output: Path) -> None:
+    """Check that all backbones of stage one's space exist, and have the levels that its necks and heads use.
+
+    Args:
+        recipe: The recipe.
+        output: File for the process's output.
+
+    Raises:
+        UserError: A backbone does not exist, or lacks a level.
+    """
+    _call("backbone_check.check_backbones", recipe, output)
 
 
 def draw(comparison: Comparison, output: Path) -> None:

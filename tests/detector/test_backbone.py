@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smnas_optuna.detector import layers as registered  # noqa: F401  # DividingGroupNorm
 from smnas_optuna.detector.backbone import SearchedBackbone
-from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, parse_backbone
+from smnas_optuna.parts.backbones.backbone import BACKBONES
 from smnas_optuna.parts.backbones.searched import BackboneCode
+from tests.parts.texts import CLASSIC_BACKBONES
 
 from mmdet.models.backbones import ResNet, ResNeXt  # isort: skip  # needs the operators that our module provides
 
@@ -56,7 +57,7 @@ def on_meta(code: str) -> Any:
 
 
 def published(name: str, **settings: Any) -> Any:
-    depth = parse_backbone(name).depth
+    depth = BACKBONES.parse(name).depth
     if name.startswith("ResNeXt"):
         return ResNeXt(groups=32, base_width=4, depth=depth, **settings)
     return ResNet(depth, **settings)
@@ -77,12 +78,12 @@ def shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
 def test_codes_of_published_networks_have_the_tensors_of_mmdetections(name: str) -> None:
     with torch.device("meta"):
         theirs = published(name)
-    assert shapes(on_meta(str(parse_backbone(name).code))) == shapes(theirs)
+    assert shapes(on_meta(str(BACKBONES.parse(name).code))) == shapes(theirs)
 
 
 @pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "ResNeXt50"])
 def test_codes_of_published_networks_compute_the_same_as_mmdetections(name: str) -> None:
-    theirs, ours = published(name), SearchedBackbone(str(parse_backbone(name).code)).eval()
+    theirs, ours = published(name), SearchedBackbone(str(BACKBONES.parse(name).code)).eval()
     theirs.eval()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(1, 3, 70, 50)
@@ -211,7 +212,7 @@ def test_a_truncated_backbone_returns_the_same_features(code: str, indices: tupl
 @pytest.mark.parametrize("norm_eval", [False, True])
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 1, 2, 4])
 def test_the_same_parameters_are_frozen_as_in_mmdetections_resnet(frozen_stages: int, norm_eval: bool) -> None:
-    code = str(parse_backbone("ResNet18").code)
+    code = str(BACKBONES.parse("ResNet18").code)
     theirs = published("ResNet18", frozen_stages=frozen_stages, norm_eval=norm_eval)
     ours = SearchedBackbone(code, frozen_stages=frozen_stages, norm_eval=norm_eval)
     theirs.train()

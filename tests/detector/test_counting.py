@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from smnas_optuna.detector.counting import build_on_meta, count_costs
-from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize
+from smnas_optuna.parts.architecture import Architecture, InputSize
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.heads.rcnn import RCNNHead
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
@@ -27,8 +27,9 @@ from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.parts.rpns.guided_anchoring import GuidedAnchoringRPN
 from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.search_space.structural import order
+from tests.parts.texts import CLASSIC_BACKBONES
 
-SMALL = Detector(proposals=12, fc_channels=24, retina_convs=2)
+SMALL = Detector(proposals=12, fc_channels=24, head_convs=2)
 SMALL_GN = SMALL.model_copy(update={"norm": "GN", "weight_standardization": True})
 
 
@@ -134,7 +135,7 @@ def test_backbones_cost_what_table_7_of_the_paper_implies(backbone: str, size: s
     ],
 )
 def test_backbones_have_the_published_number_of_parameters(text: str, params: int) -> None:
-    config = config_of(text, Detector(retina_convs=1), classes=1)
+    config = config_of(text, Detector(head_convs=1), classes=1)
     channels = config["neck"]["in_channels"][0]
     anchors = 9
     rest = (channels + 1) + (9 + 1) + 2 * (9 + 1) + anchors * (9 + 1) + 4 * anchors * (9 + 1)
@@ -227,13 +228,13 @@ def arrows(draw: st.DrawFn) -> tuple[Architecture, Architecture]:
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(arrows(), st.sampled_from([1, 80, 1000]), st.sampled_from([1, 4]))
 def test_an_architecture_that_precedes_another_costs_no_more(
-    arrow: tuple[Architecture, Architecture], classes: int, retina_convs: int
+    arrow: tuple[Architecture, Architecture], classes: int, head_convs: int
 ) -> None:
     small, large = arrow
     (small_group, small_vector), (large_group, large_vector) = order(small), order(large)
     assert small_group == large_group
     assert all(one <= other for one, other in zip(small_vector, large_vector, strict=True))
-    detector = Detector(retina_convs=retina_convs)
+    detector = Detector(head_convs=head_convs)
     small_costs, large_costs = (
         count_costs(model_config(one, classes=classes, detector=detector), one.input_size) for one in arrow
     )

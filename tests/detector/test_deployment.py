@@ -15,7 +15,7 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.model_config import model_config
 from tests.detector.counted_calls import CountedCalls
 
-SMALL = Detector(roi_samples=16, fc_channels=16, proposals=20, retina_convs=1)
+SMALL = Detector(roi_samples=16, fc_channels=16, proposals=20, head_convs=1)
 
 
 @pytest.mark.parametrize("head", ["RetinaNet", "RPN 2FC", "GA-RPN Cascade(n=2)"])

@@ -51,11 +51,11 @@ BACKBONES = [
 
 def test_the_papers_tables_are_reproduced() -> None:
     for code, (params, gflops) in CLASSIFIERS.items():
-        costs = backbone_costs(BackboneCode.parse(code), InputSize(224, 224), classes=1000)
+        costs = backbone_costs(BackboneCode.read(code), InputSize(224, 224), classes=1000)
         assert params is None or costs.params / 1e6 == pytest.approx(params, rel=1e-3), code
         assert gflops is None or costs.flops / 1e9 == pytest.approx(gflops, rel=0.025), code
     for code, size, gflops in BACKBONES:
-        costs = backbone_costs(BackboneCode.parse(code), InputSize.parse(size))
+        costs = backbone_costs(BackboneCode.read(code), InputSize.parse(size))
         assert costs.flops / 1e9 == pytest.approx(gflops, rel=0.025), (code, size)
 
 
@@ -81,7 +81,7 @@ def test_the_formulae_equal_torchs_counter_on_the_built_network(block: str, exam
 @pytest.mark.parametrize("code", [R18, R34, R101, X101, E1, E3, E5, "MBblock_24_11-211-2111111-2111"])
 def test_the_formulae_equal_torchs_counter_for_published_networks(code: str) -> None:
     config = {"type": "SearchedBackbone", "code": code}
-    assert backbone_costs(BackboneCode.parse(code), InputSize(64, 96)) == count_backbone(config, InputSize(64, 96))
+    assert backbone_costs(BackboneCode.read(code), InputSize(64, 96)) == count_backbone(config, InputSize(64, 96))
 
 
 def test_sides_are_padded_to_multiples_of_32() -> None:
@@ -90,7 +90,7 @@ def test_sides_are_padded_to_multiples_of_32() -> None:
 
 
 def test_a_classifier_adds_its_weights_and_biases() -> None:
-    code, size = BackboneCode.parse(E0), InputSize(224, 224)
+    code, size = BackboneCode.read(E0), InputSize(224, 224)
     without, with_classes = backbone_costs(code, size), backbone_costs(code, size, classes=10)
     assert with_classes.flops - without.flops == 10 * 512
     assert with_classes.params - without.params == 10 * 513
@@ -98,6 +98,6 @@ def test_a_classifier_adds_its_weights_and_biases() -> None:
 
 def test_bases_that_cannot_be_built_are_refused() -> None:
     with pytest.raises(ValueError, match="found the odd base 57"):
-        backbone_costs(BackboneCode.parse("basicblock_57_1-2-2-2"), InputSize(224, 224))
+        backbone_costs(BackboneCode.read("basicblock_57_1-2-2-2"), InputSize(224, 224))
     with pytest.raises(ValueError, match="expected 4 or more"):
-        backbone_costs(BackboneCode.parse("Xbottleneck_2_1-2-2-2"), InputSize(224, 224))
+        backbone_costs(BackboneCode.read("Xbottleneck_2_1-2-2-2"), InputSize(224, 224))

@@ -24,7 +24,13 @@ KINDS = {
     "cascade": "160x120 MobileNetV2(w=16) FPN(P1-P5,c=16) RPN Cascade(n=3)",
     "guided anchoring": "160x120 Xbottleneck_32_2-1-1-1 FPN(P1-P4,c=16) GA-RPN Cascade(n=2)",
     "guided anchoring without a neck": "160x120 basicblock_8_11-21-1-12 GA-RPN 2FC",
+    "ATSS": "160x120 timm:mobilenetv3_small_050 FPN(P2-P5,c=16) ATSS",
+    "FCOS": "160x120 ResNet18(w=8) PAFPN(P2-P4,c=16) FCOS",
+    "GFL": "160x120 ResNet18(w=8) FPN(P1-P3,c=16) GFL",
+    "RTMDet": "160x120 CSPNeXt(d=0.167,w=0.25) CSPNeXtPAFPN(P1-P3,c=16) RTMDet",
 }
+# Standard deviations of the heads' weights with which a detector finds different boxes, where 0.03 is too weak.
+STRENGTHS = {"FCOS": 0.2, "GFL": 0.1, "RTMDet": 0.15}
 
 
 def network(text: str, detector: Detector | None = None) -> Any:
@@ -39,7 +45,17 @@ def network(text: str, detector: Detector | None = None) -> Any:
             for name, parameter in module.named_parameters():
                 # New heads are sure of background and of unchanged boxes.
                 if any(part in name for part in ("cls", "reg", "shape", "conv_loc", "conv_offset")):
-                    torch.nn.init.normal_(parameter, std=0.03)
+                    torch.nn.init.normal_(parameter, std=STRENGTHS.get(config["type"], 0.03))
+                if "gfl_reg" in name:
+                    # Distributions of distances that are not all alike.
+                    torch.nn.init.normal_(parameter)
+    if config["type"] in STRENGTHS:
+        # Statistics of a batch, without which the features of deep networks are all alike.
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            model.train().bbox_head(model.extract_feat(torch.randn(4, 3, 128, 160)))
     return model.eval()
 
 

@@ -29,7 +29,15 @@ def matrix(outputs: Sequence[Any]) -> Any:
     return np.column_stack([boxes, scores, labels])[labels >= 0]
 
 
-@pytest.mark.parametrize(("kind", "portrait"), [("one-stage", False), ("two-stage", True), ("guided anchoring", False)])
+@pytest.mark.parametrize(
+    ("kind", "portrait"),
+    [
+        ("guided anchoring", False),
+        ("ATSS", False),
+        ("RTMDet", True),
+        *(pytest.param(kind, True, marks=pytest.mark.long) for kind in ("one-stage", "two-stage", "FCOS", "GFL")),
+    ],
+)
 def test_onnxruntime_detects_the_same_as_torch(kind: str, portrait: bool, tmp_path: Path) -> None:
     model = network(KINDS[kind])
     checkpoint = {"state_dict": model.state_dict(), "meta": {"dataset_meta": {"classes": NAMES}}}

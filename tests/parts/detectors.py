@@ -1,6 +1,7 @@
 """Configs, networks and batches for the tests of parts."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ FOUND = {
     "E4": "800x600 Xbottleneck_56_21-21-111111111111111-2111111 FPN(P1-P5,c=256) GA-RPN Cascade(n=3)",
     "E5": "1333x800 Xbottleneck_56_21-21-11111111111111-21111111 FPN(P1-P5,c=256) GA-RPN Cascade(n=3)",
 }
-SMALL = Detector(proposals=20, roi_samples=16, fc_channels=16, retina_convs=1, anchor_scale=4)
+SMALL = Detector(proposals=20, roi_samples=16, fc_channels=16, head_convs=1, anchor_scale=4)
 NORMS: dict[str, dict[str, Any]] = {
     "BN": {},
     "BN and WS": {"weight_standardization": True},
@@ -108,3 +109,39 @@ def backward(model: Any, shrink: int = 1) -> dict[str, float]:
     total, logged = model.parse_losses(losses)
     total.backward()
     return {name: value.item() for name, value in logged.items()}
+
+
+def check_that_it_learns_and_detects(text: str, norm: dict[str, Any], shrink: int = 1) -> None:
+    model = build(small_config(text, **norm))
+    for layer in model.modules():
+        # A residual branch that starts as zero passes no gradient on before the first step.
+        if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) and not layer.weight.any():
+            nn.init.ones_(layer.weight)
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0  # one batch is all that its statistics are of
+    losses = backward(model, shrink)
+    assert all(math.isfinite(value) for value in losses.values()), losses
+    head = Architecture.parse(f"64x64 {text}").head
+    assert sum("loss_cls" in name for name in losses) == getattr(head, "stages", 1)
+    # A level with no object learns no factor of its boxes.
+    learning = {name: one for name, one in model.named_parameters() if "bbox_head.scales" not in name}
+    without = [name for name, one in learning.items() if one.grad is None or not one.grad.any()]
+    assert without == [], without
+    assert all(one.grad.isfinite().all() for one in learning.values())
+
+    model.eval()
+    if "GA-RPN" in text:
+        nn.init.zeros_(model.rpn_head.conv_loc.bias)  # so that some locations are likely enough
+    if not head.NEEDS_RPN:
+        # It starts out sure that there is no object.
+        for name, one in model.bbox_head.named_parameters():
+            if name.endswith("_cls.bias") or (".rtm_cls." in f".{name}" and name.endswith("bias")):
+                nn.init.zeros_(one)
+    with torch.inference_mode():
+        (result,) = model(**batch(model, images=1, training=False, shrink=shrink), mode="predict")
+    found = result.pred_instances
+    assert 0 < len(found) <= SMALL.max_detections
+    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / shrink
+    assert ((found.bboxes >= 0) & (found.bboxes <= limit)).all()
+    assert ((found.scores > 0) & (found.scores <= 1)).all()
+    assert set(found.labels.tolist()) <= {0, 1, 2}

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,19 @@ from mmengine.config import Config
 from torch import nn
 
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.parts.architecture import (
-    Architecture,
-    InputSize,
-    parse_backbone,
-    parse_head,
-    parse_rpn,
-)
+from smnas_optuna.parts.architecture import Architecture, InputSize
+from smnas_optuna.parts.backbones.backbone import BACKBONES as FAMILIES
 from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.heads.head import HEADS
 from smnas_optuna.parts.levels import SINGLE_LEVEL, stride_of
 from smnas_optuna.parts.model_config import model_config
+from smnas_optuna.parts.rpns.rpn import RPNS
 from smnas_optuna.search_space.structural import StructuralSpace
 from tests.parts.detectors import (
     FOUND,
-    HEIGHT,
     NECKS,
     NORMS,
-    SMALL,
-    WIDTH,
-    backward,
-    batch,
-    build,
+    check_that_it_learns_and_detects,
     classic_model,
     shapes,
     shipped_model,
@@ -171,27 +162,27 @@ def test_without_a_neck_proposals_are_made_as_in_mmdetections_c4_models() -> Non
 
 SPACE = StructuralSpace()
 PAIRS = [
-    (None if rpn == "none" else parse_rpn(rpn), parse_head(head))
+    (None if rpn == "none" else RPNS.parse(rpn), HEADS.parse(head))
     for rpn, head in itertools.product(SPACE.rpns, SPACE.heads)
     if (rpn == "none") == (head == "RetinaNet")
 ]
 
 
-# A neck is built with every third pair of RPN and head, the next neck with the pairs after those.
-SHARES = [3, pytest.param(1, marks=pytest.mark.long)]
+# A neck is built with one pair of RPN and head, the next neck with the next pair; in `make test-long` with all.
+SHARES = [pytest.param(9, id="one"), pytest.param(1, id="all", marks=pytest.mark.long)]
 
 
 def sample_of(neck_number: int, share: int = 1) -> list[Architecture]:
     """Return an architecture for one in ``share`` pairs of RPN and head, in turn with every backbone and every size."""
     architectures = []
     for number, (rpn, head) in enumerate(PAIRS):
-        backbone = parse_backbone(SPACE.backbones[(neck_number + number) % 7])
+        backbone = FAMILIES.parse(SPACE.backbones[(neck_number + number) % 7])
         size = InputSize.parse(SPACE.input_sizes[(neck_number + number) % 4])
         architectures.append(Architecture(size, backbone, NECKS[neck_number], rpn, head))
     return architectures[neck_number % share :: share]
 
 
-@pytest.mark.parametrize(("share", "number"), [(3, 123), (1, 369)])
+@pytest.mark.parametrize(("share", "number"), [(9, 41), (1, 369)])
 def test_the_sample_is_of_the_whole_space(share: int, number: int) -> None:
     sample = [architecture for neck in range(len(NECKS)) for architecture in sample_of(neck, share)]
     assert len(SPACE.backbones) * len(SPACE.input_sizes) * len(NECKS) * len(PAIRS) == SPACE.size == 10_332
@@ -276,37 +267,6 @@ def test_every_combination_learns_and_detects(text: str, norm: dict[str, Any]) -
 @pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
 def test_the_papers_detectors_train_and_detect_with_the_layers_of_its_search(text: str) -> None:
     check_that_it_learns_and_detects(text.partition(" ")[2], NORMS["GN and WS"], shrink=2)
-
-
-def check_that_it_learns_and_detects(text: str, norm: dict[str, Any], shrink: int = 1) -> None:
-    model = build(small_config(text, **norm))
-    for layer in model.modules():
-        # A residual branch that starts as zero passes no gradient on before the first step.
-        if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) and not layer.weight.any():
-            nn.init.ones_(layer.weight)
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0  # one batch is all that its statistics are of
-    losses = backward(model, shrink)
-    assert all(math.isfinite(value) for value in losses.values()), losses
-    head = Architecture.parse(f"64x64 {text}").head
-    assert sum("loss_cls" in name for name in losses) == getattr(head, "stages", 1)
-    without = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()]
-    assert without == []
-    assert all(one.grad.isfinite().all() for one in model.parameters())
-
-    model.eval()
-    if "GA-RPN" in text:
-        nn.init.zeros_(model.rpn_head.conv_loc.bias)  # so that some locations are likely enough
-    if "RetinaNet" in text:
-        nn.init.zeros_(model.bbox_head.retina_cls.bias)  # it starts out sure that there is no object
-    with torch.inference_mode():
-        (result,) = model(**batch(model, images=1, training=False, shrink=shrink), mode="predict")
-    found = result.pred_instances
-    assert 0 < len(found) <= SMALL.max_detections
-    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / shrink
-    assert ((found.bboxes >= 0) & (found.bboxes <= limit)).all()
-    assert ((found.scores > 0) & (found.scores <= 1)).all()
-    assert set(found.labels.tolist()) <= {0, 1, 2}
 
 
 RETINA_BRANCHES = {"bbox_head.cls_convs", "bbox_head.reg_convs"}

@@ -4,6 +4,9 @@ import pytest
 from hypothesis import strategies as st
 
 from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone
+from smnas_optuna.parts.backbones.mobilenet import MobileNetV2
+from smnas_optuna.parts.backbones.resnet import ResNet
 from smnas_optuna.parts.backbones.searched import BackboneCode
 
 FPN_LEVELS = [
@@ -24,3 +27,9 @@ def error_of(text: str) -> str:
     with pytest.raises(ValueError, match=r".") as refused:
         Architecture.parse(text)
     return str(refused.value)
+
+
+CLASSIC_BACKBONES: dict[str, type[ClassicBackbone]] = {
+    name: family for family in (ResNet, MobileNetV2) for name in family.DEPTHS if not name.endswith("-caffe")
+}
+"""The paper's backbones: their families by their names."""

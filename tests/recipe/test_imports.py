@@ -81,7 +81,7 @@ def test_a_registered_neck_is_searched_trained_and_exported_by_several_workers(f
     ("setting", "message"),
     [
         ("imports=[nothing]", "imports: nothing cannot be imported: ModuleNotFoundError"),
-        ("imports=[]", "structural.space.necks.0: found 'TwiceFPN', expected one of none, FPN"),
+        ("imports=[]", "structural.space.necks.0: found 'TwiceFPN', expected one of none, CSPNeXtPAFPN, "),
     ],
 )
 def test_an_absent_module_is_reported_in_one_line(folder: Path, setting: str, message: str) -> None:
@@ -89,3 +89,34 @@ def test_an_absent_module_is_reported_in_one_line(folder: Path, setting: str, me
     assert ended.returncode == 2
     assert message in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_part_that_raises_an_exception_fails_its_trial_and_not_the_search(folder: Path) -> None:
+    broken = (
+        MODULE
+        + """
+
+@register_neck
+class Broken(FPN):
+    NAME = "Broken"
+
+    def config(self, channels, more_levels, detector):
+        raise KeyError("no such layer")
+"""
+    )
+    (folder / "broken.py").write_text(broken.replace("Twice", "Thrice"), encoding="utf-8")
+    seeds = [f"64x48 ResNet18(w=8) {neck}(P2-P4,c=16) RPN 2FC" for neck in ("Broken", "ThriceFPN")]
+    settings = (
+        "--set",
+        "imports=[broken]",
+        "--set",
+        "structural.space.necks=[ThriceFPN, Broken]",
+        "--set",
+        f"structural.seeds={seeds}",
+    )
+    ended = run("run_study", "mine.yaml", "--n-trials", 2, *settings, folder=folder)
+    assert ended.returncode == 0, ended.stderr
+    study = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{folder}/smnas.db")
+    first, second = study.trials
+    assert (first.state, second.state) == (optuna.trial.TrialState.FAIL, optuna.trial.TrialState.COMPLETE)
+    assert first.user_attrs["reason"] == "KeyError: 'no such layer'"

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize
+from smnas_optuna.parts.architecture import Architecture, InputSize
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.parts.heads.rcnn import RCNNHead
 from smnas_optuna.parts.levels import SINGLE_LEVEL
@@ -23,6 +23,7 @@ from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search_space.modular import CandidateSpace, ModularSpace
+from tests.parts.texts import CLASSIC_BACKBONES
 
 PAPERS_SPACE = ModularSpace()
 FOUND = {

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from smnas_optuna.parts.architecture import CLASSIC_BACKBONES, Architecture, InputSize
+from smnas_optuna.parts.architecture import Architecture, InputSize
 from smnas_optuna.parts.backbones.backbone import ClassicBackbone
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.parts.heads.rcnn import RCNNHead
@@ -22,6 +22,7 @@ from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.parts.rpns.guided_anchoring import GuidedAnchoringRPN
 from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.search_space.structural import StructuralSpace, order
+from tests.parts.texts import CLASSIC_BACKBONES
 
 PAPERS_SPACE = StructuralSpace()
 Choices = Sequence[Any]
@@ -151,7 +152,7 @@ def test_an_fpn_ends_at_or_above_its_last_input() -> None:
         ({"backbones": ["ResNet18", "ResNet50", "ResNet18"]}, "ResNet18 listed more than once"),
         ({"base_channels": 0}, "base_channels"),
         ({"necks": []}, "necks"),
-        ({"necks": ["PAFPN"]}, "necks"),
+        ({"necks": ["BiFPN"]}, "necks"),
         ({"fpn_inputs": []}, "fpn_inputs"),
         ({"fpn_inputs": ["P2-P1"]}, "fpn_inputs"),
         ({"fpn_inputs": ["P4-P5"]}, "fpn_inputs"),
@@ -162,10 +163,10 @@ def test_an_fpn_ends_at_or_above_its_last_input() -> None:
         ({"rpns": []}, "rpns"),
         ({"heads": []}, "heads"),
         ({"heads": ["Cascade(n=5)"]}, "heads"),
-        ({"heads": ["RetinaNet"]}, "heads and rpns: 2FC and Cascade heads need RPN or GA-RPN"),
-        ({"heads": ["2FC"]}, "heads and rpns: RetinaNet goes with the RPN 'none'"),
-        ({"rpns": ["none"]}, "heads and rpns: 2FC and Cascade heads need RPN or GA-RPN"),
-        ({"rpns": ["RPN"]}, "heads and rpns: RetinaNet goes with the RPN 'none'"),
+        ({"heads": ["RetinaNet"]}, "heads and rpns: heads such as 2FC and RPN, GA-RPN go together"),
+        ({"heads": ["2FC"]}, "heads and rpns: the RPN 'none' goes with one-stage heads such as RetinaNet"),
+        ({"rpns": ["none"]}, "heads and rpns: 2FC, Cascade(n=2), Cascade(n=3), Cascade(n=4) and an RPN go together"),
+        ({"rpns": ["RPN"]}, "heads and rpns: the RPN 'none' goes with RetinaNet"),
         ({"input_sizes": []}, "input_sizes"),
         ({"input_sizes": ["800"]}, "input size '800': expected WIDTHxHEIGHT"),
         ({"input_sizes": ["800x600", " 800x600 "]}, "800x600 listed more than once"),
@@ -186,8 +187,11 @@ def test_fpn_levels_do_not_matter_to_a_space_without_fpn() -> None:
     ("text", "message"),
     [
         ("96x72 ResNet50(w=16) FPN(P2-P5,c=32) RPN 2FC", "backbone 'ResNet50' is not among ResNet18, ResNet34"),
-        ("96x72 ResNet18 FPN(P2-P5,c=32) RPN 2FC", "ResNet18 is not a published backbone with base_channels 16"),
-        ("96x72 basicblock_16_1-1-1-1 FPN(P2-P5,c=32) RPN 2FC", "basicblock_16_1-1-1-1 is not a published backbone"),
+        ("96x72 ResNet18 FPN(P2-P5,c=32) RPN 2FC", "ResNet18 does not have base_channels 16"),
+        (
+            "96x72 basicblock_16_1-1-1-1 FPN(P2-P5,c=32) RPN 2FC",
+            "backbone 'basicblock_16_1-1-1-1' is not among ResNet18, ResNet34",
+        ),
         ("64x48 ResNet18(w=16) FPN(P2-P5,c=32) RPN 2FC", "input_size '64x48' is not among 96x72"),
         ("96x72 ResNet18(w=16) RPN 2FC", "neck 'none' is not among FPN"),
         ("96x72 ResNet18(w=16) FPN(P2-P5,c=64) RPN 2FC", "FPN(P2-P5,c=64) does not have fpn_channels 32"),

@@ -12,7 +12,8 @@ from torchvision.transforms.functional import normalize, to_tensor
 from smnas_optuna.data.datasets import CheckedDataset, DatasetSplit
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.architecture import Architecture, parse_backbone
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.backbones.backbone import BACKBONES as FAMILIES
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.training.classification import (
     LabelledImages,
@@ -42,7 +43,7 @@ DATASET = CheckedDataset(SPLIT, SPLIT, ("cat", "dog"))
 def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Pretraining:
     folder = tmp_path_factory.mktemp("classification")
     return Pretraining(
-        backbone=parse_backbone(BACKBONES[0]),
+        backbone=FAMILIES.parse(BACKBONES[0]),
         data=make_labelled_digits(folder),
         classes=CLASSES,
         epochs=1,
@@ -70,7 +71,7 @@ def detector_with(backbone: str, neck: str, weights: str | None = None) -> Any:
 def test_a_detector_loads_exactly_the_pretrained_weights_and_so_does_the_classifier(
     backbone: str, pretraining: Pretraining, tmp_path: Path
 ) -> None:
-    of_backbone = replace(pretraining, backbone=parse_backbone(backbone), folder=tmp_path)
+    of_backbone = replace(pretraining, backbone=FAMILIES.parse(backbone), folder=tmp_path)
     file = str(pretrain(of_backbone, "cpu", from_checkpoint=False).file)
     pretrained = torch.load(file, weights_only=True)["state_dict"]
     # The statistics have been trained; they are not those of a new network.
@@ -80,7 +81,7 @@ def test_a_detector_loads_exactly_the_pretrained_weights_and_so_does_the_classif
     assert list(detector.backbone.state_dict()) == list(pretrained)
     assert all(torch.equal(tensor, pretrained[key]) for key, tensor in detector.backbone.state_dict().items())
 
-    classifier = MODELS.build(classifier_config(parse_backbone(backbone), len(CLASSES)))
+    classifier = MODELS.build(classifier_config(FAMILIES.parse(backbone), len(CLASSES)))
     classifier.backbone.load_state_dict(detector.backbone.state_dict(), strict=True)
     assert all(torch.equal(tensor, pretrained[key]) for key, tensor in classifier.backbone.state_dict().items())
 
@@ -89,7 +90,7 @@ def test_a_detector_loads_exactly_the_pretrained_weights_and_so_does_the_classif
 def test_weights_of_stages_that_a_detector_lacks_are_ignored(
     backbone: str, pretraining: Pretraining, tmp_path: Path
 ) -> None:
-    whole = MODELS.build(classifier_config(parse_backbone(backbone), 4)).backbone.state_dict()
+    whole = MODELS.build(classifier_config(FAMILIES.parse(backbone), 4)).backbone.state_dict()
     for tensor in whole.values():
         tensor.copy_(torch.rand(tensor.shape) * 100)
     torch.save({"state_dict": whole}, tmp_path / "backbone.pth")
@@ -155,9 +156,9 @@ def test_a_batch_larger_than_the_data_set_is_a_user_error(pretraining: Pretraini
 
 
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
-    wider = MODELS.build(classifier_config(parse_backbone("basicblock_16_12-1-21-2"), 4)).backbone.state_dict()
+    wider = MODELS.build(classifier_config(FAMILIES.parse("basicblock_16_12-1-21-2"), 4)).backbone.state_dict()
     torch.save({"state_dict": wider}, tmp_path / "wider.pth")
-    config = classifier_config(parse_backbone(BACKBONES[0]), 4)["backbone"]
+    config = classifier_config(FAMILIES.parse(BACKBONES[0]), 4)["backbone"]
     with pytest.raises(UserError) as refused:
         check_weights("--weights wider.pth", str(tmp_path / "wider.pth"), config, otherwise="none")
     assert str(refused.value) == (

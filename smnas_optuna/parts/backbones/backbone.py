@@ -4,12 +4,13 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.part import INTEGER, Config, Part
+from smnas_optuna.parts.part import INTEGER, Choices, Config, Part, Registry
 
 if TYPE_CHECKING:
+    import optuna  # building detectors needs no Optuna
     from typing_extensions import Self  # in typing since Python 3.11
 
     from smnas_optuna.parts.backbones.searched import BackboneCode
@@ -18,30 +19,46 @@ if TYPE_CHECKING:
 class Backbone(Part):
     """A network that computes feature levels of an image."""
 
+    # Mean and standard deviation of the images, on a scale of 0 to 255, and whether their channels are red, green and
+    # blue: the images that pre-trained weights were trained with. These are those of ImageNet.
+    NORMALIZATION: ClassVar[Config] = {
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "bgr_to_rgb": True,
+    }
+
     @property
     @abstractmethod
     def family(self) -> str:
         """Name shared by backbones that differ in depth and width only, or the published name."""
 
     @property
-    @abstractmethod
-    def depth(self) -> int:
-        """Depth: weighted layers of a published backbone, blocks of a searched one."""
+    def depth(self) -> int | None:
+        """Depth: weighted layers of a published backbone, blocks of a searched one; None if it has no such number."""
+        return None
 
     @property
-    @abstractmethod
-    def width(self) -> int:
-        """Channels of the first stage, or of the published network's if the family scales them."""
+    def width(self) -> int | None:
+        """Channels of the first stage, or of the published network's if the family scales them; None if unknown."""
+        return None
 
     @property
-    @abstractmethod
-    def code(self) -> "BackboneCode":
-        """The code of this backbone, or of the nearest one that has a code; stage two starts from it."""
+    def code(self) -> "BackboneCode | None":
+        """The code of this backbone, or of the nearest one that has a code, from which stage two starts.
+
+        None if no code is near; stage two then searches the width of neck and head only.
+        """
+        return None
 
     @property
     def imagenet_weights(self) -> str | None:
-        """Checkpoint of ImageNet weights for the published width, as MMEngine names it; None if there is none."""
+        """Checkpoint of ImageNet weights, as MMEngine names it; None if there is none for this backbone."""
         return None
+
+    @property
+    def normalization(self) -> Config:
+        """``mean``, ``std`` and ``bgr_to_rgb`` of an MMDetection config's ``data_preprocessor``."""
+        return self.NORMALIZATION
 
     @abstractmethod
     def channels(self, levels: tuple[int, ...]) -> list[int]:
@@ -60,6 +77,12 @@ class Backbone(Part):
             detector: Settings that all detectors of the search share.
             weights: URI or file of a checkpoint to start from; None for random weights.
         """
+
+
+BACKBONES: Registry[Backbone] = Registry("backbone")
+"""The families of backbones."""
+
+register_backbone = BACKBONES.register
 
 
 def training_config(detector: Detector, weights: str | None) -> Config:
@@ -87,7 +110,7 @@ class ClassicBackbone(Backbone):
     """
 
     PUBLISHED_WIDTH: ClassVar[int] = 64
-    # By published name: the number of weighted layers, and the checkpoint of ImageNet weights.
+    # By published name: the number of weighted layers, and the checkpoint of ImageNet weights; ``FORMS`` has the names.
     DEPTHS: ClassVar[Mapping[str, int]]
     WEIGHTS: ClassVar[Mapping[str, str]]
 
@@ -110,6 +133,27 @@ class ClassicBackbone(Backbone):
         return cls(match[1], int(match[2] or cls.PUBLISHED_WIDTH)) if match else None
 
     @property
+    def choice(self) -> str:
+        """The published name; the width is the space's."""
+        return self.name
+
+    @classmethod
+    def suggest(cls, choice: str, trial: "optuna.trial.BaseTrial", space: Choices) -> "Self":
+        """Return the backbone with a name, at the width of the space."""
+        return cls(choice, space.base_channels)
+
+    def params(self, space: Choices) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """Return no parameters; raises ValueError if the width is not the space's."""
+        if self.width != space.base_channels:
+            raise ValueError(f"{self} does not have base_channels {space.base_channels}")
+        return {}
+
+    @classmethod
+    def offers(cls, choice: str) -> bool:
+        """Return whether a choice is a published name of this family."""
+        return choice in cls.DEPTHS
+
+    @property
     def family(self) -> str:
         """The published name."""
         return self.name
@@ -130,6 +174,6 @@ class ClassicBackbone(Backbone):
         return self.block, (self.depth, self.width)
 
     @property
-    def imagenet_weights(self) -> str:
-        """Checkpoint of ImageNet weights for the published width, as MMEngine names it."""
-        return self.WEIGHTS[self.name]
+    def imagenet_weights(self) -> str | None:
+        """Checkpoint of ImageNet weights, as MMEngine names it; None for another width than the published one."""
+        return self.WEIGHTS[self.name] if self.width == self.PUBLISHED_WIDTH else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from smnas_optuna.parts.backbones.backbone import ClassicBackbone, training_config
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone, register_backbone, training_config
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.part import Config
@@ -14,10 +14,12 @@ _CHANNELS = (24, 32, 96, 320)
 _LAYERS = (1, 2, 4, 6)
 
 
+@register_backbone
 @dataclass(frozen=True)
 class MobileNetV2(ClassicBackbone):
     """MobileNetV2: ``MobileNetV2``, ``MobileNetV2(w=16)``."""
 
+    FORMS: ClassVar[tuple[str, ...]] = ("MobileNetV2",)
     DEPTHS: ClassVar[Mapping[str, int]] = {"MobileNetV2": 53}
     WEIGHTS: ClassVar[Mapping[str, str]] = {"MobileNetV2": "open-mmlab://mmdet/mobilenet_v2"}
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from smnas_optuna.parts.backbones.backbone import ClassicBackbone, training_config
+from smnas_optuna.parts.backbones.backbone import ClassicBackbone, register_backbone, training_config
 from smnas_optuna.parts.backbones.searched import RESNET_STAGES, BackboneCode
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.part import Config
@@ -14,10 +14,19 @@ _CHANNELS = (64, 128, 256, 512)
 _CODE_BLOCKS = {"basic": "basicblock", "bottleneck": "bottleneck", "ResNeXt": "Xbottleneck"}
 
 
+@register_backbone
 @dataclass(frozen=True)
 class ResNet(ClassicBackbone):
-    """A ResNet or ResNeXt: ``ResNet50``, ``ResNeXt101``, ``ResNet18(w=16)``."""
+    """A ResNet or ResNeXt: ``ResNet50``, ``ResNeXt101``, ``ResNet18(w=16)``.
 
+    ``ResNet50-caffe`` has its strides in the first convolution of a bottleneck, as the original network, and takes the
+    images that the weights of Detectron2 were trained with; FCOS is published with it.
+    """
+
+    FORMS: ClassVar[tuple[str, ...]] = (
+        *("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNeXt50", "ResNeXt101"),
+        "ResNet50-caffe",
+    )
     DEPTHS: ClassVar[Mapping[str, int]] = {
         "ResNet18": 18,
         "ResNet34": 34,
@@ -25,6 +34,7 @@ class ResNet(ClassicBackbone):
         "ResNet101": 101,
         "ResNeXt50": 50,
         "ResNeXt101": 101,
+        "ResNet50-caffe": 50,
     }
     WEIGHTS: ClassVar[Mapping[str, str]] = {
         "ResNet18": "torchvision://resnet18",
@@ -33,18 +43,35 @@ class ResNet(ClassicBackbone):
         "ResNet101": "torchvision://resnet101",
         "ResNeXt50": "open-mmlab://resnext50_32x4d",
         "ResNeXt101": "open-mmlab://resnext101_32x4d",
+        "ResNet50-caffe": "open-mmlab://detectron2/resnet50_caffe",
     }
 
     @property
     def block(self) -> str:
-        """``basic``, ``bottleneck`` or ``ResNeXt``."""
+        """``basic``, ``bottleneck``, ``ResNeXt`` or ``caffe bottleneck``."""
+        if self.is_caffe:
+            return "caffe bottleneck"
         if self.name.startswith("ResNeXt"):
             return "ResNeXt"
         return "basic" if self.depth < 50 else "bottleneck"
 
     @property
-    def code(self) -> BackboneCode:
+    def is_caffe(self) -> bool:
+        """Whether the strides are in the first convolution of a bottleneck."""
+        return self.name.endswith("-caffe")
+
+    @property
+    def normalization(self) -> Config:
+        """Blue, green and red as they are, less their means, for the weights of Detectron2."""
+        if self.is_caffe:
+            return {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "bgr_to_rgb": False}
+        return self.NORMALIZATION
+
+    @property
+    def code(self) -> BackboneCode | None:
         """This backbone as a code. With a width other than 64 the code's network has another stem."""
+        if self.is_caffe:
+            return None
         block = _CODE_BLOCKS[self.block]
         return BackboneCode(block, self.width, RESNET_STAGES[block][self.depth])
 
@@ -64,7 +91,7 @@ class ResNet(ClassicBackbone):
             "out_indices": [level - 1 for level in levels],
             "base_channels": self.width,
             "stem_channels": self.width,
-            "style": "pytorch",
+            "style": "caffe" if self.is_caffe else "pytorch",
         }
         if self.block == "ResNeXt":
             # 32x4d at width 64; narrower networks keep 4 channels per group at the first stage.

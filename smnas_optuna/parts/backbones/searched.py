@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from smnas_optuna.parts.backbones.backbone import Backbone, training_config
+from smnas_optuna.parts.backbones.backbone import Backbone, register_backbone, training_config
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.part import INTEGER, Config
 
@@ -19,6 +19,7 @@ RESNET_STAGES = {
 """Stages of the published ResNets and ResNeXts as digits of a code, by kind of block and depth."""
 
 
+@register_backbone
 @dataclass(frozen=True)
 class BackboneCode(Backbone):
     """A searched backbone in the paper's code (section 3.2.2), ``basicblock_56_12-11111-211-1112``.
@@ -37,6 +38,8 @@ class BackboneCode(Backbone):
     """
 
     BLOCKS: ClassVar[tuple[str, ...]] = ("basicblock", "bottleneck", "Xbottleneck", "MBblock")
+    FORMS: ClassVar[tuple[str, ...]] = ("BLOCK_BASE_S2-S3-S4-S5",)
+    CHOICE_FORMS: ClassVar[tuple[str, ...] | None] = ()
 
     block: str
     base: int
@@ -52,6 +55,16 @@ class BackboneCode(Backbone):
 
     def __str__(self) -> str:
         return f"{self.block}_{self.base}_{'-'.join(self.stages)}"
+
+    @classmethod
+    def compact(cls, text: str) -> str:
+        """Replace the spaces that the paper's tables have in codes by underscores."""
+        return re.sub(rf"\b({'|'.join(cls.BLOCKS)})[ _]+(\d+)[ _]+(?=\d+-)", r"\1_\2_", text)
+
+    @classmethod
+    def offers(cls, choice: str) -> bool:
+        """Return False: stage one does not search codes."""
+        return False
 
     @property
     def planes(self) -> tuple[tuple[int, ...], ...]:
@@ -112,12 +125,17 @@ class BackboneCode(Backbone):
         }
 
     @classmethod
-    def parse(cls, text: str) -> "BackboneCode":
-        """Parse ``BLOCK_BASE_S2-S3-S4-S5``, in which spaces may replace the underscores.
+    def parse(cls, text: str) -> "BackboneCode | None":
+        """Parse ``BLOCK_BASE_S2-S3-S4-S5``; None if the text does not begin with a kind of block.
 
         Raises:
             ValueError: The text is not a code; the message has the position of the first wrong character, from 1.
         """
+        return cls.read(text) if re.match("|".join(cls.BLOCKS), text) else None
+
+    @classmethod
+    def read(cls, text: str) -> "BackboneCode":
+        """Parse a code, in which spaces may replace the underscores; raises ValueError for any other text."""
         patterns = (
             ("|".join(cls.BLOCKS), f"a block: {', '.join(cls.BLOCKS)}"),
             (r"[ _]+", "'_'"),

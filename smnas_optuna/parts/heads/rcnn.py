@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, random_sampler
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head
+from smnas_optuna.parts.heads.head import Head, register_head
 from smnas_optuna.parts.levels import Features
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
@@ -31,6 +31,7 @@ _CASCADE_DELTA_STDS = (
 _MAX_BOXES_PER_NMS_CALL = 30_000
 
 
+@register_head
 @dataclass(frozen=True)
 class RCNNHead(Head):
     """RCNN head with two fully connected layers, ``2FC``, or a cascade of 2 to 4 such stages, ``Cascade(n=3)``.
@@ -42,7 +43,7 @@ class RCNNHead(Head):
         ValueError: ``stages`` is out of range.
     """
 
-    TEXTS: ClassVar[str] = "2FC or Cascade(n=2), Cascade(n=3), Cascade(n=4)"
+    FORMS: ClassVar[tuple[str, ...]] = ("2FC", "Cascade(n=2)", "Cascade(n=3)", "Cascade(n=4)")
     NEEDS_RPN: ClassVar[bool] = True
 
     stages: int = 1

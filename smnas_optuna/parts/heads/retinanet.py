@@ -1,43 +1,27 @@
 """The one-stage head of RetinaNet (Lin et al. 2017)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, focal_loss, one_level_scales
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head
+from smnas_optuna.parts.heads.head import NamedHead, branch_channels, dense_test_config, register_head
 from smnas_optuna.parts.levels import Features
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
 
-if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing since Python 3.11
 
-
+@register_head
 @dataclass(frozen=True)
-class RetinaNetHead(Head):
+class RetinaNetHead(NamedHead):
     """The one-stage head of RetinaNet: ``RetinaNet``."""
 
-    TEXTS: ClassVar[str] = "RetinaNet"
-    NEEDS_RPN: ClassVar[bool] = False
-    EXTRA_CONVS: ClassVar[Literal["on_input", False]] = "on_input"
-
-    def __str__(self) -> str:
-        return "RetinaNet"
-
-    @classmethod
-    def parse(cls, text: str) -> "Self | None":
-        """Parse ``RetinaNet``; None for any other text."""
-        return cls() if text == "RetinaNet" else None
-
-    @property
-    def place(self) -> tuple[str, tuple[int, ...]]:
-        """All RetinaNet heads are equal."""
-        return type(self).__name__, ()
+    NAME: ClassVar[str] = "RetinaNet"
+    MORE_LEVELS: ClassVar[Config] = {"add_extra_convs": "on_input"}
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
         """Return the config's ``type``, ``bbox_head``, ``train_cfg`` and ``test_cfg``."""
-        strides, channels = list(features.strides), features.channels
+        strides = list(features.strides)
         sizes: Config = {"octave_base_scale": detector.anchor_scale / 2, "scales_per_octave": 3}
         if features.one_level:
             sizes = {"scales": one_level_scales(detector, strides[0])}
@@ -46,10 +30,9 @@ class RetinaNetHead(Head):
             "bbox_head": {
                 "type": "RetinaHead",
                 "num_classes": classes,
-                "in_channels": channels,
-                # With ResNet50's 1024 channels at that level, the branches would cost three times ResNet50 itself.
-                "feat_channels": min(channels, 256) if features.one_level else channels,
-                "stacked_convs": detector.retina_convs,
+                "in_channels": features.channels,
+                "feat_channels": branch_channels(features),
+                "stacked_convs": detector.head_convs,
                 "anchor_generator": {"type": "AnchorGenerator", "ratios": [0.5, 1.0, 2.0], "strides": strides, **sizes},
                 "bbox_coder": box_coder(),
                 "loss_cls": focal_loss(),
@@ -63,11 +46,5 @@ class RetinaNetHead(Head):
                 "pos_weight": -1,
                 "debug": False,
             },
-            "test_cfg": {
-                "nms_pre": 1000,
-                "min_bbox_size": 0,
-                "score_thr": 0.05,
-                "nms": {"type": "nms", "iou_threshold": 0.5},
-                "max_per_img": detector.max_detections,
-            },
+            "test_cfg": dense_test_config(detector, iou=0.5),
         }

@@ -8,9 +8,10 @@ from smnas_optuna.parts.anchors import assigner, box_coder, focal_loss, random_s
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features
 from smnas_optuna.parts.part import Config
-from smnas_optuna.parts.rpns.rpn import RPN
+from smnas_optuna.parts.rpns.rpn import RPN, register_rpn
 
 
+@register_rpn
 @dataclass(frozen=True)
 class GuidedAnchoringRPN(RPN):
     """RPN with guided anchoring: ``GA-RPN``."""

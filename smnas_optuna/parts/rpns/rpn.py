@@ -1,12 +1,15 @@
 """Region proposal network (Ren et al. 2015)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, one_level_scales, random_sampler
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.part import Config, Part
+from smnas_optuna.parts.part import Config, Part, Registry
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,21 @@ class RPN(Part):
 
     # The canonical text.
     NAME: ClassVar[str] = "RPN"
+    FORMS: ClassVar[tuple[str, ...]] = (NAME,)
     # Whether there are fewer but better proposals than those of anchors at all locations.
     PRECISE: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.FORMS = (cls.NAME,)
+
     def __str__(self) -> str:
         return self.NAME
+
+    @classmethod
+    def parse(cls, text: str) -> "Self | None":
+        """Parse ``NAME``; None for any other text."""
+        return cls() if text == cls.NAME else None
 
     @property
     def place(self) -> tuple[str, tuple[int, ...]]:
@@ -80,3 +93,10 @@ class RPN(Part):
             "nms": {"type": "nms", "iou_threshold": 0.7},
             "min_bbox_size": 0,
         }
+
+
+RPNS: Registry[RPN] = Registry("RPN")
+"""The families of RPNs."""
+
+register_rpn = RPNS.register
+register_rpn(RPN)

@@ -12,22 +12,20 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import get_torchvision_models
 
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.parts.architecture import (
-    CLASSIC_BACKBONES,
-    parse_backbone,
-)
+from smnas_optuna.parts.backbones.backbone import BACKBONES
 from tests.parts.detectors import (
     backward,
     build,
     small_config,
 )
+from tests.parts.texts import CLASSIC_BACKBONES
 
 
 @pytest.mark.parametrize("name", CLASSIC_BACKBONES)
 def test_a_published_backbone_is_written_without_its_width(name: str) -> None:
     assert str(CLASSIC_BACKBONES[name](name)) == name
-    assert parse_backbone(name) == parse_backbone(f"{name}(w=64)") == CLASSIC_BACKBONES[name](name, 64)
-    assert parse_backbone(f"{name}(w=16)") == CLASSIC_BACKBONES[name](name, 16)
+    assert BACKBONES.parse(name) == BACKBONES.parse(f"{name}(w=64)") == CLASSIC_BACKBONES[name](name, 64)
+    assert BACKBONES.parse(f"{name}(w=16)") == CLASSIC_BACKBONES[name](name, 16)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,9 @@ def test_backbones_of_one_block_differ_in_depth(family: str, names: tuple[str, .
 
 @pytest.mark.parametrize("name", CLASSIC_BACKBONES)
 def test_mmengine_knows_where_imagenet_weights_are(name: str) -> None:
-    source, _, key = CLASSIC_BACKBONES[name](name).imagenet_weights.partition("://")
+    weights = CLASSIC_BACKBONES[name](name).imagenet_weights
+    assert weights is not None
+    source, _, key = weights.partition("://")
     catalogue = Config.fromfile(Path(inspect.getfile(Config)).parents[1] / "hub" / "openmmlab.json")
     assert key in (get_torchvision_models() if source == "torchvision" else catalogue)
 

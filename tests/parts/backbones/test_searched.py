@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from smnas_optuna.detector.counting import build_on_meta
-from smnas_optuna.parts.architecture import Architecture, InputSize, parse_head
+from smnas_optuna.parts.architecture import Architecture, InputSize
 from smnas_optuna.parts.backbones.searched import BackboneCode
+from smnas_optuna.parts.heads.head import HEADS
 from smnas_optuna.parts.levels import SINGLE_LEVEL
 from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.parts.rpns.rpn import RPN
@@ -23,7 +24,7 @@ from tests.parts.texts import backbone_codes, error_of
 @pytest.mark.parametrize(
     ("code", "position", "found", "expected"),
     [
-        ("basicblok_64_1-1-1-1", None, "basicblok_64_1-1-1-1", "expected one of ResNet18"),
+        ("basicblok_64_1-1-1-1", None, "basicblok_64_1-1-1-1", "expected one of CSPNeXt-tiny"),
         ("basicblock", 11, "the end", "'_'"),
         ("basicblock64_1-1-1-1", 11, "'6'", "'_'"),
         ("basicblock_0_1-1-1-1", 12, "'0'", "the base channels"),
@@ -59,14 +60,14 @@ def test_the_error_of_a_code_points_at_the_first_wrong_character(code: BackboneC
     assume(foreign != "3" or text[:place].count("_") != 1)  # else a base still
     broken = text[:place] + foreign + text[place + 1 :]
     with pytest.raises(ValueError, match=re.escape(f"at character {place + 1} found {foreign!r}")):
-        BackboneCode.parse(broken)
+        BackboneCode.read(broken)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(code=codes_with_bases(st.integers(2, 64).map(lambda half: 2 * half)), neck_number=st.integers(0, len(NECKS) - 1))
 def test_neck_and_heads_expect_the_channels_that_a_code_has(code: BackboneCode, neck_number: int) -> None:
     neck = NECKS[neck_number]
-    architecture = Architecture(InputSize(64, 64), code, neck, RPN(), parse_head("2FC"))
+    architecture = Architecture(InputSize(64, 64), code, neck, RPN(), HEADS.parse("2FC"))
     model: Any = build_on_meta(model_config(architecture, classes=3, detector=SMALL)).eval()
     levels = model.backbone(torch.empty(1, 3, 64, 64, device="meta"))
     if neck:

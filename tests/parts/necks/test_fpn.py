@@ -7,7 +7,8 @@ import optuna
 import pytest
 
 from smnas_optuna.parts.architecture import Architecture
-from smnas_optuna.parts.necks.fpn import FPN, NECKS, register_neck
+from smnas_optuna.parts.necks.fpn import FPN
+from smnas_optuna.parts.necks.neck import NECKS, register_neck
 from smnas_optuna.search_space.structural import StructuralSpace, order
 from tests.parts.texts import FPN_LEVELS
 
@@ -32,7 +33,7 @@ def test_an_fpn_without_input_levels_in_its_text_has_all_output_levels_as_inputs
 
 
 def test_an_fpn_lists_its_input_and_output_levels() -> None:
-    neck = FPN.parse("FPN(P2-P3:P2-P6,c=64)")
+    neck = FPN(2, 3, 6, 64)
     assert (neck.input_levels, neck.output_levels) == ((2, 3), (2, 3, 4, 5, 6))
 
 
@@ -44,7 +45,7 @@ class Bottom(FPN):
 def bottom() -> Iterator[type[FPN]]:
     """A neck that is registered during a test."""
     yield register_neck(Bottom)
-    del NECKS["Bottom-FPN"]
+    del NECKS._families[f"{Bottom.__module__}.{Bottom.__qualname__}"]
 
 
 def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) -> None:
@@ -58,7 +59,7 @@ def test_a_registered_neck_is_parsed_and_printed_by_its_name(bottom: type[FPN]) 
 
 
 def test_a_neck_that_is_not_registered_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected FPN(")):
+    with pytest.raises(ValueError, match=re.escape("neck 'Bottom-FPN(P2-P5,c=64)': expected one of ")):
         Architecture.parse("800x600 ResNet50 Bottom-FPN(P2-P5,c=64) RPN 2FC")
 
 
@@ -87,5 +88,5 @@ def test_a_space_offers_registered_necks_beside_the_fpn(bottom: type[FPN]) -> No
     plain = Architecture.parse("800x600 ResNet50 FPN(P2-P5,c=256) RPN 2FC")
     assert order(architecture)[0] != order(plain)[0]
     assert order(architecture)[1] == order(plain)[1]
-    with pytest.raises(ValueError, match="found 'PAFPN', expected one of none, FPN, Bottom-FPN"):
-        StructuralSpace(necks=("PAFPN",))
+    with pytest.raises(ValueError, match=r"found 'BiFPN', expected one of none, CSPNeXtPAFPN, .*Bottom-FPN"):
+        StructuralSpace(necks=("BiFPN",))
