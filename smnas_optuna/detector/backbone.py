@@ -28,6 +28,13 @@ _RESIDUAL_BLOCKS = {"basicblock": BasicBlock, "bottleneck": Bottleneck, "Xbottle
 _MB_EXPANSION = 6
 
 
+def fix_statistics(network: nn.Module) -> None:
+    """Keep the statistics of a network's batch normalisation as they are, until it is set to training again."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 @MODELS.register_module()
 class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
     """The network of a backbone code (Yao et al., AAAI 2020, section 3.2.2).
@@ -134,9 +141,7 @@ class SearchedBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            fix_statistics(self)
         return self
 
     def _freeze_stages(self) -> None:

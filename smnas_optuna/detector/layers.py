@@ -1,8 +1,8 @@
 """Layers that MMDetection's registry lacks.
 
 They are group normalisation of any width, backbones without unused layers, guided anchoring that may propose nothing,
-RPNs with normalisation, and region features in mixed precision. Searched backbones are in
-``backbone.py``, those of timm in ``timm_backbone.py``.
+RPNs with normalisation, and region features in mixed precision. Searched backbones are in ``backbone.py``, those of
+timm in ``timm_backbone.py``.
 
 Configs that use them need ``custom_imports = dict(imports=["smnas_optuna.detector.layers"])``; the import also provides
 mmcv's operators if they are not compiled.
@@ -10,6 +10,7 @@ mmcv's operators if they are not compiled.
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,9 +47,11 @@ class DividingGroupNorm(nn.GroupNorm):
         super().__init__(max(1, groups // 2) if groups == num_features else groups, num_features, eps, affine)
 
 
-@MODELS.register_module()
-class TruncatedMobileNetV2(MobileNetV2):  # type: ignore[misc]  # mmdet is untyped
-    """MobileNetV2 without the layers after the last one in ``out_indices``, which would only take time."""
+class _WithoutUnusedLayers:
+    """Removes the layers of a backbone after the last one in ``out_indices``, which would only take time."""
+
+    layers: list[str]
+    out_indices: Sequence[int]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,14 +61,13 @@ class TruncatedMobileNetV2(MobileNetV2):  # type: ignore[misc]  # mmdet is untyp
 
 
 @MODELS.register_module()
-class TruncatedCSPNeXt(CSPNeXt):  # type: ignore[misc]  # as above
+class TruncatedMobileNetV2(_WithoutUnusedLayers, MobileNetV2):  # type: ignore[misc]  # mmdet is untyped
+    """MobileNetV2 without the layers after the last one in ``out_indices``."""
+
+
+@MODELS.register_module()
+class TruncatedCSPNeXt(_WithoutUnusedLayers, CSPNeXt):  # type: ignore[misc]  # as above
     """CSPNeXt without the stages after the last one in ``out_indices``."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name in self.layers[max(self.out_indices) + 1 :]:
-            delattr(self, name)
-        del self.layers[max(self.out_indices) + 1 :]
 
 
 class _ExactProposals:

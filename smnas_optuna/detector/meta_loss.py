@@ -81,9 +81,9 @@ def _anchor_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str)
         for number in anchors
     ]
     for score, delta, (_, labels, weights, goals, goal_weights) in zip(scores, deltas, targets, strict=True):
-        logits = score.permute(0, 2, 3, 1).reshape(-1, head.cls_out_channels)
+        logits = _flat(score, head.cls_out_channels)
         losses.append(_classification_loss(head.loss_cls, logits, labels, weights, device))
-        predicted = delta.permute(0, 2, 3, 1).reshape(-1, 4)
+        predicted = _flat(delta, 4)
         losses.append((torch.abs(predicted - goals) * goal_weights).sum())
     # The shapes and locations of guided anchoring.
     losses += [extra.sum() for level in outputs[2:] for extra in level]
@@ -153,7 +153,7 @@ def _fcos_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) -
 def _rtmdet_loss(head: Any, features: Sequence[Tensor], boxes: int, device: str) -> Tensor:
     scores, distances = head(features)
     images, classes = len(features[0]), head.cls_out_channels
-    logits = torch.cat([score.permute(0, 2, 3, 1).reshape(images, -1, classes) for score in scores], 1)
+    logits = torch.cat([_flat(score, classes).reshape(images, -1, classes) for score in scores], 1)
     decoded = torch.cat([_flat(distance, 4).reshape(images, -1, 4) for distance in distances], 1)
     points = logits.size(1)
     targets = []

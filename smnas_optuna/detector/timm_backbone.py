@@ -12,7 +12,8 @@ from mmengine.model import BaseModule
 from timm.layers.format import Format
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from smnas_optuna.detector.backbone import fix_statistics
 
 # Options with which models accept images of other sizes than the one that they were trained with, by their names in
 # timm; the last one is for all models that accept any size.
@@ -72,9 +73,7 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         """Set the training mode; with ``norm_eval`` all batch statistics do not change in it."""
         super().train(mode)
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            fix_statistics(self)
         return self
 
 

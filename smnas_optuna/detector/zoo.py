@@ -25,7 +25,8 @@ class Published:
         milliseconds: Inference time of one image on ``hardware``; None if it was not published.
         input_size: Input size ``WIDTHxHEIGHT`` at which precision and time were measured.
         architecture: The architecture, if this package can describe it.
-        config: Path of MMDetection's config, relative to its folder ``configs``; None for the detectors of the paper.
+        config: Path of MMDetection's config, relative to its folder ``configs``, if there is one. Without an
+            architecture the detector is built from it.
         hardware: GPU on which the time was measured.
         source: Where the values were published.
     """

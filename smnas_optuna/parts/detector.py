@@ -7,6 +7,8 @@ from pydantic import AliasChoices, Field
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.section import PositiveFloat, PositiveInt, Section
 
+_GROUPS: Config = {"type": "DividingGroupNorm", "num_groups": 32, "requires_grad": True}
+
 
 class Detector(Section):
     """Settings that all detectors of a search share; the defaults are MMDetection's.
@@ -38,18 +40,17 @@ class Detector(Section):
     @property
     def backbone_layers(self) -> Config:
         """``conv_cfg`` and ``norm_cfg`` of backbones."""
-        norm: Config = {"type": self.norm, "requires_grad": True}
-        if self.norm == "GN":
-            norm = {"type": "DividingGroupNorm", "num_groups": 32, "requires_grad": True}
-        return {"conv_cfg": {"type": "ConvWS"} if self.weight_standardization else None, "norm_cfg": norm}
+        return self._layers(_GROUPS if self.norm == "GN" else {"type": self.norm, "requires_grad": True})
 
     @property
     def published_head_layers(self) -> Config:
         """``conv_cfg`` and ``norm_cfg`` of one-stage heads that are published with group normalisation."""
-        groups: Config = {"type": "DividingGroupNorm", "num_groups": 32, "requires_grad": True}
-        return {"conv_cfg": {"type": "ConvWS"} if self.weight_standardization else None, "norm_cfg": groups}
+        return self._layers(_GROUPS)
 
     @property
     def layers(self) -> Config:
         """``conv_cfg`` and ``norm_cfg`` of necks and heads; empty unless ``norm`` is ``GN``."""
         return self.backbone_layers if self.norm == "GN" else {}
+
+    def _layers(self, norm: Config) -> Config:
+        return {"conv_cfg": {"type": "ConvWS"} if self.weight_standardization else None, "norm_cfg": dict(norm)}

@@ -1,8 +1,8 @@
 """Converts an Architecture to the ``model`` of an MMDetection config.
 
 Settings that an architecture does not determine are those of MMDetection's own configs, so that published detectors are
-those that MMDetection ships. There is one difference: the
-RPN of a Cascade R-CNN is trained as that of a Faster R-CNN, so that equal texts of a part mean equal parts.
+those that MMDetection ships. There is one difference: the RPN of a Cascade R-CNN is trained as that of a Faster R-CNN,
+so that equal texts of a part mean equal parts.
 """
 
 from smnas_optuna.parts.architecture import Architecture

@@ -8,8 +8,8 @@ registers it with a class decorator::
     class RetinaNetHead(Head):
         ...
 
-The families of this package and those of a user's own modules register in the same way. Everything else, from recipes
-to reports, gets its parts from the registries.
+The families of this package and those of a user's own modules register in the same way. Recipes, search spaces,
+detectors and reports look parts up in the registries.
 """
 
 import re
@@ -142,6 +142,30 @@ class Part(ABC):
         return 1
 
 
+class NamedPart(Part):
+    """A part without arguments in its text: a subclass that is registered has a ``NAME``, and no fields."""
+
+    NAME: ClassVar[str]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "NAME" in vars(cls):
+            cls.FORMS = (cls.NAME,)
+
+    def __str__(self) -> str:
+        return self.NAME
+
+    @classmethod
+    def parse(cls, text: str) -> "Self | None":
+        """Parse ``NAME``; None for any other text."""
+        return cls() if text == cls.NAME else None
+
+    @property
+    def place(self) -> tuple[str, tuple[int, ...]]:
+        """All parts of one name are equal, and others not comparable with them."""
+        return self.NAME, ()
+
+
 _P = TypeVar("_P", bound=Part)
 _F = TypeVar("_F", bound=Part)
 
@@ -184,19 +208,16 @@ class Registry(Generic[_P]):
         """All families, in the order in which they were registered."""
         return tuple(self._families.values())
 
-    def find(self, text: str) -> _P | None:
-        """Parse a text without spaces; None if it is of no family. Raises ValueError if it is of one, but wrong."""
-        parts = (family.parse(text) for family in self.families)
-        return next((part for part in parts if part is not None), None)
-
     def parse(self, text: str) -> _P:
         """Parse a text; raises ValueError that says what was expected."""
-        part = self.find(re.sub(r"\s", "", self.compact(text)))
-        if part is None:
-            forms = [form for family in self.families for form in family.FORMS]
-            expected = f"one of {', '.join(forms)}" if len(forms) > 2 else " or ".join(forms)
-            raise ValueError(f"{self.kind} {text!r}: expected {expected}")
-        return part
+        compact = re.sub(r"\s", "", self.compact(text))
+        for family in self.families:
+            part = family.parse(compact)
+            if part is not None:
+                return part
+        forms = [form for family in self.families for form in family.FORMS]
+        expected = f"one of {', '.join(forms)}" if len(forms) > 2 else " or ".join(forms)
+        raise ValueError(f"{self.kind} {text!r}: expected {expected}")
 
     def family(self, choice: str) -> type[_P] | None:
         """Return the family of a recipe's choice; None if there is none."""

@@ -46,7 +46,7 @@ class Backbone(Part):
     def code(self) -> "BackboneCode | None":
         """The code of this backbone, or of the nearest one that has a code, from which stage two starts.
 
-        None if no code is near; stage two then searches the width of neck and head only.
+        None if no code is near; stage two cannot refine it.
         """
         return None
 
@@ -110,7 +110,7 @@ class ClassicBackbone(Backbone):
     """
 
     PUBLISHED_WIDTH: ClassVar[int] = 64
-    # By published name: the number of weighted layers, and the checkpoint of ImageNet weights; ``FORMS`` has the names.
+    # By published name: the number of weighted layers, and the checkpoint of ImageNet weights.
     DEPTHS: ClassVar[Mapping[str, int]]
     WEIGHTS: ClassVar[Mapping[str, str]]
 

@@ -19,8 +19,8 @@ _LAYERS = (1, 2, 4, 6)
 class MobileNetV2(ClassicBackbone):
     """MobileNetV2: ``MobileNetV2``, ``MobileNetV2(w=16)``."""
 
-    FORMS: ClassVar[tuple[str, ...]] = ("MobileNetV2",)
     DEPTHS: ClassVar[Mapping[str, int]] = {"MobileNetV2": 53}
+    FORMS: ClassVar[tuple[str, ...]] = tuple(DEPTHS)
     WEIGHTS: ClassVar[Mapping[str, str]] = {"MobileNetV2": "open-mmlab://mmdet/mobilenet_v2"}
 
     @property

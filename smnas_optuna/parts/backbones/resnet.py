@@ -23,10 +23,6 @@ class ResNet(ClassicBackbone):
     images that the weights of Detectron2 were trained with; FCOS is published with it.
     """
 
-    FORMS: ClassVar[tuple[str, ...]] = (
-        *("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNeXt50", "ResNeXt101"),
-        "ResNet50-caffe",
-    )
     DEPTHS: ClassVar[Mapping[str, int]] = {
         "ResNet18": 18,
         "ResNet34": 34,
@@ -36,6 +32,7 @@ class ResNet(ClassicBackbone):
         "ResNeXt101": 101,
         "ResNet50-caffe": 50,
     }
+    FORMS: ClassVar[tuple[str, ...]] = tuple(DEPTHS)
     WEIGHTS: ClassVar[Mapping[str, str]] = {
         "ResNet18": "torchvision://resnet18",
         "ResNet34": "torchvision://resnet34",

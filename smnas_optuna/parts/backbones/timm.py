@@ -129,7 +129,7 @@ def timm_features(name: str) -> TimmFeatures:
             model: Any = timm.create_model(name, features_only=True, pretrained=False)
         info = model.feature_info
         levels = list(zip(info.reduction(), info.channels(), info.out_indices, strict=True))
-    except (AttributeError, RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (AttributeError, RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"backbone timm:{name}: this model does not return feature maps: {reason}") from None
     # Of several feature maps of one stride, the last.

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from smnas_optuna.parts.anchors import focal_loss
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import NamedHead, branch_channels, dense_test_config, register_head
+from smnas_optuna.parts.heads.head import Head, register_head
+from smnas_optuna.parts.heads.one_stage import branches, dense_test_config
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.part import Config
+from smnas_optuna.parts.part import Config, NamedPart
 from smnas_optuna.parts.rpns.rpn import RPN
 
 _INFINITE = 1e8
@@ -16,7 +17,7 @@ _INFINITE = 1e8
 
 @register_head
 @dataclass(frozen=True)
-class FCOSHead(NamedHead):
+class FCOSHead(NamedPart, Head):
     """The one-stage head of FCOS, without anchors: ``FCOS``.
 
     It has the improvements of the paper's last version: centre sampling, GIoU loss, and centerness beside the boxes.
@@ -35,10 +36,7 @@ class FCOSHead(NamedHead):
             "type": "FCOS",
             "bbox_head": {
                 "type": "FCOSHead",
-                "num_classes": classes,
-                "in_channels": features.channels,
-                "feat_channels": branch_channels(features),
-                "stacked_convs": detector.head_convs,
+                **branches(features, classes, detector),
                 "strides": strides,
                 "regress_ranges": list(itertools.pairwise(bounds)),
                 "norm_on_bbox": True,

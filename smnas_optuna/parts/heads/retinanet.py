@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, focal_loss, one_level_scales
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import NamedHead, branch_channels, dense_test_config, register_head
+from smnas_optuna.parts.heads.head import Head, register_head
+from smnas_optuna.parts.heads.one_stage import branches, dense_test_config, dense_train_config
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.part import Config
+from smnas_optuna.parts.part import Config, NamedPart
 from smnas_optuna.parts.rpns.rpn import RPN
 
 
 @register_head
 @dataclass(frozen=True)
-class RetinaNetHead(NamedHead):
+class RetinaNetHead(NamedPart, Head):
     """The one-stage head of RetinaNet: ``RetinaNet``."""
 
     NAME: ClassVar[str] = "RetinaNet"
@@ -29,22 +30,15 @@ class RetinaNetHead(NamedHead):
             "type": "RetinaNet",
             "bbox_head": {
                 "type": "RetinaHead",
-                "num_classes": classes,
-                "in_channels": features.channels,
-                "feat_channels": branch_channels(features),
-                "stacked_convs": detector.head_convs,
+                **branches(features, classes, detector),
                 "anchor_generator": {"type": "AnchorGenerator", "ratios": [0.5, 1.0, 2.0], "strides": strides, **sizes},
                 "bbox_coder": box_coder(),
                 "loss_cls": focal_loss(),
                 "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
                 **detector.layers,
             },
-            "train_cfg": {
-                "assigner": assigner(0.5, 0.4, 0.0, match_low_quality=True),
-                "sampler": {"type": "PseudoSampler"},
-                "allowed_border": -1,
-                "pos_weight": -1,
-                "debug": False,
-            },
+            "train_cfg": dense_train_config(
+                assigner(0.5, 0.4, 0.0, match_low_quality=True), sampler={"type": "PseudoSampler"}
+            ),
             "test_cfg": dense_test_config(detector, iou=0.5),
         }

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import NamedHead, branch_channels, dense_test_config, register_head
+from smnas_optuna.parts.heads.head import Head, register_head
+from smnas_optuna.parts.heads.one_stage import branches, dense_test_config, dense_train_config
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.part import Config
+from smnas_optuna.parts.part import Config, NamedPart
 from smnas_optuna.parts.rpns.rpn import RPN
 
 # Narrower heads predict distances themselves, as RTMDet-tiny and -s do; wider ones their logarithms.
@@ -15,38 +16,31 @@ _LEAST_EXPONENTIAL = 192
 
 @register_head
 @dataclass(frozen=True)
-class RTMDetHead(NamedHead):
+class RTMDetHead(NamedPart, Head):
     """The one-stage head of RTMDet, whose levels share convolutions but not normalisation: ``RTMDet``."""
 
     NAME: ClassVar[str] = "RTMDet"
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
         """Return the config's ``type``, ``bbox_head``, ``train_cfg`` and ``test_cfg``."""
-        channels = branch_channels(features)
+        sizes = branches(features, classes, detector)
         return {
             "type": "RTMDet",
             "bbox_head": {
                 "type": "RTMDetSepBNHead",
-                "num_classes": classes,
-                "in_channels": features.channels,
-                "feat_channels": channels,
+                **sizes,
                 "stacked_convs": max(1, detector.head_convs // 2),
                 "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": list(features.strides)},
                 "bbox_coder": {"type": "DistancePointBBoxCoder"},
                 "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
                 "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
                 "with_objectness": False,
-                "exp_on_reg": channels >= _LEAST_EXPONENTIAL,
+                "exp_on_reg": sizes["feat_channels"] >= _LEAST_EXPONENTIAL,
                 "share_conv": True,
                 "pred_kernel_size": 1,
                 "act_cfg": {"type": "SiLU", "inplace": True},
                 **detector.backbone_layers,
             },
-            "train_cfg": {
-                "assigner": {"type": "DynamicSoftLabelAssigner", "topk": 13},
-                "allowed_border": -1,
-                "pos_weight": -1,
-                "debug": False,
-            },
+            "train_cfg": dense_train_config({"type": "DynamicSoftLabelAssigner", "topk": 13}),
             "test_cfg": dense_test_config(detector, score=0.001, iou=0.65, candidates=30_000),
         }

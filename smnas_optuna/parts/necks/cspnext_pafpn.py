@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import optuna  # building detectors needs no Optuna
     from typing_extensions import Self  # in typing since Python 3.11
 
-_BLOCKS = re.compile(rf",n=({INTEGER})(?=\))")
-
 
 @register_neck
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class CSPNeXtPAFPN(Neck):
     @classmethod
     def parse(cls, text: str) -> "Self | None":
         """Parse ``CSPNeXtPAFPN(Pa-Pb,c=CHANNELS[,n=BLOCKS])``; None for another name, raises ValueError if wrong."""
-        neck = super().parse(_BLOCKS.sub("", text))
+        neck = super().parse(re.sub(rf",n={INTEGER}(?=\))", "", text))
         return neck and replace(neck, blocks=_blocks_in(text))
 
     @property
@@ -75,7 +73,7 @@ class CSPNeXtPAFPN(Neck):
         """Let a trial choose the levels; the channels are the space's, and the blocks the choice's."""
         inputs = trial.suggest_categorical("fpn_inputs", space.fpn_inputs)
         first, last = int(inputs[1]), int(inputs[-1])
-        return cls(first, last, last, space.fpn_channels, _blocks_in(choice.replace("(", ",")))
+        return cls(first, last, last, space.fpn_channels, _blocks_in(choice))
 
     def params(self, space: Choices) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """Return the levels; raises ValueError if the channels are not the space's."""
@@ -99,5 +97,5 @@ class CSPNeXtPAFPN(Neck):
 
 
 def _blocks_in(text: str) -> int:
-    match = _BLOCKS.search(text)
+    match = re.search(rf"\bn=({INTEGER})\)", text)
     return int(match[1]) if match else 1

@@ -1,43 +1,22 @@
 """Region proposal network (Ren et al. 2015)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, one_level_scales, random_sampler
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.part import Config, Part, Registry
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing since Python 3.11
+from smnas_optuna.parts.part import Config, NamedPart, Registry
 
 
 @dataclass(frozen=True)
-class RPN(Part):
+class RPN(NamedPart):
     """Region proposal network: ``RPN``. Another kind is a subclass with a ``NAME`` of its own."""
 
     # The canonical text.
     NAME: ClassVar[str] = "RPN"
-    FORMS: ClassVar[tuple[str, ...]] = (NAME,)
     # Whether there are fewer but better proposals than those of anchors at all locations.
     PRECISE: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **settings: Any) -> None:
-        super().__init_subclass__(**settings)
-        cls.FORMS = (cls.NAME,)
-
-    def __str__(self) -> str:
-        return self.NAME
-
-    @classmethod
-    def parse(cls, text: str) -> "Self | None":
-        """Parse ``NAME``; None for any other text."""
-        return cls() if text == cls.NAME else None
-
-    @property
-    def place(self) -> tuple[str, tuple[int, ...]]:
-        """Different kinds of RPNs are not comparable."""
-        return self.NAME, ()
 
     def config(self, features: Features, detector: Detector) -> Config:
         """Return the ``rpn_head`` of a config."""
