@@ -1,6 +1,7 @@
 """``python -m smnas_optuna.complexity``: multiply-adds and parameters of a backbone or a published detector."""
 
 import json
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,8 @@ def complexity(
     The sides of the input are padded to multiples of 32. Convolutions and matrix products are counted, normalisation is
     not.
     """
+    # MMDetection calls what torch has deprecated since.
+    warnings.filterwarnings("ignore", module="mmdet")
     name = zoo or code
     if name is None or (zoo and code):
         raise UserError("CODE: expected a backbone code, a classic backbone or a zoo name, or --zoo NAME instead")
