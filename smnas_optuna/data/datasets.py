@@ -59,6 +59,7 @@ class CheckedDataset:
             the area below the curve (since VOC 2010).
         source: The recipe's section that the data set was opened from, with an absolute ``root``.
         has_both_orientations: Whether some training images are higher than wide and others are not.
+        train_images: Number of training images with objects; 0 if unknown.
     """
 
     train: DatasetSplit
@@ -67,6 +68,7 @@ class CheckedDataset:
     scoring: Scoring = "coco"
     source: Dataset | None = None
     has_both_orientations: bool = False
+    train_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,12 @@ def open_dataset(dataset: Dataset) -> CheckedDataset:
             format, or has no class or no box; or the splits do not have the same classes in the same order.
     """
     splits = {name: locate_split(dataset, name) for name in SPLITS}
-    classes, orientations = {}, {}
+    classes, orientations, with_objects = {}, {}, {}
     for name, located in splits.items():
         content = read_annotations(located)
         classes[name] = check_annotations(located, content)
         check_images(located, [image["file_name"] for image in content["images"]])
+        with_objects[name] = len({box["image_id"] for box in content["annotations"]})
         orientations[name] = {image["height"] > image["width"] for image in content["images"]}
     check_classes(splits, classes)
     train, val = (
@@ -107,7 +110,15 @@ def open_dataset(dataset: Dataset) -> CheckedDataset:
     if not isinstance(dataset, DigitsDataset):
         # Symbolic links are not resolved: names of Pascal VOC's folders contain the year, which decides the scoring.
         dataset = dataset.model_copy(update={"root": Path(os.path.abspath(dataset.root))})
-    return CheckedDataset(train, val, classes["train"], _scoring(dataset), dataset, len(orientations["train"]) > 1)
+    return CheckedDataset(
+        train,
+        val,
+        classes["train"],
+        _scoring(dataset),
+        dataset,
+        has_both_orientations=len(orientations["train"]) > 1,
+        train_images=with_objects["train"],
+    )
 
 
 def on_this_machine(dataset: CheckedDataset) -> CheckedDataset:

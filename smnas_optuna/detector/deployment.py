@@ -25,7 +25,8 @@ def prepare_for_deployment(model: nn.Module, *, compiled: bool = False) -> Any:
             compiled, nor is guided anchoring. The first images of each size take a minute or more, see
             :func:`compile_now`.
     """
-    copied: Any = copy.deepcopy(model).eval()
+    # Trained on a CPU, weights have another layout than those of an untrained detector.
+    copied: Any = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
     for module in list(copied.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, ConvWS2d):

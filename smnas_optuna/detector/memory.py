@@ -34,11 +34,13 @@ def training_memory(
     *,
     boxes: int = _BOXES,
     device: str = "cuda",
+    optimizer_states: int = 1,
+    averaged: bool = False,
     amp: bool = False,
     accumulating: bool = False,
     distributed: bool = False,
 ) -> int:
-    """Estimate the peak memory, in bytes, of the tensors while a detector is trained with SGD.
+    """Estimate the peak memory, in bytes, of the tensors while a detector is trained.
 
     Args:
         model: A detector on the meta device (:func:`~smnas_optuna.detector.counting.build_on_meta`). The loss of a head
@@ -47,6 +49,8 @@ def training_memory(
         images: Number of images in a forward pass.
         boxes: Largest number of boxes in an image.
         device: ``cuda`` or ``cpu``, which compute some losses and the optimizer's step differently.
+        optimizer_states: Numbers that the optimizer keeps for each weight: 1 for SGD with momentum, 2 for AdamW.
+        averaged: Whether a moving average of the weights is kept.
         amp: Whether training uses mixed precision, as by torch's autocast on CUDA.
         accumulating: Whether gradients are accumulated over several forward passes.
         distributed: Whether several processes train together, for which torch keeps a second copy of the gradients.
@@ -69,10 +73,10 @@ def training_memory(
             copy = torch.empty_like(max(trained, key=torch.numel))
             del copy
     peak: int = allocations.peak
-    momentum = _bytes(trained)
+    kept = optimizer_states * _bytes(trained) + (_bytes(weights) if averaged else 0)
     buckets = _bytes(trained) if distributed else 0
     workspace = _CUDA_WORKSPACE if device == "cuda" else 0
-    return _bytes(weights) + momentum + buckets + peak + workspace
+    return _bytes(weights) + kept + buckets + peak + workspace
 
 
 def learns_statistics(model: nn.Module) -> bool:

@@ -3,17 +3,22 @@
 Configs that use them list ``smnas_optuna.detector.layers``, which imports this module, in ``custom_imports``.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import timm
+import timm.models
+import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader
 from timm.layers.format import Format
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from smnas_optuna.detector.backbone import fix_statistics
+from smnas_optuna.detector.weights import UnfitWeights
 
 # Options with which models accept images of other sizes than the one that they were trained with, by their names in
 # timm; the last one is for all models that accept any size.
@@ -30,7 +35,8 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         out_channels: Channels of each returned feature map.
         sync_norm: Compute the statistics of batch normalisation over all GPUs of a training.
         norm_eval: Keep the statistics of batch normalisation fixed in training.
-        init_cfg: Config of the initialisation; None for that of timm.
+        init_cfg: Config of the initialisation; None for that of timm. :func:`load_pretrained` says what a checkpoint
+            can be.
 
     Raises:
         ValueError: The installed timm's model has other channels.
@@ -77,11 +83,19 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]  # mmengine is untyped
         return self
 
 
-def create_features(model: str, out_indices: tuple[int, ...]) -> Any:
-    """Create a timm model that returns feature maps of images of any size, with random weights."""
+def create_features(model: str, out_indices: tuple[int, ...] | None = None, **more: Any) -> Any:
+    """Create a timm model that returns feature maps of images of any size.
+
+    Args:
+        model: Name of the model.
+        out_indices: Indices of the feature maps that it returns; None for all.
+        more: Further arguments of ``timm.create_model``; by default weights are random.
+    """
+    if out_indices is not None:
+        more["out_indices"] = out_indices
     for options in _ANY_SIZE:
         try:
-            return timm.create_model(model, features_only=True, pretrained=False, out_indices=out_indices, **options)
+            return timm.create_model(model, features_only=True, **more, **options)
         except TypeError as error:
             # Models do not know the options of others.
             if not any(option in str(error) for option in options):
@@ -94,3 +108,41 @@ def _remove_unused_blocks(model: Any) -> None:
     stages = getattr(model, "_stage_out_idx", None)
     if stages and getattr(model, "feature_hooks", None) is None:
         model.blocks = nn.Sequential(*list(model.blocks)[: max(stages)])
+
+
+@CheckpointLoader.register_scheme(prefixes="timm://")  # type: ignore[untyped-decorator]  # mmengine is untyped
+def load_pretrained(uri: str, map_location: Any = "cpu") -> dict[str, Tensor]:
+    """Load pre-trained weights of a timm model, for a :class:`TimmBackbone` with any of its feature maps.
+
+    Args:
+        uri: ``timm://NAME`` for the weights that timm has for the model, or ``timm://NAME:FILE`` for a file of weights
+            of the whole model, as timm saves them, in safetensors or in a format that torch loads safely.
+        map_location: Not used: weights are loaded on the CPU.
+
+    Raises:
+        UnfitWeights: The file lacks a tensor of the model, or has one with another shape; the message names the first.
+    """
+    name, _, file = uri.removeprefix("timm://").partition(":")
+    overlay: dict[str, Any] = {}
+    if file:
+        state = timm.models.load_state_dict(file, use_ema=True, weights_only=True)
+        _check_fit(name, state)
+        overlay = {"pretrained_cfg_overlay": {"state_dict": state}}
+    loaded = create_features(name, pretrained=True, **overlay)
+    return {f"model.{key}": tensor for key, tensor in loaded.state_dict().items()}
+
+
+def _check_fit(name: str, state: dict[str, Any]) -> None:
+    """Raise UnfitWeights if weights lack a tensor of a timm model, except its classifier's; timm would only log it."""
+    with torch.device("meta"):
+        whole: Any = timm.create_model(name)
+    convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+    found = convert(dict(state), whole) if convert else state
+    classifier = whole.pretrained_cfg["classifier"]
+    ignored = tuple(f"{layer}." for layer in ([classifier] if isinstance(classifier, str) else classifier or ()))
+    for key, tensor in whole.state_dict().items():
+        if key.startswith(ignored) or key.endswith("num_batches_tracked"):
+            continue
+        shapes = [tuple(tensor.shape), tuple(found[key].shape) if key in found else None]
+        if shapes[0] != shapes[1]:
+            raise UnfitWeights(f"expected {key} of shape {shapes[0]}, found {shapes[1]}")

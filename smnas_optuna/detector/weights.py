@@ -10,7 +10,11 @@ from smnas_optuna.detector.counting import build_on_meta
 from smnas_optuna.errors import UserError
 
 
-def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwise: str) -> None:
+class UnfitWeights(ValueError):
+    """Weights do not fit a model; the text names the first tensor that differs."""
+
+
+def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwise: str, prefix: str = "") -> None:
     """Raise UserError if weights do not fit a backbone; MMEngine would only log which tensors stay random.
 
     Further tensors in the checkpoint, such as a classifier's or those of a stage that is not built, are ignored.
@@ -20,12 +24,15 @@ def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwi
         weights: URI or file of a checkpoint.
         backbone: Config of the backbone.
         otherwise: What else could be named there, for the error message.
+        prefix: Beginning of the names of the backbone's tensors in the checkpoint.
 
     Raises:
         UserError: The checkpoint cannot be loaded, or lacks a tensor of the backbone; the message names the first one.
     """
     try:
         checkpoint = CheckpointLoader.load_checkpoint(weights, map_location="cpu")
+    except UnfitWeights as error:
+        raise UserError(f"{place} does not fit: {error}") from None
     except Exception as error:  # whatever a download, a file system or an unpickler may raise
         raise UserError(
             f"{place} cannot be loaded ({str(error).partition(chr(10))[0]}); expected it to be reachable or in "
@@ -33,7 +40,8 @@ def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwi
         ) from None
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     # Like MMEngine, accepts the prefix of models that were saved in the wrapper for several GPUs.
-    found = {str(key).removeprefix("module."): getattr(value, "shape", None) for key, value in state.items()}
+    shapes = {str(key).removeprefix("module."): getattr(value, "shape", None) for key, value in state.items()}
+    found = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
     expected = {
         key: tensor.shape
         for key, tensor in build_on_meta(backbone).state_dict().items()

@@ -6,8 +6,12 @@ base 56 (printed 48), which do.
 """
 
 import difflib
+import importlib.util
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import yaml
 
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import BACKBONES, Backbone
@@ -117,6 +121,40 @@ DETECTORS = PAPERS_DETECTORS | {
     )
 }
 """All published detectors, by name."""
+
+# Further detectors of MMDetection, from whose weights others with the same backbone can start.
+_ALSO_TRAINED = {
+    "ResNet50 FPN(P1-P5,c=256) RPN 2FC": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "ResNet101 FPN(P1-P5,c=256) RPN 2FC": "faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py",
+    "ResNeXt101 FPN(P1-P5,c=256) RPN 2FC": "faster_rcnn/faster-rcnn_x101-32x4d_fpn_1x_coco.py",
+    "ResNet50 FPN(P1-P5,c=256) RPN Cascade(n=3)": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
+    "ResNet101 FPN(P1-P5,c=256) RPN Cascade(n=3)": "cascade_rcnn/cascade-rcnn_r101_fpn_1x_coco.py",
+    "ResNet18 FPN(P2-P6,c=256) RetinaNet": "retinanet/retinanet_r18_fpn_1x_coco.py",
+    "ResNet50 FPN(P2-P6,c=256) RetinaNet": "retinanet/retinanet_r50_fpn_1x_coco.py",
+    "ResNet101 FPN(P2-P6,c=256) RetinaNet": "retinanet/retinanet_r101_fpn_1x_coco.py",
+}
+
+
+@cache
+def trained_on_coco() -> tuple[tuple[Architecture, str], ...]:
+    """Return detectors whose weights, trained on COCO, MMDetection publishes, each with the URL of its weights."""
+    named = {entry.architecture: entry.config for entry in DETECTORS.values() if entry.architecture and entry.config}
+    named |= {Architecture.parse(f"1333x800 {text}"): PurePosixPath(path) for text, path in _ALSO_TRAINED.items()}
+    found = [(architecture, _weights_of(config)) for architecture, config in named.items()]
+    return tuple((architecture, url) for architecture, url in found if url)
+
+
+def _weights_of(config: PurePosixPath) -> str | None:
+    """Return the URL of the weights that a metafile of MMDetection lists for a config."""
+    package = importlib.util.find_spec("mmdet")  # without importing it, which imports torch
+    if package is None or package.origin is None:
+        return None
+    metafile = Path(package.origin).parent / ".mim" / "configs" / config.parent / "metafile.yml"
+    if not metafile.is_file():
+        return None
+    models = yaml.safe_load(metafile.read_text(encoding="utf-8"))["Models"]
+    return next((model.get("Weights") for model in models if model["Config"] == f"configs/{config}"), None)
+
 
 _BACKBONES = {
     "R18": "ResNet18",

@@ -16,7 +16,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
 from smnas_optuna.search.objective import DetectorObjective
-from smnas_optuna.search.search import Search
+from smnas_optuna.search.search import Search, automatic_weights, required_weights
 from smnas_optuna.search.studies import open_study
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.patient_storage import PATIENCE
@@ -132,6 +132,7 @@ class SearchAssignment:
         sharing: Workers that use them at the same time, this one among them; each gets as much of the memory.
         workers: Workers on this machine, this one among them.
         mixed_devices: Take times of devices that differ.
+        weights_folder: The user's folder of pre-trained weights, or a single file.
     """
 
     worker: int
@@ -147,6 +148,7 @@ class SearchAssignment:
     sharing: int = 1
     workers: int = 1
     mixed_devices: bool = False
+    weights_folder: Path | None = None
 
     def __repr__(self) -> str:
         """Show the worker's number only: a URL may hold a password."""
@@ -157,8 +159,17 @@ class SearchAssignment:
         preload()
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
+        backbones = tuple(dict.fromkeys(backbone for search in self.searches for backbone in search.backbones))
+        automatic = automatic_weights(first, self.weights_folder)
         request = DeviceRequest(
-            first.recipe, first.stage, first.required_weights, self.gpus, self.sharing, self.workers
+            first.recipe,
+            first.stage,
+            required_weights(first),
+            automatic,
+            backbones,
+            gpus=self.gpus,
+            sharing=self.sharing,
+            workers=self.workers,
         )
         # A worker that was given GPUs chooses none.
         with choosing() if self.gpus is None else contextlib.nullcontext():
@@ -179,6 +190,7 @@ class SearchAssignment:
                 device,
                 target,
                 self.folder / search.path,
+                replace(automatic, unreachable=target.unreachable) if automatic else None,
                 partial(self._send_event, send, search.path),
                 partial(self._describe, self.folder / "artifacts"),
             )

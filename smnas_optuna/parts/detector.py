@@ -38,6 +38,11 @@ class Detector(Section):
     max_detections: PositiveInt = 100
 
     @property
+    def has_published_layers(self) -> bool:
+        """Whether backbones have the layers that published weights were trained with."""
+        return self.norm != "GN" and not self.weight_standardization
+
+    @property
     def backbone_layers(self) -> Config:
         """``conv_cfg`` and ``norm_cfg`` of backbones."""
         return self._layers(_GROUPS if self.norm == "GN" else {"type": self.norm, "requires_grad": True})

@@ -18,7 +18,14 @@ def custom_imports(architecture: Architecture) -> Config:
     return {"imports": ["smnas_optuna.detector.layers", *added], "allow_failed_imports": False}
 
 
-def model_config(architecture: Architecture, *, classes: int, detector: Detector, weights: str | None = None) -> Config:
+def model_config(
+    architecture: Architecture,
+    *,
+    classes: int,
+    detector: Detector,
+    weights: str | None = None,
+    of_detector: bool = False,
+) -> Config:
     """Return the ``model`` of an MMDetection config for an architecture; raises ValueError if a part cannot be built.
 
     Args:
@@ -26,6 +33,8 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
         classes: Number of object classes, background not counted.
         detector: Settings that all detectors of the search share.
         weights: URI or file of a checkpoint for the backbone; None for random weights.
+        of_detector: Whether ``weights`` are those of a whole detector. Everything is then loaded from it that fits in
+            name and shape.
     """
     backbone, neck, head = architecture.backbone, architecture.neck, architecture.head
     levels = architecture.backbone_levels
@@ -38,13 +47,17 @@ def model_config(architecture: Architecture, *, classes: int, detector: Detector
         channels=neck.channels if neck else channels[0],
         one_level=neck is None,
     )
+    backbone_config = backbone.config(levels, detector, weights)
+    if of_detector:
+        backbone_config.pop("init_cfg", None)  # the detector's loads the backbone, too
     return {
+        **({"init_cfg": {"type": "Pretrained", "checkpoint": weights}} if of_detector else {}),
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
             **backbone.normalization,
             "pad_size_divisor": 32,
         },
-        "backbone": backbone.config(levels, detector, weights),
+        "backbone": backbone_config,
         "neck": neck.config(channels, head.MORE_LEVELS, detector) if neck else None,
         **head.config(features, architecture.rpn, classes, detector),
     }

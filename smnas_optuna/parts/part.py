@@ -16,6 +16,8 @@ import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from smnas_optuna.parts.optimization import Optimization
+
 if TYPE_CHECKING:
     import optuna  # building detectors needs no Optuna
     from typing_extensions import Self  # in typing since Python 3.11
@@ -62,6 +64,8 @@ class Part(ABC):
     FORMS: ClassVar[tuple[str, ...]]
     # The same for choices; None if they look the same.
     CHOICE_FORMS: ClassVar[tuple[str, ...] | None] = None
+    # How detectors with parts of this family were published to be trained; nothing if it makes no difference.
+    OPTIMIZATION: ClassVar[Optimization] = Optimization()
 
     @abstractmethod
     def __str__(self) -> str:

@@ -87,20 +87,32 @@ class Structural(Stage):
                 f"{', '.join(self.space.backbones)}"
             )
         if weights == "imagenet":
-            if self.space.base_channels != 64:
-                raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
             for backbone in self.space.all_backbones:
                 if backbone.imagenet_weights is None:
+                    if self.space.base_channels != 64:
+                        raise ValueError("training.weights: imagenet weights fit base_channels 64 only; expected none")
                     raise ValueError(
                         f"training.weights: there are no imagenet weights of {backbone}; expected a file for each "
-                        "backbone, or none"
+                        "backbone, auto or none"
                     )
-            _refuse_imagenet_weights_of_other_layers(self.detector)
+            if not all(backbone.HAS_OWN_LAYERS for backbone in self.space.all_backbones):
+                _refuse_imagenet_weights_of_other_layers(self.detector)
+        return self
+
+    @model_validator(mode="after")
+    def _families_are_in_the_space(self) -> "Structural":
+        choices = (*self.space.backbones, *self.space.necks, *self.space.rpns, *self.space.heads)
+        for name in self.training.families:
+            if not any(choice.startswith(name) for choice in choices):
+                raise ValueError(
+                    f"training.families: nothing in the space begins with {name!r}; expected the beginning of one of "
+                    f"{', '.join(dict.fromkeys(choices))}"
+                )
         return self
 
 
 def _refuse_imagenet_weights_of_other_layers(detector: Detector) -> None:
-    if detector.norm == "GN" or detector.weight_standardization:
+    if not detector.has_published_layers:
         raise ValueError(
             "training.weights: imagenet weights were trained with norm BN and no weight_standardization; expected none"
         )
@@ -126,8 +138,8 @@ class Modular(Stage):
 
     @model_validator(mode="after")
     def _trained_from_scratch(self) -> "Modular":
-        if self.training.weights != "none":
-            raise ValueError("training.weights: searched backbones have no pretrained weights; expected none")
+        if self.training.weights not in ("auto", "none"):
+            raise ValueError("training.weights: searched backbones have no pretrained weights; expected none or auto")
         return self
 
 
@@ -169,7 +181,7 @@ class Transfer(Section):
     @model_validator(mode="after")
     def _weights_are_for_all(self) -> "Transfer":
         if isinstance(self.training.weights, dict):
-            raise ValueError("training.weights: expected imagenet or none; a file per backbone goes under pretrained")
+            raise ValueError("training.weights: expected auto, imagenet or none; a file per backbone goes under pretrained")
         if self.training.weights == "imagenet":
             _refuse_imagenet_weights_of_other_layers(self.detector)
         return self

@@ -169,11 +169,13 @@ def _known_keys(path: Sequence[int | str]) -> list[str]:
     for part in path:
         if "oneOf" in node:
             reference = node["discriminator"]["mapping"][part]
+        elif "additionalProperties" in node and "properties" not in node:
+            reference = node["additionalProperties"]["$ref"]
         else:
             child = node["properties"][str(part)]
             # The schema of a section that may be null is a choice of two.
             child = next((choice for choice in child.get("anyOf", ()) if "$ref" in choice), child)
-            if "oneOf" in child:
+            if "oneOf" in child or "$ref" not in child:
                 node = child
                 continue
             reference = child["$ref"]

@@ -1,11 +1,14 @@
 """Sections of a recipe that say how an architecture is evaluated: data set, device and training."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from smnas_optuna.parts.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from smnas_optuna.parts.architecture import Architecture
+from smnas_optuna.parts.optimization import Optimization, combined_keys, published_optimization
+from smnas_optuna.parts.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class Split(Section):
@@ -133,23 +136,37 @@ class Device(Section):
     timing: Timing = Timing()
 
 
-class Training(Section):
-    """How each architecture is trained: SGD with a cosine schedule.
+# What a recipe's learning rate goes with, unless the recipe says otherwise.
+_WITH_OWN_LR: Mapping[str, Mapping[str, Any]] = {
+    "SGD": {"final_lr": 0.0001, "momentum": 0.9, "weight_decay": 0.0001, "warmup_iterations": 500},
+    "AdamW": {"weight_decay": 0.05, "warmup_iterations": 500},
+}
+
+
+class Training(Optimization):
+    """How each architecture is trained.
+
+    With ``lr``, all architectures are trained alike: with SGD, unless ``optimizer`` says otherwise. Without it, each is
+    trained as its parts were published, see ``docs/what_is_searched.md``, except for the keys that are given. The keys
+    of :class:`~smnas_optuna.parts.optimization.Optimization` can be given for some parts only, in ``families``.
 
     Args:
         epochs: Passes over the training split.
         batch_size: Images per step, over all GPUs of a trial; a multiple of ``device.gpus_per_trial``.
-        lr: Highest learning rate.
-        base_batch_size: Batch size that ``lr`` is meant for; the learning rate is scaled linearly to ``batch_size``.
-            Null if ``lr`` is meant for ``batch_size``.
-        final_lr: Learning rate at the end of the cosine schedule.
-        momentum: Momentum of SGD, from 0 to below 1.
-        weight_decay: Weight decay of SGD.
-        warmup_iterations: Steps over which the learning rate rises linearly at the start.
-        clip_gradients: Largest L2 norm of the gradient; null to not clip it.
+        families: Settings of the optimizer for architectures with certain parts, by what the texts of these parts begin
+            with, such as ``RTMDet`` or ``timm:``. If several fit an architecture, the last one that has a key decides.
         flip: Probability of a horizontal flip.
-        weights: Initial weights of the backbones: ``imagenet``, ``none`` to train from scratch, or a file per backbone.
-        amp: Train with automatic mixed precision; CUDA only.
+        scale_jitter: Smallest and largest random scale of the images, relative to the input size: at most and at least
+            1. Of an image that is enlarged, a random part is shown.
+        photometric: Change brightness, contrast, saturation and hue at random.
+        mosaic: Train on parts of four images beside each other, instead of ``scale_jitter``.
+        mixup: Lay another image over each image.
+        plain_epochs: Epochs at the end that are trained without mosaic and mixup; null for a fifteenth of all.
+        weights: Initial weights. ``auto`` uses the first of these that is available: a file in ``--weights-dir``; a
+            detector with the same backbone that MMDetection has trained on COCO; ImageNet weights of the backbone; none.
+            ``imagenet`` requires those of all backbones. ``none`` trains from scratch. A file per backbone can be given,
+            too.
+        amp: Train with automatic mixed precision, in bfloat16 on GPUs that support it; CUDA only.
         loader_workers: Processes that load images, per GPU; null for 2 on a CPU, and on GPUs for 2 to 8, depending on
             the number of cores.
         time_limit_minutes: Longest duration of a trial; null for no limit.
@@ -158,21 +175,34 @@ class Training(Section):
 
     epochs: PositiveInt
     batch_size: PositiveInt
-    lr: PositiveFloat
-    base_batch_size: PositiveInt | None = None
-    final_lr: NonNegativeFloat = 0.0001
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegativeFloat = 0.0001
-    warmup_iterations: NonNegativeInt = 500
-    clip_gradients: PositiveFloat | None = None
+    families: dict[str, Optimization] = Field(default={})
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    weights: Literal["imagenet", "none"] | dict[str, Path] = "imagenet"
+    scale_jitter: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1, le=10)]] = (1.0, 1.0)
+    photometric: bool = False
+    mosaic: bool = False
+    mixup: bool = False
+    plain_epochs: NonNegativeInt | None = None
+    weights: Literal["auto", "imagenet", "none"] | dict[str, Path] = "auto"
     amp: bool = False
     loader_workers: NonNegativeInt | None = None
     time_limit_minutes: PositiveFloat | None = None
     seed: NonNegativeInt = 0
 
-    @property
-    def scaled_lr(self) -> float:
-        """The highest learning rate at this batch size (linear scaling rule, Goyal et al. 2017)."""
-        return self.lr * self.batch_size / (self.base_batch_size or self.batch_size)
+    @model_validator(mode="before")
+    @classmethod
+    def _with_what_goes_with_the_learning_rate(cls, keys: object) -> object:
+        if not isinstance(keys, dict) or keys.get("lr") is None:
+            return keys
+        optimizer = keys.get("optimizer") or "SGD"
+        common = {"optimizer": optimizer, "backbone_lr": 1.0, "average_weights": False}
+        defaults = common | dict(_WITH_OWN_LR.get(optimizer, {}))
+        return keys | {key: value for key, value in defaults.items() if keys.get(key) is None}
+
+    def suited_to(self, architecture: Architecture) -> "Training":
+        """Return the training of an architecture, with all settings of the optimizer that it needs."""
+        texts = [str(part) for part in architecture.parts]
+        layers = (
+            [] if self.lr is not None else [published_optimization(part.OPTIMIZATION for part in architecture.parts)]
+        )
+        fitting = [each for name, each in self.families.items() if any(text.startswith(name) for text in texts)]
+        return self.model_copy(update={**combined_keys(*layers, self, *fitting), "families": {}})

@@ -161,8 +161,8 @@ class SearchProgress:
             device = f"{target.count} x {target.name}" if target.count > 1 else target.name
             self._workers[message.worker] = _WorkerState()
             self._print(f"worker {message.worker} is ready on {device}")
-            if target.warning:
-                self.warn(f"worker {message.worker}: {target.warning}")
+            for warning in target.warnings:
+                self.warn(f"worker {message.worker}: {warning}")
         elif isinstance(message, TrialEvent):
             self._handle_event(message)
         elif isinstance(message, Finished):

@@ -24,7 +24,7 @@ from smnas_optuna.study.optuna_internals import is_enqueued
 
 PARTS = ("input_size", "backbone", "neck", "rpn", "head")
 _NUMBERS = (*QUANTITIES, "latency_spread_ms", "untrained_latency_ms", "train_seconds")
-_TEXTS = ("architecture", "device", "reason")
+_TEXTS = ("architecture", "device", "reason", "weights")
 
 
 @dataclass(frozen=True)

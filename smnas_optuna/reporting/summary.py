@@ -76,10 +76,11 @@ def _listed_table(search: Search, results: StudyResults) -> Table:
     finished = results.finished
     accuracy = accuracy_and_costs(results.objectives)[0].name
     metrics = list(dict.fromkeys([accuracy, "map", "latency_ms", "params"]))
+    weights = Column("weights")
     table = _table(f"Detectors of {results.name}", [Column(name) for name in ("number", *metrics, "architecture")])
-    for heading in ("from", "trained from"):
+    for heading in ("from", weights.heading):
         table.add_column(heading)
-    origins = {str(architecture): (each.source, each.weights) for architecture, each in search.origins.items()}
+    origins = {str(architecture): source for architecture, source in search.origins.items()}
     baseline = finished[finished["architecture"] == str(search.baseline)]
     for trial in finished.sort_values(accuracy, ascending=False).to_dict("records"):
         values = {name: measured_text(name, trial) for name in metrics}
@@ -87,7 +88,7 @@ def _listed_table(search: Search, results: StudyResults) -> Table:
             values[accuracy] += f" ({trial[accuracy] - baseline[accuracy].iloc[0]:+.3f})"
             values["latency_ms"] += f" ({trial['latency_ms'] / baseline['latency_ms'].iloc[0]:.2f} x)"
         architecture = trial["architecture"]
-        table.add_row(str(trial["number"]), *values.values(), architecture, *origins[architecture])
+        table.add_row(str(trial["number"]), *values.values(), architecture, origins[architecture], weights.text(trial))
     return table
 
 

@@ -10,7 +10,13 @@ from smnas_optuna.reporting.quantity import MISSING, measured_text, quantity_of
 from smnas_optuna.reporting.study_results import PARTS, Objective
 
 PART_TITLES: Final = dict(zip(PARTS, ("input size", "backbone", "neck", "RPN", "head"), strict=True))
-_TEXTS: Final = {"number": "trial", "device": "device", "architecture": "architecture", **PART_TITLES}
+_TEXTS: Final = {
+    "number": "trial",
+    "device": "device",
+    "weights": "trained from",
+    "architecture": "architecture",
+    **PART_TITLES,
+}
 _COSTS: Final = ("latency_ms", "flops", "params")
 
 
@@ -54,6 +60,6 @@ def metric_columns(precisions: Sequence[str], objectives: Sequence[Objective]) -
 
 
 def detector_columns(trials: pd.DataFrame) -> list[Column]:
-    """Return the columns that identify a detector: the architecture, and the device if there are several."""
-    names = ["device", "architecture"] if trials["device"].nunique() > 1 else ["architecture"]
-    return [Column(name) for name in names]
+    """Return the columns that identify a detector: the architecture, and device and initial weights if they differ."""
+    differing = [name for name in ("device", "weights") if trials[name].nunique() > 1]
+    return [Column(name) for name in (*differing, "architecture")]

@@ -32,6 +32,7 @@ class Options:
         launcher: Where the workers run, ``local`` or ``ray``.
         ray_address: Address of the Ray cluster; None to start one on this machine.
         mixed_devices: Mix times of devices that differ.
+        weights_folder: Folder with pre-trained weights, or a single file; None for none.
         quiet: Print only problems, and where the report is.
         seed: Seed of the sampler.
     """
@@ -48,6 +49,7 @@ class Options:
     launcher: Literal["local", "ray"]
     ray_address: str | None
     mixed_devices: bool
+    weights_folder: Path | None
     quiet: bool
     seed: int | None
 
@@ -109,6 +111,14 @@ def run_study(
             "--mixed-devices", help="Accept inference times of different devices; the report shows the device of each."
         ),
     ] = False,
+    weights_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SMNAS_WEIGHTS",
+            help="Folder with pre-trained weights: NAME.pth or NAME.safetensors for timm:NAME, checkpoints of "
+            "MMDetection by their file names; for recipes with training.weights auto.",
+        ),
+    ] = None,
     status: Annotated[
         bool, typer.Option("--status", help="Print the progress of the search from the database, and write nothing.")
     ] = False,
@@ -136,6 +146,7 @@ def run_study(
         launcher=launcher,
         ray_address=ray_address,
         mixed_devices=mixed_devices,
+        weights_folder=_existing(weights_dir),
         quiet=quiet,
         seed=seed,
     )
@@ -161,6 +172,12 @@ def run_study(
     from smnas_optuna.run_study import stages as run
 
     (run.describe if dry_run else run.show_status if status else run.search)(options)
+
+
+def _existing(folder: Path | None) -> Path | None:
+    if folder is not None and not folder.exists():
+        raise UserError(f"--weights-dir {folder}: no such folder; expected one with files of weights")
+    return folder and folder.resolve()
 
 
 def _number_of(workers: str) -> int | None:

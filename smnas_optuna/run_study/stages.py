@@ -44,7 +44,7 @@ def describe(options: Options) -> None:
     """Print what a search would do; trains and writes nothing."""
     out = console()
     for name in options.stages:
-        dry_run.describe(_example(name, options), options.n_trials, options.sampler, out)
+        dry_run.describe(_example(name, options), options.n_trials, options.sampler, options.weights_folder, out)
 
 
 def show_status(options: Options) -> None:
@@ -86,6 +86,7 @@ def search(options: Options) -> None:
                 sharing=workers.sharing or workers.gpus.count(own),
                 workers=workers.per_machine,
                 mixed_devices=options.mixed_devices,
+                weights_folder=options.weights_folder,
             )
             for worker, own in enumerate(workers.gpus)
         ]

@@ -14,9 +14,7 @@ from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
 from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.recipe.recipe import Modular, Recipe, SamplerName, StageName
-from smnas_optuna.search.search import Origin
 from smnas_optuna.search_space.modular import CandidateSpace
-from smnas_optuna.training.job import PretrainedWeights
 
 _STUDY_NAME = re.compile(r"([^/]+)/modular/C(\d+)")
 # The user attribute of a study of stage two that describes its candidate.
@@ -57,10 +55,8 @@ class ModularSearch:
 
     stage: ClassVar[StageName] = "modular"
     reference_noun: ClassVar[str] = "starting detector"
-    # Searched backbones are trained from scratch.
-    required_weights: ClassVar[tuple[PretrainedWeights, ...]] = ()
     # Everything is proposed.
-    origins: ClassVar[Mapping[Architecture, Origin]] = {}
+    origins: ClassVar[Mapping[Architecture, str]] = {}
 
     @classmethod
     def of_study(cls, recipe: Recipe, study: optuna.Study) -> "ModularSearch":
@@ -139,6 +135,11 @@ class ModularSearch:
 
     def pretrained_weights(self, _: Backbone) -> None:
         """Return none: searched backbones are trained from scratch."""
+
+    @property
+    def backbones(self) -> tuple[Backbone, ...]:
+        """The candidate's."""
+        return (self.candidate.architecture.backbone,)
 
     def record(self, study: optuna.Study) -> None:
         """Record which trial of stage one the study refines."""

@@ -18,9 +18,11 @@ from smnas_optuna.search.timing_margin import optimistic_latency, timing_pairs
 from smnas_optuna.study.retry import identity_of, interrupted_before
 from smnas_optuna.study.trial_outcome import record_outcome
 from smnas_optuna.training.job import (
+    AutomaticWeights,
     Costs,
     Event,
     Failure,
+    Initialised,
     Job,
     Memory,
     Progress,
@@ -69,6 +71,8 @@ class DetectorObjective:
         device: The device's name, as trials record it.
         target: The device.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
+        weights: Where to look for pre-trained weights of architectures for which none are required; None to train
+            these from scratch.
         listen: Called with each trial's number, its architecture and each event of its evaluation.
         describe: Called with a trial that is about to end, its epochs' losses and its folder.
     """
@@ -80,6 +84,7 @@ class DetectorObjective:
         device: str,
         target: Target,
         folder: Path,
+        weights: AutomaticWeights | None,
         listen: Callable[[int, str, Event], None],
         describe: Callable[[optuna.Trial, list[float], Path], None],
     ) -> None:
@@ -88,6 +93,7 @@ class DetectorObjective:
         self._device = device
         self._target = target
         self._folder = folder
+        self._weights = weights
         self._listen = listen
         self._describe = describe
 
@@ -119,17 +125,17 @@ class DetectorObjective:
         if moved := prepare_folder(folder, identity, architecture):
             _logger.warning("%s: was another study's, and is now %s", folder, moved)
         loaders = settings.training.loader_workers
-        weights = self._search.pretrained_weights(architecture.backbone)
+        required = self._search.pretrained_weights(architecture.backbone)
         job = Job(
             architecture,
             self._dataset,
             settings.detector,
-            settings.training,
+            settings.training.suited_to(architecture),
             self._search.recipe.device,
             folder,
             kind=self._target.kind,
             gpus=self._target.gpus,
-            weights=weights.checkpoint if weights else None,
+            weights=required.pretrained if required else self._weights,
             loader_workers=self._target.loader_workers if loaders is None else loaders,
             memory=self._target.memory,
             identity=identity,
@@ -145,6 +151,8 @@ class DetectorObjective:
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
                     self._gate(trial)
+                elif isinstance(event, Initialised):
+                    trial.set_user_attr("weights", event.weights)
                 elif isinstance(event, Memory):
                     trial.set_user_attr("memory_gb", event.bytes / 2**30)
                     if event.parts > 1:

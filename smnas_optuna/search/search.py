@@ -1,8 +1,8 @@
 """Search: what one study searches; each stage has a type of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
@@ -12,7 +12,7 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.backbones.searched import BackboneCode
 from smnas_optuna.recipe.recipe import Modular, Recipe, SamplerName, StageName, Structural, Transfer
-from smnas_optuna.training.job import PretrainedWeights
+from smnas_optuna.training.job import AutomaticWeights, PretrainedWeights
 
 
 class Space(Protocol):
@@ -29,19 +29,6 @@ class Space(Protocol):
         """Number of architectures."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where an architecture that is trained without being proposed comes from.
-
-    Args:
-        source: Where it was found: ``coco/modular/C0 trial 12``, ``E2``, or ``baseline``.
-        weights: What its backbone is trained from: ``scratch``, ``imagenet`` or a file of weights.
-    """
-
-    source: str
-    weights: str
-
-
 class Search(Protocol):
     """What one study searches, whichever stage it belongs to.
 
@@ -52,8 +39,8 @@ class Search(Protocol):
     - The study's owner, ``search/studies.py``, creates the study ``study_name`` with ``settings.objectives``, lets the
       search ``record`` itself on it, enqueues the ``starts``, and gives the sampler ``space`` and ``order``. It resumes
       a study only if there are no ``differing_keys``.
-    - A worker looks for ``required_weights`` before its first trial, and trains what ``space`` suggests, with
-      ``settings`` and ``pretrained_weights``, until ``trials`` are evaluated.
+    - A worker looks for the weights of all ``backbones`` before its first trial, and trains what ``space`` suggests,
+      with ``settings`` and ``pretrained_weights``, until ``trials`` are evaluated.
     - Who reports compares with ``references`` and ``baseline``, and shows ``title`` and ``origins``.
     - A dry run says ``overview`` and ``goal``.
     """
@@ -111,15 +98,18 @@ class Search(Protocol):
         """The architecture that the others have to beat; None without one."""
 
     @property
-    def origins(self) -> Mapping[Architecture, Origin]:
-        """Of a search in which nothing is proposed all architectures, with where they come from; else empty."""
+    def origins(self) -> Mapping[Architecture, str]:
+        """Of a search in which nothing is proposed, all architectures with where they were found; otherwise empty.
+
+        Such a place is ``coco/modular/C0 trial 12``, ``E2``, or ``baseline``.
+        """
 
     def pretrained_weights(self, backbone: Backbone) -> PretrainedWeights | None:
-        """Return the weights that a backbone is trained from; None to train it from scratch."""
+        """Return the weights that the recipe requires for a backbone; None if it requires none."""
 
     @property
-    def required_weights(self) -> tuple[PretrainedWeights, ...]:
-        """All weights that backbones of this search are trained from."""
+    def backbones(self) -> tuple[Backbone, ...]:
+        """All backbones that trials may have, as far as they are known before."""
 
     def record(self, study: optuna.Study) -> None:
         """Record on a study what, beside the recipe, defines this search; again if the search has grown.
@@ -152,12 +142,27 @@ class Search(Protocol):
         """
 
 
+def required_weights(search: Search) -> tuple[PretrainedWeights, ...]:
+    """Return all weights that the recipe requires for backbones of a search."""
+    return tuple(filter(None, map(search.pretrained_weights, search.backbones)))
+
+
+def automatic_weights(search: Search, folder: Path | None) -> AutomaticWeights | None:
+    """Return where detectors of a search look for weights that are not required; None if they look for none.
+
+    Args:
+        search: The search.
+        folder: The user's folder of weights.
+    """
+    return AutomaticWeights(folder) if search.settings.training.weights == "auto" else None
+
+
 def weights_in_recipe(search: Search, backbone: Backbone) -> PretrainedWeights | None:
     """Return the weights that a stage's ``training.weights`` names for a backbone; a searched one has none."""
     weights = search.settings.training.weights
     checkpoint = backbone.imagenet_weights if weights == "imagenet" else None
     if isinstance(weights, dict) and backbone.choice in weights:
-        checkpoint = str(weights[backbone.choice])
+        checkpoint = backbone.checkpoint_of(weights[backbone.choice])
     if checkpoint is None:
         return None
     return PretrainedWeights(backbone, checkpoint, f"{search.stage}.training.weights")

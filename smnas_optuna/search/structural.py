@@ -9,7 +9,7 @@ import optuna
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName, Structural
-from smnas_optuna.search.search import Origin, weights_in_recipe
+from smnas_optuna.search.search import weights_in_recipe
 from smnas_optuna.search_space import structural
 from smnas_optuna.search_space.structural import StructuralSpace
 from smnas_optuna.training.job import PretrainedWeights
@@ -30,7 +30,7 @@ class StructuralSearch:
     reference_noun: ClassVar[str] = "starting detector"
     baseline: ClassVar[None] = None
     # Everything is proposed.
-    origins: ClassVar[Mapping[Architecture, Origin]] = {}
+    origins: ClassVar[Mapping[Architecture, str]] = {}
 
     @classmethod
     def of_study(cls, recipe: Recipe, _: optuna.Study) -> "StructuralSearch":
@@ -92,9 +92,9 @@ class StructuralSearch:
         return weights_in_recipe(self, backbone)
 
     @property
-    def required_weights(self) -> tuple[PretrainedWeights, ...]:
-        """The weights of all backbones of the space."""
-        return tuple(filter(None, map(self.pretrained_weights, self.space.all_backbones)))
+    def backbones(self) -> tuple[Backbone, ...]:
+        """All backbones of the space."""
+        return self.space.all_backbones
 
     def record(self, study: optuna.Study) -> None:
         """Record nothing: the recipe says everything."""

@@ -14,7 +14,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName, Transfer
-from smnas_optuna.search.search import Origin, weights_in_recipe
+from smnas_optuna.search.search import weights_in_recipe
 from smnas_optuna.search_space import listed
 from smnas_optuna.search_space.listed import ListedSpace
 from smnas_optuna.study.study import find_study
@@ -117,31 +117,21 @@ class TransferSearch:
         return next(iter(self.references), None)
 
     @property
-    def origins(self) -> dict[Architecture, Origin]:
-        """Where each architecture on the list is from, and what it is trained from."""
-        return {
-            each.architecture: Origin(each.source, self._initialisation(each.architecture.backbone))
-            for each in self.transferred
-        }
+    def origins(self) -> dict[Architecture, str]:
+        """Where each architecture on the list was found."""
+        return {each.architecture: each.source for each in self.transferred}
 
     def pretrained_weights(self, backbone: Backbone) -> PretrainedWeights | None:
         """Return the weights under ``pretrained`` in the recipe, or else those of ``training.weights``."""
         checkpoint = self.settings.pretrained.get(str(backbone))
         if checkpoint is not None:
-            return PretrainedWeights(backbone, str(checkpoint), f"{self.stage}.pretrained")
+            return PretrainedWeights(backbone, backbone.checkpoint_of(checkpoint), f"{self.stage}.pretrained")
         return weights_in_recipe(self, backbone)
 
     @property
-    def required_weights(self) -> tuple[PretrainedWeights, ...]:
-        """The weights of all backbones on the list."""
-        backbones = dict.fromkeys(each.architecture.backbone for each in self.transferred)
-        return tuple(filter(None, map(self.pretrained_weights, backbones)))
-
-    def _initialisation(self, backbone: Backbone) -> str:
-        weights = self.pretrained_weights(backbone)
-        if weights is None:
-            return "scratch"
-        return "imagenet" if "://" in weights.checkpoint else weights.checkpoint
+    def backbones(self) -> tuple[Backbone, ...]:
+        """All backbones on the list."""
+        return tuple(dict.fromkeys(each.architecture.backbone for each in self.transferred))
 
     def record(self, study: optuna.Study) -> None:
         """Record what the study trains; what it has recorded keeps its place in the list.

@@ -18,7 +18,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from smnas_optuna.errors import UserError
-from smnas_optuna.training.job import Job
+from smnas_optuna.training.job import AutomaticWeights, Job
+from smnas_optuna.training.optimizing import amp_type
 
 _FILE_NAME = "checkpoint.pth"
 
@@ -95,7 +96,9 @@ def training_record(job: Job, parts: int) -> dict[str, Any]:
     """
     if job.identity is None:
         return {}
-    train = job.dataset.train
+    train, weights = job.dataset.train, job.weights
+    assert not isinstance(weights, AutomaticWeights), "they have to be chosen before, see choose_weights"
+    file = weights.file if weights else None
     sections = {
         "dataset": {
             # The content, not the path: machines may mount the same data at different places.
@@ -103,16 +106,21 @@ def training_record(job: Job, parts: int) -> dict[str, Any]:
             "classes": list(job.dataset.classes),
         },
         "detector": job.detector.model_dump(mode="json"),
-        # The weights of this backbone are recorded below; the other two do not change the result of training.
+        # The weights of this architecture are recorded below; the other two do not change the result of training.
         "training": job.training.model_dump(mode="json", exclude={"weights", "loader_workers", "time_limit_minutes"}),
-        "device": {"kind": job.kind, "gpus_per_trial": job.device.gpus_per_trial, "gradient_accumulation": parts},
+        "device": {
+            "kind": job.kind,
+            "gpus_per_trial": job.device.gpus_per_trial,
+            "gradient_accumulation": parts,
+            "amp": amp_type() if job.training.amp and job.kind == "cuda" else None,
+        },
     }
     return {
         "study": job.identity.study,
         "first_trial": job.identity.first_trial,
         "architecture": str(job.architecture),
-        "weights": job.weights,
-        "weights.content": _digest(Path(job.weights)) if job.weights and Path(job.weights).is_file() else None,
+        "weights": str(weights) if weights else None,
+        "weights.content": _digest(file) if file and file.is_file() else None,
         **{f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()},
     }
 

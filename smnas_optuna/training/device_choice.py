@@ -9,12 +9,12 @@ import torch
 from smnas_optuna.detector.deployment import check_compiler
 from smnas_optuna.detector.weights import check_weights
 from smnas_optuna.errors import UserError
-from smnas_optuna.parts.levels import BACKBONE_LEVELS
 from smnas_optuna.timing.cores import usable_cores
 from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
 from smnas_optuna.training.backbone_check import check_backbones
 from smnas_optuna.training.fitting import gpu_memory, machine_memory, usable_memory
+from smnas_optuna.training.initial_weights import find_weights
 from smnas_optuna.training.job import DeviceRequest, Target
 
 # Fewest and most processes that load images, for each GPU.
@@ -47,9 +47,14 @@ def probe(request: DeviceRequest, report: Callable[[Target], None]) -> None:
         check_backbones(recipe)
     settings = recipe.stages[request.stage]
     for each in request.weights:
-        config = each.backbone.config(BACKBONE_LEVELS, settings.detector)
+        config = each.backbone.config(each.backbone.levels, settings.detector)
         place = f"{each.key}: {each.checkpoint} for {each.backbone}"
         check_weights(place, each.checkpoint, config, otherwise="a file per backbone, or none to train from scratch")
+    unreachable: tuple[str, ...] = ()
+    missing = ""
+    if request.automatic is not None:
+        found, missing = find_weights(request.automatic, request.backbones, settings.detector)
+        unreachable = found.unreachable
     name = torch.cuda.get_device_name(gpus[0]) if gpus else cpu_name()
     # On GPUs each process of a training has its own; on the CPU all of them share the machine's memory.
     processes = 1 if gpus else device.gpus_per_trial
@@ -64,7 +69,21 @@ def probe(request: DeviceRequest, report: Callable[[Target], None]) -> None:
     names = gpu_names(os.environ.get(VARIABLE), torch.cuda.device_count()) if gpus else ()
     chosen = tuple(names[index] for index in gpus) if gpus else None
     loaders = _loader_workers(request, kind)
-    report(Target(kind, name, max(1, len(gpus)), memory, timing_conditions, loaders, chosen, uuids, problem))
+    warnings = tuple(filter(None, (problem, missing)))
+    report(
+        Target(
+            kind,
+            name,
+            max(1, len(gpus)),
+            memory,
+            timing_conditions,
+            loaders,
+            gpus=chosen,
+            uuids=uuids,
+            unreachable=unreachable,
+            warnings=warnings,
+        )
+    )
 
 
 def _check_compiler(device: torch.device) -> None:

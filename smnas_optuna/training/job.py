@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smnas_optuna.data.datasets import CheckedDataset
+from smnas_optuna.detector.pretrained import Pretrained
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.detector import Detector
@@ -31,6 +32,23 @@ class TrialIdentity:
     first_trial: int
 
 
+# What trials say that start from no weights.
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class AutomaticWeights:
+    """Request to start from the first pre-trained weights that are available; see ``training/initial_weights.py``.
+
+    Args:
+        folder: Folder with files of weights, or a single file; None for none.
+        unreachable: Hosts from which nothing can be downloaded.
+    """
+
+    folder: Path | None = None
+    unreachable: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Job:
     """Request to count the costs of an architecture, train it, evaluate it and time it.
@@ -45,7 +63,7 @@ class Job:
         kind: Kind of device to train and time on, ``cpu`` or ``cuda``, from :class:`Target`. If CUDA is no longer
             available, the job fails with the outcome ``interrupted``.
         gpus: Names of the GPUs to use, see ``timing/gpus.py``; None for those that are visible to the calling process.
-        weights: Pre-trained weights of the backbone, a URI or a file; None to train from scratch.
+        weights: Pre-trained weights to start from; None to train from scratch.
         loader_workers: Number of processes that load images, for each GPU.
         memory: Bytes that training may use on each GPU.
         identity: The trial that this job evaluates; None to save no checkpoints and resume from none.
@@ -61,7 +79,7 @@ class Job:
     folder: Path
     kind: str = field(kw_only=True)
     gpus: tuple[str, ...] | None = None
-    weights: str | None = None
+    weights: Pretrained | AutomaticWeights | None = None
     loader_workers: int = 0
     memory: int = sys.maxsize
     identity: TrialIdentity | None = None
@@ -82,6 +100,12 @@ class PretrainedWeights:
     checkpoint: str
     key: str
 
+    @property
+    def pretrained(self) -> Pretrained:
+        """The weights, with what reports call them."""
+        file = Pretrained(self.checkpoint, "").file
+        return Pretrained(self.checkpoint, f"file {file.name}" if file else "ImageNet")
+
 
 @dataclass(frozen=True)
 class DeviceRequest:
@@ -91,6 +115,8 @@ class DeviceRequest:
         recipe: The recipe.
         stage: The stage that the run searches.
         weights: Weights to fetch and check.
+        automatic: Where to look for weights that are not required; None if none are wanted.
+        backbones: Backbones to look for them for.
         gpus: Names of the GPUs to use, see ``timing/gpus.py``; None for those that are visible to the calling process.
         sharing: Number of workers that train on the device at the same time.
         workers: Number of workers on this machine.
@@ -99,6 +125,8 @@ class DeviceRequest:
     recipe: Recipe
     stage: StageName
     weights: tuple[PretrainedWeights, ...] = ()
+    automatic: AutomaticWeights | None = None
+    backbones: tuple[Backbone, ...] = ()
     gpus: tuple[str, ...] | None = None
     sharing: int = 1
     workers: int = 1
@@ -117,6 +145,21 @@ class CostRequest:
     architectures: tuple[Architecture, ...]
     classes: int
     detector: Detector
+
+
+@dataclass(frozen=True)
+class WeightsRequest:
+    """Request to say what architectures would start from.
+
+    Args:
+        architectures: The architectures.
+        detector: Settings that all detectors share.
+        weights: Where to look.
+    """
+
+    architectures: tuple[Architecture, ...]
+    detector: Detector
+    weights: AutomaticWeights
 
 
 @dataclass(frozen=True)
@@ -151,6 +194,17 @@ class Comparison:
     images: tuple[str, ...] | int
     threshold: float
     path: Path
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What training starts from.
+
+    Args:
+        weights: Where the weights are from, such as ``ImageNet``; ``SCRATCH`` if they are random.
+    """
+
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -264,7 +318,7 @@ class Failure:
     outcome: Outcome = Outcome.CRASHED
 
 
-Event = Costs | Memory | TooLarge | UntrainedLatency | Resumed | Progress | Scores | Failure
+Event = Initialised | Costs | Memory | TooLarge | UntrainedLatency | Resumed | Progress | Scores | Failure
 
 
 @dataclass(frozen=True)
@@ -281,7 +335,8 @@ class Target:
         loader_workers: Number of processes that load images, for each GPU, if the recipe does not set it.
         gpus: Names of the GPUs to use, see :class:`Job`; None on a CPU.
         uuids: Unique ids of these GPUs.
-        warning: A warning for the user about the choice of the device, one line; empty if there is none.
+        unreachable: Hosts from which no pre-trained weights can be downloaded.
+        warnings: Warnings for the user about the device and about weights, one line each.
     """
 
     kind: str
@@ -292,7 +347,8 @@ class Target:
     loader_workers: int = 2
     gpus: tuple[str, ...] | None = None
     uuids: tuple[str, ...] = ()
-    warning: str = ""
+    unreachable: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, str]:

@@ -20,7 +20,17 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.timing import gpus
 from smnas_optuna.training.failure import failure_of, failure_of_exit
-from smnas_optuna.training.job import Comparison, CostRequest, Costs, DeviceRequest, Event, Failure, Job, Target
+from smnas_optuna.training.job import (
+    Comparison,
+    CostRequest,
+    Costs,
+    DeviceRequest,
+    Event,
+    Failure,
+    Job,
+    Target,
+    WeightsRequest,
+)
 from smnas_optuna.training.outcome import Outcome
 from smnas_optuna.training.server import context, follow_parent
 
@@ -72,6 +82,16 @@ def count(request: CostRequest, output: Path) -> list[Costs]:
     """
     costs = _call("training.count", request, output)
     return [cost for cost in costs if isinstance(cost, Costs)]
+
+
+def describe_weights(request: WeightsRequest, output: Path) -> list[str]:
+    """Return in words what each architecture would start from, in the same order; nothing is downloaded.
+
+    Args:
+        request: The architectures, and where to look.
+        output: File for the process's output.
+    """
+    return [str(answer) for answer in _call("initial_weights.describe_weights", request, output)]
 
 
 def check_backbones(recipe: Recipe, output: Path) -> None:

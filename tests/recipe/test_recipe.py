@@ -468,12 +468,6 @@ def test_a_stage_ignores_the_keys_of_other_stages(load: Loader) -> None:
     assert changed.differing_keys(recorded, "structural") == ["structural.training.epochs"]
 
 
-def test_the_learning_rate_is_scaled_to_the_batch_linearly(load: Loader) -> None:
-    training = load(TEXT, "structural.training={epochs: 9, batch_size: 8, lr: 0.24, base_batch_size: 64}")
-    assert training.structural.training.scaled_lr == pytest.approx(0.03)
-    assert load(TEXT, "structural.training={epochs: 9, batch_size: 8, lr: 0.24}").structural.training.scaled_lr == 0.24
-
-
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -97,7 +97,10 @@ def test_a_time_before_training_proves_only_what_the_studys_trained_times_allow(
     def evaluate(device: str) -> tuple[float, ...]:
         target = Target("cpu", "CPU", 1, 2**30, {})
         objective = DetectorObjective(
-            search, open_dataset(search.recipe.dataset), device, target, tmp_path, lambda *_: None, lambda *_: None
+            *(search, open_dataset(search.recipe.dataset), device, target, tmp_path),
+            weights=None,
+            listen=lambda *_: None,
+            describe=lambda *_: None,
         )
         return objective(trial, TrialContext(study.get_trials(), lambda: None, (), lambda: None))
 

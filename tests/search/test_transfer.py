@@ -14,6 +14,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.search.studies import open_study, search_of
+from smnas_optuna.search.search import required_weights
 from smnas_optuna.search.transfer import Transferred, transfer_search
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.job import PretrainedWeights
@@ -146,7 +147,7 @@ def test_a_searched_backbone_begins_with_the_weights_that_the_recipe_gives_it(st
     )
     assert searched == PretrainedWeights(found.backbone, "E2/backbone.pth", "transfer.pretrained")
     assert other is None
-    assert search.required_weights == (published, searched)
+    assert required_weights(search) == (published, searched)
 
 
 def with_weights(content: dict[str, Any], *names: str) -> Recipe:

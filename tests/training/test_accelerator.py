@@ -145,7 +145,7 @@ if __name__ == "__main__":
         request = DeviceRequest(load_recipe("tiny.yaml", [f"device.kind={kind}"]), "structural")
         try:
             target = probe(request, Path("log"))
-            answer[kind] = [target.kind, target.warning]
+            answer[kind] = [target.kind, *target.warnings]
         except UserError as error:
             answer[kind] = str(error)
     print(json.dumps(answer))
@@ -177,7 +177,7 @@ def test_there_is_no_warning_on_a_machine_without_a_gpu(tiny_recipe: Path, tmp_p
     preload()
     assert visible_gpus(tmp_path / "log") == ((), "")
     target = probe(DeviceRequest(load_recipe(str(tiny_recipe), ["device.kind=auto"]), "structural"), tmp_path / "log")
-    assert (target.kind, target.warning) == ("cpu", "")
+    assert (target.kind, target.warnings) == ("cpu", ())
 
 
 @without_gpu

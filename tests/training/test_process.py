@@ -18,10 +18,12 @@ from mmengine.runner import Runner
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
 from smnas_optuna.data.datasets import open_dataset
+from smnas_optuna.detector.pretrained import Pretrained
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.search.search import required_weights
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.training.job import (
     CostRequest,
@@ -29,6 +31,7 @@ from smnas_optuna.training.job import (
     DeviceRequest,
     Event,
     Failure,
+    Initialised,
     Job,
     Memory,
     Progress,
@@ -230,7 +233,9 @@ def test_an_exception_is_reported_in_one_line_and_logged_with_its_traceback(job:
 def test_several_processes_train_one_architecture_together(job: Job) -> None:
     together = replace(job, device=job.device.model_copy(update={"gpus_per_trial": 2}))
     events = list(evaluate(together))
-    assert [type(event) for event in events] == [Costs, Memory, UntrainedLatency, Progress, Progress, Scores]
+    assert [type(event) for event in events] == [
+        *(Costs, Initialised, Memory, UntrainedLatency, Progress, Progress, Scores)
+    ]
     log = (job.folder / "output.log").read_text(encoding="utf-8")
     assert "Distributed training: True" in log
     assert "GPU number: 2" in log
@@ -278,7 +283,7 @@ def test_a_backbone_is_initialised_from_a_file_of_weights(recipe: Recipe, job: J
     detector = job.detector.model_copy(update={"norm": "BN", "weight_standardization": False})
     architecture = Architecture.parse("64x48 ResNet18 FPN(P2-P4,c=16) RPN 2FC")
     job = replace(job, training=training, detector=detector, architecture=architecture)
-    scores = list(evaluate(replace(job, weights=str(tmp_path / "resnet18.pth"))))[-1]
+    scores = list(evaluate(replace(job, weights=Pretrained(str(tmp_path / "resnet18.pth"), "file"))))[-1]
     assert isinstance(scores, Scores)
     trained = torch.load(job.folder / "weights.pth")["state_dict"]
     # The stem is frozen if weights are given, so it still equals the file's.
@@ -286,7 +291,7 @@ def test_a_backbone_is_initialised_from_a_file_of_weights(recipe: Recipe, job: J
 
 
 def request(recipe: Recipe) -> DeviceRequest:
-    return DeviceRequest(recipe, "structural", StructuralSearch(recipe).required_weights)
+    return DeviceRequest(recipe, "structural", required_weights(StructuralSearch(recipe)))
 
 
 def test_weights_of_another_network_are_refused_with_the_first_mismatch(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.levels import BACKBONE_LEVELS
 from smnas_optuna.parts.part import INTEGER, Choices, Config, Part, Registry
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class Backbone(Part):
         "std": [58.395, 57.12, 57.375],
         "bgr_to_rgb": True,
     }
+    # Whether its layers are its own, whatever layers the detectors of a search share.
+    HAS_OWN_LAYERS: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -51,9 +55,18 @@ class Backbone(Part):
         return None
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of the feature levels that it has, ascending."""
+        return BACKBONE_LEVELS
+
+    @property
     def imagenet_weights(self) -> str | None:
         """Checkpoint of ImageNet weights, as MMEngine names it; None if there is none for this backbone."""
         return None
+
+    def checkpoint_of(self, file: Path) -> str:
+        """Return the URI with which MMEngine loads a file of weights of this backbone."""
+        return str(file)
 
     @property
     def normalization(self) -> Config:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from smnas_optuna.parts.backbones.backbone import Backbone, register_backbone, training_config
 from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 # Channels of levels P1..P4, and blocks of the stages that output them, where both factors are 1.
 _CHANNELS = (128, 256, 512, 1024)
 _BLOCKS = (3, 6, 6, 3)
+RTMDET = Optimization(
+    optimizer="AdamW", lr=0.004, base_batch_size=256, weight_decay=0.05, warmup_iterations=1000, average_weights=True
+)
+"""How RTMDet was published to be trained."""
+
 _FACTOR = r"\d+(?:\.\d+)?"
 _URL = "https://download.openmmlab.com/mmdetection/v3.0/rtmdet/cspnext_rsb_pretrain/cspnext-{}_imagenet_600e.pth"
 
@@ -41,6 +47,7 @@ class CSPNeXt(Backbone):
         "CSPNeXt-x": (1.33, 1.25),
     }
     FORMS: ClassVar[tuple[str, ...]] = (*PUBLISHED, "CSPNeXt(d=DEPTH,w=WIDTH)")
+    OPTIMIZATION: ClassVar[Optimization] = RTMDET
     NORMALIZATION: ClassVar[Config] = {
         "mean": [103.53, 116.28, 123.675],
         "std": [57.375, 57.12, 58.395],

@@ -4,11 +4,13 @@ import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smnas_optuna.parts.backbones.backbone import Backbone, register_backbone
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import stride_of
+from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config
 
 if TYPE_CHECKING:
@@ -46,6 +48,11 @@ class TimmBackbone(Backbone):
     """
 
     FORMS: ClassVar[tuple[str, ...]] = ("timm:NAME",)
+    HAS_OWN_LAYERS: ClassVar[bool] = True
+    # As MMDetection trains detectors with Swin and ConvNeXt.
+    OPTIMIZATION: ClassVar[Optimization] = Optimization(
+        optimizer="AdamW", lr=0.0001, base_batch_size=16, weight_decay=0.05, warmup_iterations=1000
+    )
 
     name: str
 
@@ -67,6 +74,20 @@ class TimmBackbone(Backbone):
     def place(self) -> tuple[str, tuple[int, ...]]:
         """Different models are not comparable."""
         return str(self), ()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of the feature levels that the model has, ascending; raises ValueError if timm has no such model."""
+        return tuple(timm_features(self.name).channels)
+
+    @property
+    def imagenet_weights(self) -> str:
+        """The weights that timm has for the model, which are not known to exist before they are asked for."""
+        return f"timm://{self.name}"
+
+    def checkpoint_of(self, file: Path) -> str:
+        """Return the URI with which MMEngine loads a file of weights of the whole model, as timm saves them."""
+        return f"{self.imagenet_weights}:{file}"
 
     @property
     def normalization(self) -> Config:
@@ -96,6 +117,8 @@ class TimmBackbone(Backbone):
     def config(self, levels: tuple[int, ...], detector: Detector, weights: str | None = None) -> Config:
         """Return the config; see :class:`~smnas_optuna.parts.backbones.backbone.Backbone`."""
         indices = timm_features(self.name).indices
+        if weights is not None and "://" not in weights:
+            weights = self.checkpoint_of(Path(weights))
         return {
             "type": "TimmBackbone",
             "model": self.name,

@@ -7,8 +7,9 @@ from typing import ClassVar
 from smnas_optuna.parts.anchors import focal_loss
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.heads.head import Head, register_head
-from smnas_optuna.parts.heads.one_stage import branches, dense_test_config
+from smnas_optuna.parts.heads.one_stage import ONE_STAGE, branches, dense_test_config
 from smnas_optuna.parts.levels import Features
+from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config, NamedPart
 from smnas_optuna.parts.rpns.rpn import RPN
 
@@ -24,6 +25,7 @@ class FCOSHead(NamedPart, Head):
     """
 
     NAME: ClassVar[str] = "FCOS"
+    OPTIMIZATION: ClassVar[Optimization] = ONE_STAGE.model_copy(update={"clip_gradients": 35.0})
     MORE_LEVELS: ClassVar[Config] = {"add_extra_convs": "on_output", "relu_before_extra_convs": True}
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:

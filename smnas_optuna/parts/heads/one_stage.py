@@ -2,7 +2,11 @@
 
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features
+from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config
+
+ONE_STAGE = Optimization(optimizer="SGD", lr=0.01, base_batch_size=16, momentum=0.9, weight_decay=0.0001)
+"""How MMDetection trains RetinaNet, FCOS, ATSS and GFL: with half the learning rate of two-stage detectors."""
 
 
 def branches(features: Features, classes: int, detector: Detector) -> Config:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from smnas_optuna.parts.backbones.cspnext import RTMDET
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.heads.head import Head, register_head
 from smnas_optuna.parts.heads.one_stage import branches, dense_test_config, dense_train_config
 from smnas_optuna.parts.levels import Features
+from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config, NamedPart
 from smnas_optuna.parts.rpns.rpn import RPN
 
@@ -20,6 +22,7 @@ class RTMDetHead(NamedPart, Head):
     """The one-stage head of RTMDet, whose levels share convolutions but not normalisation: ``RTMDet``."""
 
     NAME: ClassVar[str] = "RTMDet"
+    OPTIMIZATION: ClassVar[Optimization] = RTMDET
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
         """Return the config's ``type``, ``bbox_head``, ``train_cfg`` and ``test_cfg``."""

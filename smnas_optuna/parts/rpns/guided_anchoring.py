@@ -7,6 +7,7 @@ from typing import ClassVar
 from smnas_optuna.parts.anchors import assigner, box_coder, focal_loss, random_sampler
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.levels import Features
+from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN, register_rpn
 
@@ -18,6 +19,7 @@ class GuidedAnchoringRPN(RPN):
 
     NAME: ClassVar[str] = "GA-RPN"
     PRECISE: ClassVar[bool] = True
+    OPTIMIZATION: ClassVar[Optimization] = Optimization(clip_gradients=35)
 
     def config(self, features: Features, detector: Detector) -> Config:
         """Return the ``rpn_head`` of a config."""
