@@ -389,16 +389,38 @@ def test_weights_have_to_be_given_for_exactly_the_backbones_of_the_space(
 def test_imagenet_weights_do_not_fit_narrowed_backbones(error_of: Callable[..., str], load: Loader) -> None:
     narrowed = "structural.space.base_channels=16"
     message = "structural: training.weights: imagenet weights fit base_channels 64 only; expected none"
-    assert error_of(TEXT, narrowed).endswith(message)
-    assert load(TEXT, narrowed, "structural.training.weights=none").structural.space.base_channels == 16
+    assert error_of(TEXT, narrowed, "structural.training.weights=imagenet").endswith(message)
+    assert load(TEXT, narrowed).structural.space.base_channels == 16
 
 
 @pytest.mark.parametrize("other", ["structural.detector.norm=GN", "structural.detector.weight_standardization=true"])
 def test_imagenet_weights_do_not_fit_other_layers_than_they_were_trained_with(
     other: str, error_of: Callable[..., str], load: Loader
 ) -> None:
-    assert "imagenet weights were trained with norm BN and no weight_standardization" in error_of(TEXT, other)
-    assert load(TEXT, other, "structural.training.weights=none").structural.training.weights == "none"
+    message = error_of(TEXT, other, "structural.training.weights=imagenet")
+    assert "imagenet weights were trained with norm BN and no weight_standardization" in message
+    assert load(TEXT, other).structural.training.weights == "auto"
+
+
+def test_backbones_with_layers_of_their_own_have_imagenet_weights_whatever_the_others_have(load: Loader) -> None:
+    own = "structural.space.backbones=[timm:convnext_tiny]"
+    recipe = load(TEXT, own, "structural.seeds=[]", "structural.detector.norm=GN", "structural.training.weights=imagenet")
+    assert recipe.structural.training.weights == "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("families", "expected"),
+    [
+        ("{RTMdet: {lr: 1}}", "training.families: nothing in the space begins with 'RTMdet'; expected the beginning of"),
+        ("{ResNet18: {learning_rate: 1}}", "structural.training.families.ResNet18.learning_rate: unknown key; expected"),
+        ("{ResNet18: {optimizer: AdamW}}", "structural.training.families.ResNet18: optimizer: found AdamW without lr"),
+        ("{ResNet18: {lr: fast}}", "structural.training.families.ResNet18.lr: "),
+    ],
+)
+def test_a_mistake_in_the_settings_of_a_family_is_named(
+    families: str, expected: str, error_of: Callable[..., str]
+) -> None:
+    assert expected in error_of(TEXT, f"structural.training.families={families}")
 
 
 FREE = {

@@ -197,8 +197,8 @@ def test_a_dry_run_lists_what_would_be_trained(folder: Path, tmp_path_factory: p
     dry = run("run_study", "other.yaml", "--stage", "transfer", *sources, "--dry-run", folder=folder)
     assert (dry.returncode, dry.stderr) == (0, "")
     assert "study other/transfer: 3 detectors\nall of them, as detectors of 3 classes:\n" in dry.stdout
-    assert f"{BASELINE}  (baseline, trained from scratch)" in dry.stdout
-    assert f"{found.user_attrs['architecture']}  (tiny/structural trial 0, trained from scratch)" in dry.stdout
+    assert f"{BASELINE}  (baseline, from scratch)" in dry.stdout
+    assert f"{found.user_attrs['architecture']}  (tiny/structural trial 0, from scratch)" in dry.stdout
     assert "a run would evaluate all of them: train each for 1 epochs" in dry.stdout
     assert optuna.get_all_study_names(f"sqlite:///{folder}/smnas.db") == ["tiny/structural"]
     # Without a database there are the zoo's.
