@@ -40,7 +40,8 @@ from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.samplers.partial_order_pruning.space import Space
 from smnas_optuna.search.search import known_costs
-from smnas_optuna.search_space.modular import DOUBLINGS, BlockSpace, ModularSpace
+from smnas_optuna.search_space.candidate import DOUBLINGS, BlockSpace, CandidateSpace
+from smnas_optuna.search_space.modular import ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace, order
 
 STRUCTURAL = StructuralSpace(
@@ -117,6 +118,7 @@ def with_diverged(problem: Problem, large: Iterable[Architecture], share: float,
 
 def _backbones() -> Iterable[Architecture]:
     """Yield all architectures of the modular part."""
+    assert isinstance(MODULAR, CandidateSpace)
     candidate, blocks = MODULAR.candidate, MODULAR.blocks
     assert candidate.neck is not None
     for lengths in itertools.product(*(range(low, high + 1) for low, high in blocks.bounds)):

@@ -9,6 +9,10 @@ from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.detector import Detector
 
 
+class UnfitWeights(ValueError):
+    """Weights do not fit a model; the text names the first tensor that differs."""
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """Pre-trained weights of a backbone or of a whole detector.

@@ -18,7 +18,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from smnas_optuna.detector.backbone import fix_statistics
-from smnas_optuna.detector.weights import UnfitWeights
+from smnas_optuna.detector.pretrained import UnfitWeights
 
 # Options with which models accept images of other sizes than the one that they were trained with, by their names in
 # timm; the last one is for all models that accept any size.

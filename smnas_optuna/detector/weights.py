@@ -7,11 +7,8 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from smnas_optuna.detector.counting import build_on_meta
+from smnas_optuna.detector.pretrained import UnfitWeights
 from smnas_optuna.errors import UserError
-
-
-class UnfitWeights(ValueError):
-    """Weights do not fit a model; the text names the first tensor that differs."""
 
 
 def check_weights(place: str, weights: str, backbone: dict[str, Any], *, otherwise: str, prefix: str = "") -> None:

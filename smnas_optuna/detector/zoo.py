@@ -15,7 +15,7 @@ import yaml
 
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import BACKBONES, Backbone
-from smnas_optuna.search_space.modular import PUBLISHED
+from smnas_optuna.search_space.candidate import PUBLISHED
 
 
 @dataclass(frozen=True)

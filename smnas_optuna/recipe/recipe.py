@@ -181,7 +181,9 @@ class Transfer(Section):
     @model_validator(mode="after")
     def _weights_are_for_all(self) -> "Transfer":
         if isinstance(self.training.weights, dict):
-            raise ValueError("training.weights: expected auto, imagenet or none; a file per backbone goes under pretrained")
+            raise ValueError(
+                "training.weights: expected auto, imagenet or none; a file per backbone goes under pretrained"
+            )
         if self.training.weights == "imagenet":
             _refuse_imagenet_weights_of_other_layers(self.detector)
         return self
@@ -246,6 +248,19 @@ class Recipe(Section):
                 self.modular.space.for_candidate(Architecture(InputSize(64, 64), backbone, neck, None, RetinaNetHead()))
             except ValueError as error:
                 raise ValueError(f"modular.space does not contain candidates with {backbone}: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _costs_of_every_candidate_are_known(self) -> "Recipe":
+        if self.modular is None:
+            return self
+        unknown = [str(each) for each in self.structural.space.all_backbones if each.code is None]
+        costs = [each for each in self.modular.objectives if each in ("backbone_flops", "backbone_params")]
+        if unknown and costs:
+            raise ValueError(
+                f"modular.objectives: {costs[0]} is for backbones that stage two searches, and {unknown[0]} of "
+                "structural.space has no code; expected flops, params or latency_ms"
+            )
         return self
 
     @property

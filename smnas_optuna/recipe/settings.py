@@ -163,9 +163,9 @@ class Training(Optimization):
         mixup: Lay another image over each image.
         plain_epochs: Epochs at the end that are trained without mosaic and mixup; null for a fifteenth of all.
         weights: Initial weights. ``auto`` uses the first of these that is available: a file in ``--weights-dir``; a
-            detector with the same backbone that MMDetection has trained on COCO; ImageNet weights of the backbone; none.
-            ``imagenet`` requires those of all backbones. ``none`` trains from scratch. A file per backbone can be given,
-            too.
+            detector with the same backbone that MMDetection has trained on COCO; ImageNet weights of the backbone;
+            none. ``imagenet`` requires those of all backbones, and ``none`` trains from scratch. Or a file per
+            backbone.
         amp: Train with automatic mixed precision, in bfloat16 on GPUs that support it; CUDA only.
         loader_workers: Processes that load images, per GPU; null for 2 on a CPU, and on GPUs for 2 to 8, depending on
             the number of cores.

@@ -225,7 +225,7 @@ def _csv(trials: pd.DataFrame) -> Markup:
 def _front_table(results: StudyResults) -> dict[str, Any]:
     front, refined = results.front, results.refined_trial
     # Stage two does not change the candidate's other parts.
-    parts = [Column(part) for part in (PARTS if refined is None else ("backbone", "neck"))]
+    parts = [Column(part) for part in (PARTS if refined is None else ("backbone", "neck", "head"))]
     metrics = metric_columns(_PRECISIONS, results.objectives)
     rows = [
         {

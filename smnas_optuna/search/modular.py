@@ -1,4 +1,4 @@
-"""Stage two: the backbone and the FPN channels of one candidate of stage one, trained from scratch."""
+"""Stage two: the backbone of one candidate of stage one, or the width of its head, and the channels of its neck."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +14,8 @@ from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
 from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.recipe.recipe import Modular, Recipe, SamplerName, StageName
-from smnas_optuna.search_space.modular import CandidateSpace
+from smnas_optuna.search_space.candidate import CandidateSpace
+from smnas_optuna.search_space.widths import WidthSpace
 
 _STUDY_NAME = re.compile(r"([^/]+)/modular/C(\d+)")
 # The user attribute of a study of stage two that describes its candidate.
@@ -109,7 +110,7 @@ class ModularSearch:
         return self.settings.sampler
 
     @cached_property
-    def space(self) -> CandidateSpace:
+    def space(self) -> CandidateSpace | WidthSpace:
         """What trials choose from."""
         return self.settings.space.for_candidate(self.candidate.architecture)
 
@@ -130,7 +131,7 @@ class ModularSearch:
 
     @property
     def baseline(self) -> Architecture:
-        """The candidate with its own backbone as a code."""
+        """The candidate, with its own backbone as a code if it has one."""
         return self.space.baseline
 
     def pretrained_weights(self, _: Backbone) -> None:
@@ -170,8 +171,8 @@ class ModularSearch:
     def goal(self, n_trials: int | None, sampler: str | None) -> str:
         """Say what a run would evaluate."""
         return (
-            f"a run would evaluate {n_trials or self.trials} for each candidate, the candidate's own backbone and the "
-            f"paper's of its kind first and the others proposed by {sampler or self.sampler}"
+            f"a run would evaluate {n_trials or self.trials} for each candidate, the candidate itself and those with "
+            f"the paper's backbones of its kind first and the others proposed by {sampler or self.sampler}"
         )
 
 
@@ -200,13 +201,13 @@ def refined_trial(study: optuna.Study) -> int | None:
 
 
 def examples(recipe: Recipe) -> list[ModularSearch]:
-    """Return searches of stage two for candidates that stage one may find: one per kind of block."""
+    """Return searches of stage two for candidates that stage one may find: one per kind of block, and one without."""
     space = recipe.structural.space
     neck = FPN(1, 4, 5, space.fpn_channels) if "FPN" in space.necks else None
     size = InputSize.parse(space.input_sizes[-1])
-    by_block: dict[str, ModularSearch] = {}
+    by_block: dict[str | None, ModularSearch] = {}
     for backbone in space.all_backbones:
         candidate = Candidate(len(by_block), "", 0, Architecture(size, backbone, neck, None, RetinaNetHead()))
-        if backbone.code is not None:
-            by_block.setdefault(backbone.code.block, ModularSearch(recipe, candidate))
+        block = None if backbone.code is None else backbone.code.block
+        by_block.setdefault(block, ModularSearch(recipe, candidate))
     return list(by_block.values())

@@ -404,15 +404,23 @@ def test_imagenet_weights_do_not_fit_other_layers_than_they_were_trained_with(
 
 def test_backbones_with_layers_of_their_own_have_imagenet_weights_whatever_the_others_have(load: Loader) -> None:
     own = "structural.space.backbones=[timm:convnext_tiny]"
-    recipe = load(TEXT, own, "structural.seeds=[]", "structural.detector.norm=GN", "structural.training.weights=imagenet")
+    recipe = load(
+        TEXT, own, "structural.seeds=[]", "structural.detector.norm=GN", "structural.training.weights=imagenet"
+    )
     assert recipe.structural.training.weights == "imagenet"
 
 
 @pytest.mark.parametrize(
     ("families", "expected"),
     [
-        ("{RTMdet: {lr: 1}}", "training.families: nothing in the space begins with 'RTMdet'; expected the beginning of"),
-        ("{ResNet18: {learning_rate: 1}}", "structural.training.families.ResNet18.learning_rate: unknown key; expected"),
+        (
+            "{RTMdet: {lr: 1}}",
+            "training.families: nothing in the space begins with 'RTMdet'; expected the",
+        ),
+        (
+            "{ResNet18: {learning_rate: 1}}",
+            "structural.training.families.ResNet18.learning_rate: unknown key",
+        ),
         ("{ResNet18: {optimizer: AdamW}}", "structural.training.families.ResNet18: optimizer: found AdamW without lr"),
         ("{ResNet18: {lr: fast}}", "structural.training.families.ResNet18.lr: "),
     ],

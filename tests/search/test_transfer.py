@@ -13,8 +13,8 @@ from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.search.studies import open_study, search_of
 from smnas_optuna.search.search import required_weights
+from smnas_optuna.search.studies import open_study, search_of
 from smnas_optuna.search.transfer import Transferred, transfer_search
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.job import PretrainedWeights

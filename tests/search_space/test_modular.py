@@ -22,7 +22,9 @@ from smnas_optuna.parts.levels import SINGLE_LEVEL
 from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.parts.rpns.rpn import RPN
 from smnas_optuna.samplers import PartialOrderPruningSampler
-from smnas_optuna.search_space.modular import CandidateSpace, ModularSpace
+from smnas_optuna.search_space.candidate import CandidateSpace
+from smnas_optuna.search_space.modular import ModularSpace
+from smnas_optuna.search_space.widths import WidthSpace
 from tests.parts.texts import CLASSIC_BACKBONES
 
 PAPERS_SPACE = ModularSpace()
@@ -41,7 +43,9 @@ Network = tuple[int, tuple[str, ...], int]
 
 
 def own_space(text: str) -> CandidateSpace:
-    return PAPERS_SPACE.for_candidate(Architecture.parse(text))
+    space = PAPERS_SPACE.for_candidate(Architecture.parse(text))
+    assert isinstance(space, CandidateSpace)
+    return space
 
 
 def code_of(architecture: Architecture) -> BackboneCode:
@@ -78,7 +82,9 @@ def small_space(
     fpn = FPN(1, built, 5, fpn_channels[0]) if neck else None
     choices = {"base_channels": base_channels, "blocks": ranges}
     space = ModularSpace.model_validate({block: choices, "fpn_channels": fpn_channels})
-    return space.for_candidate(Architecture(InputSize(64, 48), backbone, fpn, RPN(), RCNNHead()))
+    found = space.for_candidate(Architecture(InputSize(64, 48), backbone, fpn, RPN(), RCNNHead()))
+    assert isinstance(found, CandidateSpace)
+    return found
 
 
 @st.composite
@@ -542,3 +548,60 @@ def test_the_space_needs_neither_torch_nor_optuna() -> None:
     program = "import sys, smnas_optuna.search_space.modular; print({'torch', 'optuna'} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"
+
+
+LITE = "320x240 timm:tf_efficientnet_lite0 FPN(P2-P4,c=64) RPN Cascade(n=2)"
+WIDTHS = ModularSpace(fpn_channels=(32, 64), head_widths=(0.5, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (LITE, 6),
+        ("320x240 CSPNeXt-s CSPNeXtPAFPN(P2-P4,c=64) RTMDet", 6),
+        ("320x240 ResNet50-caffe GA-RPN 2FC", 3),
+    ],
+)
+def test_of_a_backbone_without_a_code_the_widths_of_neck_and_head_are_searched(text: str, size: int) -> None:
+    candidate = Architecture.parse(text)
+    space = WIDTHS.for_candidate(candidate)
+    assert isinstance(space, WidthSpace)
+    assert (space.size, space.baseline, space.published_starts) == (size, candidate, ())
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    found = {space.suggest(study.ask()) for _ in range(20 * size)}
+    assert len(found) == size
+    for architecture in found:
+        assert space.suggest(FixedTrial(space.params(architecture))) == architecture
+        assert Architecture.parse(str(architecture)) == architecture
+        assert str(architecture.backbone) == str(candidate.backbone)
+    assert len({space.order(architecture) for architecture in found}) == size
+    assert len({space.order(architecture)[0] for architecture in found}) == 1
+
+
+def test_a_wider_neck_or_head_is_bigger() -> None:
+    space = WIDTHS.for_candidate(Architecture.parse(LITE))
+    narrow = Architecture.parse("320x240 timm:tf_efficientnet_lite0 FPN(P2-P4,c=32) RPN Cascade(n=2,w=0.5)")
+    (group, small), (same, large) = space.order(narrow), space.order(Architecture.parse(LITE))
+    assert group == same
+    assert all(one <= other for one, other in zip(small, large, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LITE.replace("c=64", "c=48"), "fpn_channels 48 is not among 32, 64"),
+        (LITE.replace("n=2", "n=2,w=3"), "head_width 3.0 is not among 0.5, 1.0, 2.0"),
+        (LITE.replace("lite0", "lite1"), "differs from the candidate in more than the widths of neck and head"),
+    ],
+)
+def test_another_architecture_is_not_in_the_space_of_widths(text: str, message: str) -> None:
+    space = WIDTHS.for_candidate(Architecture.parse(LITE))
+    with pytest.raises(ValueError, match=message):
+        space.params(Architecture.parse(text))
+
+
+def test_a_candidate_outside_of_the_widths_is_refused() -> None:
+    with pytest.raises(ValueError, match="outside of the space of widths: fpn_channels 48 is not among"):
+        WIDTHS.for_candidate(Architecture.parse(LITE.replace("c=64", "c=48")))
+    with pytest.raises(ValidationError, match="expected distinct widths, 1 among them"):
+        ModularSpace(head_widths=(0.5, 2))

@@ -8,7 +8,7 @@ from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
 from pydantic import ValidationError
 
-import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
+import smnas_optuna.detector.layers  # provides mmcv's operators
 import smnas_optuna.training.transforms  # noqa: F401  # registers our transforms
 from smnas_optuna.data.datasets import open_dataset
 from smnas_optuna.parts.architecture import InputSize

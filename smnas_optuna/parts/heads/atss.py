@@ -5,21 +5,19 @@ from typing import ClassVar
 
 from smnas_optuna.parts.anchors import box_coder, focal_loss, one_anchor
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head, register_head
-from smnas_optuna.parts.heads.one_stage import ONE_STAGE, branches, dense_test_config, dense_train_config
+from smnas_optuna.parts.heads.head import register_head
+from smnas_optuna.parts.heads.one_stage import OneStageHead, dense_test_config, dense_train_config
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.optimization import Optimization
-from smnas_optuna.parts.part import Config, NamedPart
+from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
 
 
 @register_head
 @dataclass(frozen=True)
-class ATSSHead(NamedPart, Head):
+class ATSSHead(OneStageHead):
     """The one-stage head of ATSS, with one anchor at each location: ``ATSS``."""
 
     NAME: ClassVar[str] = "ATSS"
-    OPTIMIZATION: ClassVar[Optimization] = ONE_STAGE
     # The detector's type in MMDetection, which is also the beginning of its head's.
     TYPE: ClassVar[str] = "ATSS"
     MORE_LEVELS: ClassVar[Config] = {"add_extra_convs": "on_output"}
@@ -30,7 +28,7 @@ class ATSSHead(NamedPart, Head):
             "type": self.TYPE,
             "bbox_head": {
                 "type": f"{self.TYPE}Head",
-                **branches(features, classes, detector),
+                **self._branches(features, classes, detector),
                 "anchor_generator": one_anchor(features, detector),
                 "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
                 **self._predictions(),

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from smnas_optuna.parts.anchors import focal_loss
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head, register_head
-from smnas_optuna.parts.heads.one_stage import ONE_STAGE, branches, dense_test_config
+from smnas_optuna.parts.heads.head import register_head
+from smnas_optuna.parts.heads.one_stage import ONE_STAGE, OneStageHead, dense_test_config
 from smnas_optuna.parts.levels import Features
 from smnas_optuna.parts.optimization import Optimization
-from smnas_optuna.parts.part import Config, NamedPart
+from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
 
 _INFINITE = 1e8
@@ -18,7 +18,7 @@ _INFINITE = 1e8
 
 @register_head
 @dataclass(frozen=True)
-class FCOSHead(NamedPart, Head):
+class FCOSHead(OneStageHead):
     """The one-stage head of FCOS, without anchors: ``FCOS``.
 
     It has the improvements of the paper's last version: centre sampling, GIoU loss, and centerness beside the boxes.
@@ -38,7 +38,7 @@ class FCOSHead(NamedPart, Head):
             "type": "FCOS",
             "bbox_head": {
                 "type": "FCOSHead",
-                **branches(features, classes, detector),
+                **self._branches(features, classes, detector),
                 "strides": strides,
                 "regress_ranges": list(itertools.pairwise(bounds)),
                 "norm_on_bbox": True,

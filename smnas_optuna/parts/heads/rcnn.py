@@ -1,12 +1,12 @@
 """RCNN heads: the one of Faster R-CNN (Ren et al. 2015) and the cascade (Cai & Vasconcelos 2018)."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, random_sampler
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head, register_head
+from smnas_optuna.parts.heads.head import WIDTH, Head, capacity_of, check_width, register_head, scaled_channels
 from smnas_optuna.parts.levels import Features
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
@@ -36,30 +36,37 @@ _MAX_BOXES_PER_NMS_CALL = 30_000
 class RCNNHead(Head):
     """RCNN head with two fully connected layers, ``2FC``, or a cascade of 2 to 4 such stages, ``Cascade(n=3)``.
 
+    With layers that are half as wide, these are ``2FC(w=0.5)`` and ``Cascade(n=3,w=0.5)``.
+
     Args:
         stages: 1 for ``2FC``, 2 to 4 for a cascade.
+        width: Width of the fully connected layers relative to that of all detectors of the search, above 0.
 
     Raises:
-        ValueError: ``stages`` is out of range.
+        ValueError: An argument is out of range.
     """
 
     FORMS: ClassVar[tuple[str, ...]] = ("2FC", "Cascade(n=2)", "Cascade(n=3)", "Cascade(n=4)")
     NEEDS_RPN: ClassVar[bool] = True
 
     stages: int = 1
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.stages <= 4:
             raise ValueError(f"head: found a cascade of {self.stages} stages, expected 2 to 4")
+        check_width(self, self.width)
 
     def __str__(self) -> str:
-        return f"Cascade(n={self.stages})" if self.is_cascade else "2FC"
+        arguments = [f"n={self.stages}"] if self.is_cascade else []
+        arguments += [] if self.width == 1 else [f"w={self.width:g}"]
+        return f"{'Cascade' if self.is_cascade else '2FC'}{'(' + ','.join(arguments) + ')' if arguments else ''}"
 
     @classmethod
     def parse(cls, text: str) -> "Self | None":
-        """Parse ``2FC`` or ``Cascade(n=STAGES)``; None for any other text."""
-        match = re.fullmatch(r"2FC|Cascade\(n=([2-4])\)", text)
-        return cls(int(match[1] or 1)) if match else None
+        """Parse ``2FC`` or ``Cascade(n=STAGES)``, also with a width; None for any other text."""
+        match = re.fullmatch(rf"2FC(?:\(w=({WIDTH})\))?|Cascade\(n=([2-4])(?:,w=({WIDTH}))?\)", text)
+        return cls(int(match[2] or 1), float(match[1] or match[3] or 1)) if match else None
 
     @property
     def is_cascade(self) -> bool:
@@ -68,8 +75,12 @@ class RCNNHead(Head):
 
     @property
     def place(self) -> tuple[str, tuple[int, ...]]:
-        """More stages are bigger, ``2FC`` being a cascade of one."""
-        return type(self).__name__, (self.stages,)
+        """More stages and wider layers are bigger, ``2FC`` being a cascade of one."""
+        return type(self).__name__, (self.stages, capacity_of(self.width))
+
+    def with_width(self, width: float) -> "Self":
+        """Return this head with fully connected layers of another width."""
+        return replace(self, width=width)
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
         """Return the config's ``type``, ``rpn_head``, ``roi_head``, ``train_cfg`` and ``test_cfg``.
@@ -105,7 +116,7 @@ class RCNNHead(Head):
             {
                 "type": "Shared2FCBBoxHead",
                 "in_channels": features.channels,
-                "fc_out_channels": detector.fc_channels,
+                "fc_out_channels": scaled_channels(detector.fc_channels, self.width),
                 "roi_feat_size": 7,
                 "num_classes": classes,
                 "bbox_coder": box_coder(stds),

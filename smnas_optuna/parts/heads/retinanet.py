@@ -5,21 +5,19 @@ from typing import ClassVar
 
 from smnas_optuna.parts.anchors import assigner, box_coder, focal_loss, one_level_scales
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head, register_head
-from smnas_optuna.parts.heads.one_stage import ONE_STAGE, branches, dense_test_config, dense_train_config
+from smnas_optuna.parts.heads.head import register_head
+from smnas_optuna.parts.heads.one_stage import OneStageHead, dense_test_config, dense_train_config
 from smnas_optuna.parts.levels import Features
-from smnas_optuna.parts.optimization import Optimization
-from smnas_optuna.parts.part import Config, NamedPart
+from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
 
 
 @register_head
 @dataclass(frozen=True)
-class RetinaNetHead(NamedPart, Head):
+class RetinaNetHead(OneStageHead):
     """The one-stage head of RetinaNet: ``RetinaNet``."""
 
     NAME: ClassVar[str] = "RetinaNet"
-    OPTIMIZATION: ClassVar[Optimization] = ONE_STAGE
     MORE_LEVELS: ClassVar[Config] = {"add_extra_convs": "on_input"}
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
@@ -32,7 +30,7 @@ class RetinaNetHead(NamedPart, Head):
             "type": "RetinaNet",
             "bbox_head": {
                 "type": "RetinaHead",
-                **branches(features, classes, detector),
+                **self._branches(features, classes, detector),
                 "anchor_generator": {"type": "AnchorGenerator", "ratios": [0.5, 1.0, 2.0], "strides": strides, **sizes},
                 "bbox_coder": box_coder(),
                 "loss_cls": focal_loss(),

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from smnas_optuna.parts.backbones.cspnext import RTMDET
 from smnas_optuna.parts.detector import Detector
-from smnas_optuna.parts.heads.head import Head, register_head
-from smnas_optuna.parts.heads.one_stage import branches, dense_test_config, dense_train_config
+from smnas_optuna.parts.heads.head import register_head
+from smnas_optuna.parts.heads.one_stage import OneStageHead, dense_test_config, dense_train_config
 from smnas_optuna.parts.levels import Features
 from smnas_optuna.parts.optimization import Optimization
-from smnas_optuna.parts.part import Config, NamedPart
+from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
 
 # Narrower heads predict distances themselves, as RTMDet-tiny and -s do; wider ones their logarithms.
@@ -18,7 +18,7 @@ _LEAST_EXPONENTIAL = 192
 
 @register_head
 @dataclass(frozen=True)
-class RTMDetHead(NamedPart, Head):
+class RTMDetHead(OneStageHead):
     """The one-stage head of RTMDet, whose levels share convolutions but not normalisation: ``RTMDet``."""
 
     NAME: ClassVar[str] = "RTMDet"
@@ -26,7 +26,7 @@ class RTMDetHead(NamedPart, Head):
 
     def config(self, features: Features, rpn: RPN | None, classes: int, detector: Detector) -> Config:
         """Return the config's ``type``, ``bbox_head``, ``train_cfg`` and ``test_cfg``."""
-        sizes = branches(features, classes, detector)
+        sizes = self._branches(features, classes, detector)
         return {
             "type": "RTMDet",
             "bbox_head": {
