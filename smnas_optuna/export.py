@@ -13,6 +13,7 @@ from smnas_optuna.detector.zoo import DETECTORS, find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
+from smnas_optuna.parts.optimization import Optimization, combine, published_optimization
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.recipe.settings import BddDataset, CocoDataset, VocDataset
@@ -110,18 +111,42 @@ def export(
     if weights == "imagenet":
         weights = published
     elif file is not None:
-        weights = str(file.resolve())
+        weights = backbone.checkpoint_of(file.resolve())
     # The flip probability of the trial's training, or for another data set, that of its recipe's first stage.
     training = search.settings.training if search is not None and data is None else recipe.structural.training
-    config = final_config(architecture, dataset, detector, schedule=schedule, flip=training.flip, weights=weights)
-    if file is not None:
-        check_weights(f"--weights {file}", str(file), config.model.backbone.to_dict(), otherwise="a URL, or imagenet")
+    config = final_config(
+        architecture,
+        dataset,
+        detector,
+        schedule=schedule,
+        flip=training.flip,
+        optimization=_optimization(search, architecture),
+        weights=weights,
+    )
+    if file is not None and weights is not None:
+        check_weights(f"--weights {file}", weights, config.model.backbone.to_dict(), otherwise="a URL, or imagenet")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(f"# {architecture}, exported by smnas_optuna\n{config.pretty_text}", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
     print(f"{output}: {architecture}, {len(dataset.classes)} classes; python -m smnas_optuna.train {output}")
+
+
+def _optimization(search: Search | None, architecture: Architecture) -> Optimization:
+    """Return how weights are updated in the final training; empty settings if as in the paper.
+
+    With SGD, a search from scratch or with few steps has other learning rates than the final training, which is the
+    paper's.
+    """
+    if search is None:
+        return published_optimization(part.OPTIMIZATION for part in architecture.parts)
+    training = search.settings.training
+    suited = training.suited_to(architecture)
+    if training.lr is not None and suited.optimizer == "SGD":
+        return Optimization()
+    meant_for = suited.base_batch_size or training.batch_size
+    return combine(suited).model_copy(update={"base_batch_size": meant_for})
 
 
 def _export_onnx(

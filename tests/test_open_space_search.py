@@ -7,7 +7,9 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
+from mmengine.config import Config
 
 from smnas_optuna.parts.architecture import Architecture
 from tests.commands import run
@@ -98,3 +100,101 @@ def test_a_backbone_that_cannot_be_built_is_reported_before_anything_is_trained(
         assert message in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
     assert "trial 0" not in ended.stdout
+
+
+def test_a_search_starts_from_the_users_weights_and_trains_each_family_in_its_own_way(
+    lite_weights: Path, tmp_path: Path
+) -> None:
+    seeds = [
+        "64x48 timm:tf_efficientnet_lite0 FPN(P2-P4,c=16) ATSS",
+        "64x48 CSPNeXt(d=0.167,w=0.125) CSPNeXtPAFPN(P2-P4,c=16) RTMDet",
+        "64x48 ResNet18(w=8) FPN(P2-P4,c=16) RetinaNet",
+    ]
+    recipe = recipe_of(seeds, weights="auto", mosaic=True, mixup=True, photometric=True, scale_jitter=[0.5, 1.5])
+    recipe["structural"]["detector"] |= {"norm": "BN", "weight_standardization": False}
+    for key in ("lr", "clip_gradients", "warmup_iterations"):
+        del recipe["structural"]["training"][key]
+    (tmp_path / "auto.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    options = ("auto.yaml", "--n-trials", 3, "--weights-dir", lite_weights)
+    described = run("run_study", *options, "--dry-run", folder=tmp_path)
+    assert "(from file tf_efficientnet_lite0.pth)" in described.stdout
+    ended = run("run_study", *options, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    study = optuna.load_study(study_name="tiny/structural", storage=f"sqlite:///{tmp_path}/smnas.db")
+    assert [trial.user_attrs["weights"] for trial in study.trials] == [
+        *("file tf_efficientnet_lite0.pth", "scratch", "scratch")
+    ]
+    assert "trained from" in ended.stdout
+    page = (tmp_path / "work_dirs" / "tiny" / "tiny-structural.html").read_text(encoding="utf-8")
+    assert "file tf_efficientnet_lite0.pth" in page
+    configs = [
+        Config.fromfile(tmp_path / f"work_dirs/tiny/structural/trial_{number:05}/config.py") for number in range(3)
+    ]
+    optimizers = [config.optim_wrapper.optimizer for config in configs]
+    # Learning rates at 4 images: 0.0001 for 16 and 0.004 for 256 with AdamW, 0.01 for 16 with SGD.
+    assert [(each.type, round(each.lr, 6)) for each in optimizers] == [
+        ("AdamW", 0.00005),
+        ("AdamW", 0.0005),
+        ("SGD", 0.0025),
+    ]
+    hooks = [[hook.type for hook in config.custom_hooks] for config in configs]
+    assert hooks == [["PipelineSwitchHook"], ["PipelineSwitchHook", "AverageWeights"], ["PipelineSwitchHook"]]
+
+    exported = run("export", "--study", "tiny/structural", "--trial", 1, "--output", "found.py", folder=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    final = Config.fromfile(tmp_path / "found.py")
+    assert (final.optim_wrapper.optimizer.type, final.auto_scale_lr.base_batch_size) == ("AdamW", 32)
+    assert [hook.type for hook in final.custom_hooks] == ["EMAHook"]
+
+
+def test_weights_that_fit_nothing_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    seeds = ["64x48 timm:tf_efficientnet_lite0 FPN(P2-P4,c=16) ATSS"]
+    (tmp_path / "auto.yaml").write_text(yaml.safe_dump(recipe_of(seeds, weights="auto")), encoding="utf-8")
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "tf_efficientnet_lite0.pth")
+    for folder, message in (
+        (tmp_path, "does not fit: expected conv_stem.weight of shape (32, 3, 3, 3), found None"),
+        (tmp_path / "absent", "no such folder"),
+    ):
+        ended = run("run_study", "auto.yaml", "--weights-dir", folder, folder=tmp_path)
+        assert ended.returncode == 2
+        assert f"--weights-dir {folder}: " in ended.stderr
+        assert message in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.long
+def test_each_head_learns_the_digits(tmp_path: Path) -> None:
+    text = """
+        name: digits
+        dataset: {kind: digits, classes: 4, train_images: 128, val_images: 60, width: 128, height: 96}
+        device: {kind: cpu, cpu_threads: 1, timing: {images: 10, warmup: 2, rounds: 2}}
+        structural:
+          trials: 4
+          sampler: random
+          space:
+            backbones: [ResNet18]
+            base_channels: 16
+            necks: [FPN]
+            fpn_inputs: [P2-P4]
+            fpn_last_outputs: [P4]
+            fpn_channels: 32
+            rpns: [none]
+            heads: [ATSS, FCOS, GFL, RTMDet]
+            input_sizes: [128x96]
+          seeds:
+            - 128x96 ResNet18(w=16) FPN(P2-P4,c=32) ATSS
+            - 128x96 ResNet18(w=16) FPN(P2-P4,c=32) FCOS
+            - 128x96 ResNet18(w=16) FPN(P2-P4,c=32) GFL
+            - 128x96 ResNet18(w=16) FPN(P2-P4,c=32) RTMDet
+          detector: {norm: GN, weight_standardization: true, anchor_scale: 4, head_convs: 2}
+          training:
+            {epochs: 20, batch_size: 2, optimizer: AdamW, lr: 0.003, warmup_iterations: 30, clip_gradients: 35, flip: 0,
+             weights: none, loader_workers: 0}
+    """
+    (tmp_path / "heads.yaml").write_text(text, encoding="utf-8")
+    ended = run("run_study", "heads.yaml", folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    study = optuna.load_study(study_name="digits/structural", storage=f"sqlite:///{tmp_path}/smnas.db")
+    assert len(study.trials) == 4
+    for trial in study.trials:
+        assert trial.user_attrs["map_50"] > 0.5, trial.user_attrs["architecture"]

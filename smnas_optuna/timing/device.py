@@ -118,3 +118,8 @@ def cpu_name() -> str:
         name = "CPU"
     threads = torch.get_num_threads()
     return f"{name}, {threads} {'threads' if threads > 1 else 'thread'}"
+
+
+def amp_type() -> str:
+    """Return the type of numbers that mixed precision computes with: bfloat16 if the GPU supports it."""
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

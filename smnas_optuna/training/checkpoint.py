@@ -18,8 +18,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from smnas_optuna.errors import UserError
+from smnas_optuna.timing.device import amp_type
 from smnas_optuna.training.job import AutomaticWeights, Job
-from smnas_optuna.training.optimizing import amp_type
 
 _FILE_NAME = "checkpoint.pth"
 

@@ -1,8 +1,8 @@
 """The MMDetection config for the final training of a detector that a search has found.
 
-The settings are those of the paper's final models (SM-NAS, section 4.1.2): batch normalisation without weight
-standardisation, the 2x schedule, and SGD with a learning rate of 0.04 for a batch of 32 images. MMEngine scales the
-learning rate to the actual batch size.
+Unless a detector's parts need others, the settings are those of the paper's final models (SM-NAS, section 4.1.2): batch
+normalisation without weight standardisation, the 2x schedule, and SGD with a learning rate of 0.04 for a batch of 32
+images. MMEngine scales the learning rate to the actual batch size.
 """
 
 from typing import Any, Final
@@ -14,7 +14,8 @@ from smnas_optuna.detector import layers  # noqa: F401  # provides mmcv's operat
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.model_config import custom_imports, model_config
-from smnas_optuna.training import checkpoint
+from smnas_optuna.parts.optimization import Optimization, combine
+from smnas_optuna.training import checkpoint, optimizing
 from smnas_optuna.training.loaders import loader_config
 from smnas_optuna.training.runners import environment_config, hooks_config
 from smnas_optuna.training.scoring import final_metric
@@ -22,11 +23,26 @@ from smnas_optuna.training.scoring import final_metric
 # Number of epochs, and the epochs after which the learning rate drops to a tenth, as in MMDetection's schedules.
 SCHEDULES: Final = {"1x": (12, (8, 11)), "2x": (24, (16, 22)), "3x": (36, (27, 33))}
 
-_LEARNING_RATE = 0.04
 _BASE_BATCH = 32
+_PAPERS = Optimization(
+    optimizer="SGD",
+    lr=0.04,
+    base_batch_size=_BASE_BATCH,
+    momentum=0.9,
+    weight_decay=0.0001,
+    warmup_iterations=500,
+    clip_gradients=35,
+)
+# As RTMDet's.
+_AVERAGE = {
+    "type": "EMAHook",
+    "ema_type": "ExpMomentumEMA",
+    "momentum": 0.0002,
+    "update_buffers": True,
+    "priority": 49,
+}
 _IMAGES_PER_GPU = 4
 _WORKERS = 2
-_WARMUP_ITERATIONS = 500
 # Range of the random scale of training images, relative to the architecture's input size.
 _JITTER = (0.8, 1.25)
 _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
@@ -44,6 +60,7 @@ def final_config(
     *,
     schedule: str = "2x",
     flip: float = 0.5,
+    optimization: Optimization = _PAPERS,
     weights: str | None = None,
 ) -> Config:
     """Return a complete config for MMDetection's ``tools/train.py`` or ``python -m smnas_optuna.train``.
@@ -54,12 +71,14 @@ def final_config(
         detector: Settings that all detectors of the search share; the normalisation is replaced.
         schedule: A key of ``SCHEDULES``.
         flip: Probability that a training image is flipped, 0 to 1.
+        optimization: How weights are updated, where it is not as in the paper.
         weights: Pre-trained weights of the backbone, a URI or a file; None to train from scratch.
     """
     epochs, drops = SCHEDULES[schedule]
+    optimization = combine(_PAPERS, optimization)
     imports = custom_imports(architecture)
-    # Importing it lets torch load MMEngine's checkpoints, from which MMDetection's tools resume.
-    imports["imports"].append(checkpoint.__name__)
+    # Importing the first lets torch load MMEngine's checkpoints, from which MMDetection's tools resume.
+    imports["imports"] += [checkpoint.__name__, optimizing.__name__]
     scale = (architecture.input_size.width, architecture.input_size.height)
     train_pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
@@ -94,11 +113,7 @@ def final_config(
             "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": epochs, "val_interval": 1},
             "val_cfg": {"type": "ValLoop"},
             "test_cfg": {"type": "TestLoop"},
-            "optim_wrapper": {
-                "type": "OptimWrapper",
-                "optimizer": {"type": "SGD", "lr": _LEARNING_RATE, "momentum": 0.9, "weight_decay": 1e-4},
-                "clip_grad": {"max_norm": 35, "norm_type": 2},
-            },
+            "optim_wrapper": {"type": "OptimWrapper", **optimizing.optimizer_config(optimization, _BASE_BATCH)},
             "auto_scale_lr": {"enable": True, "base_batch_size": _BASE_BATCH},
             "param_scheduler": [
                 {
@@ -106,7 +121,7 @@ def final_config(
                     "start_factor": 0.001,
                     "by_epoch": False,
                     "begin": 0,
-                    "end": _WARMUP_ITERATIONS,
+                    "end": optimization.warmup_iterations,
                 },
                 {
                     "type": "MultiStepLR",
@@ -120,6 +135,7 @@ def final_config(
             "default_hooks": hooks_config(
                 {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2, "save_best": best, "rule": "greater"}
             ),
+            "custom_hooks": [_AVERAGE] if optimization.average_weights else [],
             # Some losses are absent when a batch has no positive proposals, so some parameters get no gradient.
             "find_unused_parameters": True,
             "env_cfg": environment_config("nccl", cudnn_benchmark=False),

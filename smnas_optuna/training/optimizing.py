@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-import torch
-from mmdet.models.layers import ExpMomentumEMA
 from mmengine.hooks import EMAHook
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -48,7 +46,9 @@ def optimizer_config(optimization: Optimization, batch_size: int, *, fused: bool
         optimizer = {"type": "AdamW", "lr": lr, "weight_decay": decay}
         options |= _UNDECAYED
     else:
-        optimizer = {"type": "SGD", "lr": lr, "momentum": optimization.momentum, "weight_decay": decay, "fused": fused}
+        optimizer = {"type": "SGD", "lr": lr, "momentum": optimization.momentum, "weight_decay": decay}
+        if fused:
+            optimizer["fused"] = True
     if optimization.backbone_lr not in (None, 1):
         options["backbone_lr_mult"] = optimization.backbone_lr
     return {
@@ -87,11 +87,6 @@ def schedule_config(
     return [{"type": "LinearLR", "start_factor": _START_FACTOR, "by_epoch": False, "end": rise * parts}, cosine]
 
 
-def amp_type() -> str:
-    """Return the type of numbers that mixed precision computes with: bfloat16 if the GPU supports it."""
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class FewGroups(DefaultOptimWrapperConstructor):  # type: ignore[misc]  # mmengine is untyped
     """Puts parameters with equal settings into one group, which the optimizer updates with few kernels.
@@ -128,7 +123,7 @@ class AverageWeights(EMAHook):  # type: ignore[misc]  # as above
     """
 
     def __init__(self) -> None:
-        super().__init__(ema_type=ExpMomentumEMA, update_buffers=True)
+        super().__init__(ema_type="mmdet.ExpMomentumEMA", update_buffers=True)
 
     def before_run(self, runner: Runner) -> None:
         """Create the averages."""

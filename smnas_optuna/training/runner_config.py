@@ -6,12 +6,13 @@ from typing import Any
 from mmengine.config import Config
 
 from smnas_optuna.parts.model_config import custom_imports, model_config
+from smnas_optuna.timing.device import amp_type
 from smnas_optuna.training import optimizing, sparse_logging, transforms
 from smnas_optuna.training.augmentation import ANNOTATE, LOAD, plain_epochs_hook, train_pipeline
 from smnas_optuna.training.distributed import backend
 from smnas_optuna.training.job import AutomaticWeights, Job
 from smnas_optuna.training.loaders import loader_config
-from smnas_optuna.training.optimizing import amp_type, optimizer_config, schedule_config
+from smnas_optuna.training.optimizing import optimizer_config, schedule_config
 from smnas_optuna.training.runners import environment_config, hooks_config
 from smnas_optuna.training.scoring import search_metrics
 

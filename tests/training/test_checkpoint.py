@@ -254,3 +254,29 @@ def test_a_former_owner_that_is_alive_cannot_change_the_adopted_checkpoint(secon
     os.replace(former / "checkpoint.pth.partial", former / "checkpoint.pth")
     assert taken is not None
     assert find_checkpoint(second.folder) == taken
+
+
+def test_a_training_with_averaged_weights_and_adamw_resumes_with_both(first: Job, tmp_path: Path) -> None:
+    settings = {"optimizer": "AdamW", "lr": 0.001, "weight_decay": 0.05, "average_weights": True}
+    job = replace(first, folder=tmp_path / "one", training=first.training.model_copy(update=settings))
+    interrupt(job)
+    checkpoint = torch.load(job.folder / "checkpoint.pth", weights_only=True)
+    assert "ema_state_dict" in checkpoint
+    assert "exp_avg_sq" in next(iter(checkpoint["optimizer"]["state"].values()))
+    again = replace(job, folder=tmp_path / "two", former=(job.folder,))
+    events = list(evaluate(again))
+    assert isinstance(events[-1], Scores)
+    assert any(isinstance(event, Resumed) for event in events)
+    assert "There is no `ema_state_dict`" not in log_of(again)
+
+    # An uninterrupted training gives the same average, and another one than the last weights.
+    def trained(name: str, **changed: object) -> dict[str, torch.Tensor]:
+        training = job.training.model_copy(update=changed)
+        list(evaluate(replace(job, folder=tmp_path / name, identity=None, training=training)))
+        weights: dict[str, torch.Tensor] = torch.load(tmp_path / name / "weights.pth", weights_only=True)["state_dict"]
+        return weights
+
+    resumed = torch.load(again.folder / "weights.pth", weights_only=True)["state_dict"]
+    whole, last = trained("whole"), trained("last", average_weights=False)
+    name = "backbone.conv1.weight"
+    assert float((resumed[name] - whole[name]).abs().max()) < 0.1 * float((last[name] - whole[name]).abs().max())

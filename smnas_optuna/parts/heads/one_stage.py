@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
 ONE_STAGE = Optimization(optimizer="SGD", lr=0.01, base_batch_size=16, momentum=0.9, weight_decay=0.0001)
-"""How MMDetection trains RetinaNet, FCOS, ATSS and GFL: with half the learning rate of two-stage detectors."""
+"""Half the learning rate of two-stage detectors, with which MMDetection trains RetinaNet, FCOS, ATSS and GFL."""
 
 
 @dataclass(frozen=True)
