@@ -35,7 +35,7 @@ from smnas_optuna.reporting.study_results import (
     study_in_memory,
 )
 from smnas_optuna.reporting.trial_states import count_states, state_words
-from smnas_optuna.reporting.trial_table import Column, metric_columns
+from smnas_optuna.reporting.trial_table import Column, has_pretrained, metric_columns
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search.search import known_objectives
 from smnas_optuna.study.study import relatives_of
@@ -234,6 +234,7 @@ def _front_table(results: StudyResults) -> dict[str, Any]:
             "architecture": Column("architecture").text(trial),
             "metrics": [metric.text(trial) for metric in metrics],
             "device": Column("device").text(trial),
+            "weights": Column("weights").text(trial),
         }
         for trial in front.to_dict("records")
     ]
@@ -241,6 +242,7 @@ def _front_table(results: StudyResults) -> dict[str, Any]:
         "parts": parts,
         "metrics": metrics,
         "several_devices": bool(front["device"].nunique() > 1),
+        "pretrained": has_pretrained(front),
         "parent": "" if refined is None else f"{_candidate(results)}, trial {refined}",
         "rows": rows,
     }

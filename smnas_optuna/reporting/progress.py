@@ -136,6 +136,7 @@ class SearchProgress:
         self._started = time.monotonic()
         self._workers: dict[int, _WorkerState] = {}
         self._summary = ""
+        self._warnings: set[str] = set()
         # Rich takes a pipe for a terminal if FORCE_COLOR is set, which notebooks do.
         self._is_live = out.is_terminal and out.file.isatty() and not quiet
         self._live = Live(get_renderable=self.view, console=out, transient=True)
@@ -162,7 +163,10 @@ class SearchProgress:
             self._workers[message.worker] = _WorkerState()
             self._print(f"worker {message.worker} is ready on {device}")
             for warning in target.warnings:
-                self.warn(f"worker {message.worker}: {warning}")
+                # What one worker finds out, others on its machine find out as well.
+                if warning not in self._warnings:
+                    self._warnings.add(warning)
+                    self.warn(f"worker {message.worker}: {warning}")
         elif isinstance(message, TrialEvent):
             self._handle_event(message)
         elif isinstance(message, Finished):

@@ -8,6 +8,7 @@ import pandas as pd
 
 from smnas_optuna.reporting.quantity import MISSING, measured_text, quantity_of
 from smnas_optuna.reporting.study_results import PARTS, Objective
+from smnas_optuna.training.job import SCRATCH
 
 PART_TITLES: Final = dict(zip(PARTS, ("input size", "backbone", "neck", "RPN", "head"), strict=True))
 _TEXTS: Final = {
@@ -60,6 +61,16 @@ def metric_columns(precisions: Sequence[str], objectives: Sequence[Objective]) -
 
 
 def detector_columns(trials: pd.DataFrame) -> list[Column]:
-    """Return the columns that identify a detector: the architecture, and device and initial weights if they differ."""
-    differing = [name for name in ("device", "weights") if trials[name].nunique() > 1]
-    return [Column(name) for name in (*differing, "architecture")]
+    """Return the columns that identify a detector: the architecture, the device if there are several, and the weights.
+
+    What detectors were trained from is left out if none had pre-trained weights.
+    """
+    names = ["device"] if trials["device"].nunique() > 1 else []
+    if has_pretrained(trials):
+        names.append("weights")
+    return [Column(name) for name in (*names, "architecture")]
+
+
+def has_pretrained(trials: pd.DataFrame) -> bool:
+    """Return whether some trials started from pre-trained weights."""
+    return bool(trials["weights"].dropna().ne(SCRATCH).any())

@@ -145,7 +145,7 @@ def in_parts(job: Job) -> Job:
 
 def test_a_batch_that_does_not_fit_is_split_into_parts(job: Job) -> None:
     tight = in_parts(job)
-    costs, memory, _, *epochs, scores = evaluate(tight)
+    costs, _, memory, _, *epochs, scores = evaluate(tight)
     assert isinstance(costs, Costs)
     assert isinstance(memory, Memory)
     assert memory.parts > 1
@@ -158,7 +158,7 @@ def test_a_batch_that_does_not_fit_is_split_into_parts(job: Job) -> None:
 
 
 def test_an_architecture_for_which_a_single_image_does_not_fit_is_not_trained(job: Job) -> None:
-    costs, memory = evaluate(replace(job, memory=2**20))
+    costs, _, memory = evaluate(replace(job, memory=2**20))
     assert isinstance(costs, Costs)
     assert isinstance(memory, TooLarge)
     assert (memory.images, memory.usable) == (1, 2**20)

@@ -81,8 +81,9 @@ def wait_until_gone(before: set[int]) -> None:
 
 def test_an_evaluation_reports_costs_then_each_epoch_then_scores(job: Job) -> None:
     events = list(evaluate(job))
-    costs, memory, untrained, first, second, scores = events
+    costs, initialised, memory, untrained, first, second, scores = events
     assert isinstance(costs, Costs)
+    assert initialised == Initialised("scratch")
     assert isinstance(memory, Memory)
     assert memory.parts == 1
     assert memory.bytes > 0
@@ -104,7 +105,10 @@ def test_an_evaluation_saves_a_config_that_mmdetection_runs_a_log_and_the_weight
     assert isinstance(list(evaluate(job))[-1], Scores)
     config = Config.fromfile(job.folder / "config.py")
     assert config.model.roi_head.bbox_head.num_classes == 2
-    assert config.custom_imports["imports"] == ["smnas_optuna.detector.layers", "smnas_optuna.training.sparse_logging"]
+    assert config.custom_imports["imports"] == [
+        "smnas_optuna.detector.layers",
+        *(f"smnas_optuna.training.{module}" for module in ("sparse_logging", "optimizing", "transforms")),
+    ]
     assert "coco/bbox_mAP" in (job.folder / "output.log").read_text(encoding="utf-8")
     weights = torch.load(job.folder / "weights.pth")["state_dict"]
     assert weights["backbone.conv1.weight"].shape == (8, 3, 7, 7)
