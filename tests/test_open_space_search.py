@@ -149,6 +149,33 @@ def test_a_search_starts_from_the_users_weights_and_trains_each_family_in_its_ow
     assert [hook.type for hook in final.custom_hooks] == ["EMAHook"]
 
 
+def test_stage_two_searches_the_widths_of_a_detector_whose_backbone_has_no_code(tmp_path: Path) -> None:
+    recipe = recipe_of(SEEDS[:1])
+    stage = recipe["structural"]
+    recipe["modular"] = {
+        "candidates": 1,
+        "trials": 3,
+        "objectives": ["map", "flops"],
+        "space": {"fpn_channels": [8, 16], "head_widths": [0.5, 1]},
+        "detector": stage["detector"],
+        "training": stage["training"],
+    }
+    (tmp_path / "widths.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    ended = run("run_study", "widths.yaml", "--stage", "all", "--n-trials", 2, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    study = optuna.load_study(study_name="tiny/modular/C0", storage=f"sqlite:///{tmp_path}/smnas.db")
+    found = [trial.user_attrs["architecture"] for trial in study.trials]
+    assert found[0] == SEEDS[0]
+    assert len(set(found)) == len(found) == 2
+    assert all(text.startswith("64x48 timm:mobilenetv4_conv_small_050 FPN(P2-P4,c=") for text in found)
+    assert (tmp_path / "work_dirs" / "tiny" / "tiny-modular-C0.html").is_file()
+    objectives = recipe | {"modular": recipe["modular"] | {"objectives": ["map", "backbone_flops"]}}
+    (tmp_path / "unknown.yaml").write_text(yaml.safe_dump(objectives), encoding="utf-8")
+    refused = run("run_study", "unknown.yaml", "--dry-run", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "modular.objectives: backbone_flops is for backbones that stage two searches" in refused.stderr
+
+
 def test_weights_that_fit_nothing_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     seeds = ["64x48 timm:tf_efficientnet_lite0 FPN(P2-P4,c=16) ATSS"]
     (tmp_path / "auto.yaml").write_text(yaml.safe_dump(recipe_of(seeds, weights="auto")), encoding="utf-8")

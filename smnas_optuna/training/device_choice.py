@@ -14,7 +14,7 @@ from smnas_optuna.timing.device import conditions, cpu_name, find_gpus, gpu_uuid
 from smnas_optuna.timing.gpus import VARIABLE, announced_searches, gpu_names
 from smnas_optuna.training.backbone_check import check_backbones
 from smnas_optuna.training.fitting import gpu_memory, machine_memory, usable_memory
-from smnas_optuna.training.initial_weights import find_weights
+from smnas_optuna.training.initial_weights import check_reachable, find_weights
 from smnas_optuna.training.job import DeviceRequest, Target
 
 # Fewest and most processes that load images, for each GPU.
@@ -49,7 +49,9 @@ def probe(request: DeviceRequest, report: Callable[[Target], None]) -> None:
     for each in request.weights:
         config = each.backbone.config(each.backbone.levels, settings.detector)
         place = f"{each.key}: {each.checkpoint} for {each.backbone}"
-        check_weights(place, each.checkpoint, config, otherwise="a file per backbone, or none to train from scratch")
+        otherwise = "a file per backbone, or none to train from scratch"
+        check_reachable(place, each.checkpoint, otherwise)
+        check_weights(place, each.checkpoint, config, otherwise=otherwise)
     unreachable: tuple[str, ...] = ()
     missing = ""
     if request.automatic is not None:

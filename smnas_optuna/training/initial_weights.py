@@ -106,6 +106,24 @@ def find_weights(
     )
 
 
+def check_reachable(place: str, checkpoint: str, otherwise: str) -> None:
+    """Raise UserError if published weights have to be downloaded, and their host cannot be reached.
+
+    Without this, libraries that download try for a minute.
+
+    Args:
+        place: Beginning of the error message: where the weights were named.
+        checkpoint: URI of the weights, or a file.
+        otherwise: What else could be named there, for the error message.
+    """
+    url = _url(checkpoint) if Pretrained(checkpoint, "").file is None else None
+    if url is not None and not _is_cached(checkpoint, url) and not _answers(url):
+        host = urlsplit(url).netloc
+        raise UserError(
+            f"{place} cannot be loaded ({host} cannot be reached); expected it to be reachable, or {otherwise}"
+        )
+
+
 def _check_folder(folder: Path | None) -> None:
     if folder is not None and not folder.exists():
         raise UserError(f"--weights-dir {folder}: no such folder on this machine")

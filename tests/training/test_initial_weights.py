@@ -18,7 +18,7 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.model_config import model_config
 from smnas_optuna.training import initial_weights
-from smnas_optuna.training.initial_weights import choose_weights, describe_weights, find_weights
+from smnas_optuna.training.initial_weights import check_reachable, choose_weights, describe_weights, find_weights
 from smnas_optuna.training.job import AutomaticWeights, WeightsRequest
 
 LITE = Architecture.parse("64x64 timm:tf_efficientnet_lite0 FPN(P2-P4,c=16) ATSS")
@@ -214,3 +214,16 @@ def test_weights_that_were_downloaded_before_are_used_without_a_network(folder: 
     chosen = choose_weights(AutomaticWeights(None, NOWHERE), RTMDET, Detector())
     assert chosen is not None
     assert (chosen.checkpoint, chosen.file) == (url, None)
+
+
+def test_a_required_weight_whose_host_cannot_be_reached_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initial_weights, "_answers", lambda _: False)
+    with pytest.raises(UserError) as error:
+        check_reachable("weights: timm://convnext_tiny", "timm://convnext_tiny", "a file")
+    assert str(error.value) == (
+        "weights: timm://convnext_tiny cannot be loaded (huggingface.co cannot be reached); expected it to be "
+        "reachable, or a file"
+    )
+    check_reachable("weights: resnet.pth", "resnet.pth", "a file")
+    monkeypatch.setattr(initial_weights, "_answers", lambda _: True)
+    check_reachable("weights: timm://convnext_tiny", "timm://convnext_tiny", "a file")
