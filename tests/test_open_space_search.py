@@ -125,6 +125,7 @@ def test_a_search_starts_from_the_users_weights_and_trains_each_family_in_its_ow
         *("file tf_efficientnet_lite0.pth", "scratch", "scratch")
     ]
     page = (tmp_path / "work_dirs" / "tiny" / "tiny-structural.html").read_text(encoding="utf-8")
+    assert "scratch (2), file tf_efficientnet_lite0.pth (1)" in page
     front = {trial.user_attrs["weights"] for trial in study.best_trials}
     for name in front if front != {"scratch"} else ():
         assert f"<td>{name}</td>" in page

@@ -269,6 +269,9 @@ def _facts(results: StudyResults) -> list[tuple[str, str]]:
         ("trials", count_states(results.trials)),
         ("devices", ", ".join(map(str, results.frame["device"].dropna().unique())) or MISSING),
     ]
+    weights = results.frame["weights"].value_counts()
+    if len(weights):
+        facts.append(("trained from", ", ".join(f"{name} ({count})" for name, count in weights.items())))
     versions = results.attributes.get("versions", {})
     device = results.attributes.get("device")
     conditions = {key: value for key, value in device.items() if key != "name"} if isinstance(device, dict) else {}

@@ -101,7 +101,7 @@ def find_weights(
     if not missing or not unreachable:
         return found, ""
     return found, (
-        f"training.weights: {' and '.join(unreachable)} cannot be reached, so {', '.join(missing)} "
+        f"training.weights: {', '.join(unreachable)} cannot be reached, so {', '.join(missing)} "
         f"{'starts' if len(missing) == 1 else 'start'} from scratch; --weights-dir names a folder with weights"
     )
 

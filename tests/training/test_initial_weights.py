@@ -191,7 +191,7 @@ def test_hosts_that_cannot_be_reached_are_named_once_and_training_starts_from_sc
     weights, warning = find_weights(AutomaticWeights(folder), backbones, Detector())
     assert len(asked) == len({url.split("/")[2] for url in asked})
     assert warning == (
-        f"training.weights: {' and '.join(weights.unreachable)} cannot be reached, so ResNet18, CSPNeXt-tiny start "
+        f"training.weights: {', '.join(weights.unreachable)} cannot be reached, so ResNet18, CSPNeXt-tiny start "
         "from scratch; --weights-dir names a folder with weights"
     )
     described: list[str] = []
