@@ -146,7 +146,8 @@ def test_a_search_starts_from_the_users_weights_and_trains_each_family_in_its_ow
     exported = run("export", "--study", "tiny/structural", "--trial", 1, "--output", "found.py", folder=tmp_path)
     assert exported.returncode == 0, exported.stderr
     final = Config.fromfile(tmp_path / "found.py")
-    assert (final.optim_wrapper.optimizer.type, final.auto_scale_lr.base_batch_size) == ("AdamW", 32)
+    assert (final.optim_wrapper.optimizer.type, final.auto_scale_lr.enable) == ("AdamW", False)
+    assert final.optim_wrapper.optimizer.lr == pytest.approx(0.0005)
     assert [hook.type for hook in final.custom_hooks] == ["EMAHook"]
 
 

@@ -2,7 +2,8 @@
 
 Unless a detector's parts need others, the settings are those of the paper's final models (SM-NAS, section 4.1.2): batch
 normalisation without weight standardisation, the 2x schedule, and SGD with a learning rate of 0.04 for a batch of 32
-images. MMEngine scales the learning rate to the actual batch size.
+images. MMEngine scales the learning rate of SGD to the actual batch size. That of AdamW is for one GPU: it grows with the
+square root of the number of GPUs, which MMEngine cannot do.
 """
 
 from typing import Any, Final
@@ -76,6 +77,8 @@ def final_config(
     """
     epochs, drops = SCHEDULES[schedule]
     optimization = combine(_PAPERS, optimization)
+    scales = optimization.optimizer == "SGD"
+    batch = _BASE_BATCH if scales else _IMAGES_PER_GPU
     imports = custom_imports(architecture)
     # Importing the first lets torch load MMEngine's checkpoints, from which MMDetection's tools resume.
     imports["imports"] += [checkpoint.__name__, optimizing.__name__]
@@ -113,8 +116,8 @@ def final_config(
             "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": epochs, "val_interval": 1},
             "val_cfg": {"type": "ValLoop"},
             "test_cfg": {"type": "TestLoop"},
-            "optim_wrapper": {"type": "OptimWrapper", **optimizing.optimizer_config(optimization, _BASE_BATCH)},
-            "auto_scale_lr": {"enable": True, "base_batch_size": _BASE_BATCH},
+            "optim_wrapper": {"type": "OptimWrapper", **optimizing.optimizer_config(optimization, batch)},
+            "auto_scale_lr": {"enable": scales, "base_batch_size": batch},
             "param_scheduler": [
                 {
                     "type": "LinearLR",
