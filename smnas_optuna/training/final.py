@@ -2,8 +2,8 @@
 
 Unless a detector's parts need others, the settings are those of the paper's final models (SM-NAS, section 4.1.2): batch
 normalisation without weight standardisation, the 2x schedule, and SGD with a learning rate of 0.04 for a batch of 32
-images. MMEngine scales the learning rate of SGD to the actual batch size. That of AdamW is for one GPU: it grows with the
-square root of the number of GPUs, which MMEngine cannot do.
+images. MMEngine scales the learning rate of SGD to the actual batch size. That of AdamW is for one GPU: it grows with
+the square root of the number of GPUs, which MMEngine cannot do.
 """
 
 from typing import Any, Final
