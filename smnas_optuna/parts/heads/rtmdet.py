@@ -12,8 +12,9 @@ from smnas_optuna.parts.optimization import Optimization
 from smnas_optuna.parts.part import Config
 from smnas_optuna.parts.rpns.rpn import RPN
 
-# Narrower heads predict distances themselves, as RTMDet-tiny and -s do; wider ones their logarithms.
-_LEAST_EXPONENTIAL = 192
+# Channels of the heads of RTMDet-tiny and -s, which predict distances. All others predict their logarithms, as wider
+# published ones: the first boxes then have the size of a stride instead of none, so that fewer steps are needed.
+_PREDICTING_DISTANCES = (96, 128)
 
 
 @register_head
@@ -38,7 +39,7 @@ class RTMDetHead(OneStageHead):
                 "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
                 "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
                 "with_objectness": False,
-                "exp_on_reg": sizes["feat_channels"] >= _LEAST_EXPONENTIAL,
+                "exp_on_reg": sizes["feat_channels"] not in _PREDICTING_DISTANCES,
                 "share_conv": True,
                 "pred_kernel_size": 1,
                 "act_cfg": {"type": "SiLU", "inplace": True},
