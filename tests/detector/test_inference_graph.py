@@ -30,7 +30,7 @@ KINDS = {
     "RTMDet": "160x120 CSPNeXt(d=0.167,w=0.25) CSPNeXtPAFPN(P1-P3,c=16) RTMDet",
 }
 # Standard deviations of the heads' weights with which a detector finds different boxes, where 0.03 is too weak.
-STRENGTHS = {"FCOS": 0.2, "GFL": 0.1, "RTMDet": 0.15}
+STRENGTHS = {"FCOS": 0.2, "GFL": 0.1, "RTMDet": 0.08}
 
 
 def network(text: str, detector: Detector | None = None) -> Any:
