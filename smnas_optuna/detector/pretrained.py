@@ -61,8 +61,7 @@ def pretrained_for(
         necks = [(each.choice, each.channels) if each else None for each in (architecture.neck, trained.neck)]
         return (necks[0] == necks[1]) + (type(architecture.head) is type(trained.head))
 
-    trained = [(known, url) for known, url in trained_on_coco() if known.backbone == backbone]
-    trained.sort(key=lambda pair: shared_parts(pair[0]), reverse=True)
+    trained = sorted(trained_on_coco(backbone), key=lambda pair: shared_parts(pair[0]), reverse=True)
     detectors = [Pretrained(url, f"COCO ({PurePosixPath(url).stem})", of_detector=True) for _, url in trained]
     imagenet = backbone.imagenet_weights
     return detectors + ([Pretrained(imagenet, "ImageNet")] if imagenet else [])

@@ -136,11 +136,16 @@ _ALSO_TRAINED = {
 
 
 @cache
-def trained_on_coco() -> tuple[tuple[Architecture, str], ...]:
-    """Return detectors whose weights, trained on COCO, MMDetection publishes, each with the URL of its weights."""
+def trained_on_coco(backbone: Backbone | None = None) -> tuple[tuple[Architecture, str], ...]:
+    """Return detectors whose weights, trained on COCO, MMDetection publishes, each with the URL of its weights.
+
+    Args:
+        backbone: Their backbone, so that only their metafiles are read; None for all detectors.
+    """
     named = {entry.architecture: entry.config for entry in DETECTORS.values() if entry.architecture and entry.config}
     named |= {Architecture.parse(f"1333x800 {text}"): PurePosixPath(path) for text, path in _ALSO_TRAINED.items()}
-    found = [(architecture, _weights_of(config)) for architecture, config in named.items()]
+    wanted = {each: config for each, config in named.items() if backbone in (None, each.backbone)}
+    found = [(architecture, _weights_of(config)) for architecture, config in wanted.items()]
     return tuple((architecture, url) for architecture, url in found if url)
 
 

@@ -147,7 +147,7 @@ class Training(Optimization):
     """How each architecture is trained.
 
     With ``lr``, all architectures are trained alike: with SGD, unless ``optimizer`` says otherwise. Without it, each is
-    trained as its parts were published, see ``docs/what_is_searched.md``, except for the keys that are given. The keys
+    trained as its parts were published, see ``docs/own_data.md``, except for the keys that are given. The keys
     of :class:`~smnas_optuna.parts.optimization.Optimization` can be given for some parts only, in ``families``.
 
     Args:
@@ -195,7 +195,7 @@ class Training(Optimization):
             return keys
         optimizer = keys.get("optimizer") or "SGD"
         common = {"optimizer": optimizer, "backbone_lr": 1.0, "average_weights": False}
-        defaults = common | dict(_WITH_OWN_LR.get(optimizer, {}))
+        defaults = common | dict(_WITH_OWN_LR.get(str(optimizer), {}))
         return keys | {key: value for key, value in defaults.items() if keys.get(key) is None}
 
     def suited_to(self, architecture: Architecture) -> "Training":

@@ -423,6 +423,7 @@ def test_backbones_with_layers_of_their_own_have_imagenet_weights_whatever_the_o
         ),
         ("{ResNet18: {optimizer: AdamW}}", "structural.training.families.ResNet18: optimizer: found AdamW without lr"),
         ("{ResNet18: {lr: fast}}", "structural.training.families.ResNet18.lr: "),
+        ("{ResNet18: {lr: 1, optimizer: [SGD]}}", "structural.training.families.ResNet18.optimizer: "),
     ],
 )
 def test_a_mistake_in_the_settings_of_a_family_is_named(
@@ -514,3 +515,8 @@ def test_an_impossible_stage_two_is_refused(load: Loader, override: str, expecte
     with pytest.raises(UserError) as error:
         load(TEXT, modular, override)
     assert expected in str(error.value)
+
+
+def test_a_list_is_no_optimizer(error_of: Callable[..., str]) -> None:
+    training = "structural.training={epochs: 9, batch_size: 8, lr: 0.24, optimizer: [SGD]}"
+    assert "structural.training.optimizer: " in error_of(TEXT, training)
