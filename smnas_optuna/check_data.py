@@ -1,9 +1,10 @@
-"""``python -m smnas_optuna.check_data``: summarise a recipe's data set, and list its faults."""
+"""``python -m smnas_optuna.check_data``: summarise the data set of a recipe or of a folder, and list its faults."""
 
 import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,13 +21,16 @@ from smnas_optuna.data.datasets import (
     open_dataset,
     read_annotations,
 )
+from smnas_optuna.data.folder.annotations import problems_of
+from smnas_optuna.data.folder.recognition import is_data_folder
+from smnas_optuna.data.folder.splits import split_folder
 from smnas_optuna.data.inspection import Fault, Summary, collect, inspect_annotations
-from smnas_optuna.data.pictures import Depth, inspect_pictures, shared_pictures
+from smnas_optuna.data.picture_file import Depth
+from smnas_optuna.data.pictures import inspect_pictures, shared_pictures
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import InputSize
-from smnas_optuna.recipe.recipe import Recipe
-from smnas_optuna.recipe.recipe_file import load_recipe
-from smnas_optuna.recipe.settings import Dataset
+from smnas_optuna.recipe.recipe_file import folder_dataset, load_recipe
+from smnas_optuna.recipe.settings import Dataset, FolderDataset
 from smnas_optuna.reporting.data_tables import show_faults, show_summaries
 from smnas_optuna.reporting.progress import console
 
@@ -36,16 +40,20 @@ class Findings:
     """Result of an inspection of a data set.
 
     Args:
+        recognised: What was recognised of a data folder, in sentences; empty for other data sets.
         splits: Summaries by the names of the splits, without splits that cannot be read.
         faults: All faults, in the splits and between them.
     """
 
+    recognised: tuple[str, ...]
     splits: dict[str, Summary]
     faults: tuple[Fault, ...]
 
 
 def check_data(
-    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Folder with images and boxes, path of a recipe, or the name of a shipped one.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe.")
     ] = None,
@@ -58,42 +66,50 @@ def check_data(
     ] = "header",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Summarise RECIPE's data set and list its faults, before anything is trained.
+    """Summarise the data set of RECIPE, or of a data folder, and list its faults, before anything is trained.
 
     A fault that training tolerates or ignores is a warning. The exit code is 2 if a search would be refused or fail.
     """
-    search = load_recipe(recipe, overrides or ())
+    folder = Path(recipe)
+    if is_data_folder(folder):
+        name, dataset, sizes = folder.name, folder_dataset(folder, overrides or ()), []
+    else:
+        search = load_recipe(recipe, overrides or ())
+        name, dataset = search.name, search.dataset
+        sizes = [InputSize.parse(text) for text in search.structural.space.input_sizes]
     # COCO has millions of records, all of them in use. The garbage collector would search them and double the time.
     gc.disable()
     # Pillow would take large images for an attack.
     Image.MAX_IMAGE_PIXELS = None
     with Console(stderr=True).status("reading annotations and images"):
-        findings = inspect_dataset(search, images)
+        findings = inspect_dataset(dataset, sizes, images)
     if as_json:
         print(json.dumps(asdict(findings), indent=2))
     else:
         out = console()
-        out.print(f"{search.name}: {search.dataset.kind} data set, each image checked by its {images}")
+        out.print(f"{name}: {dataset.kind} data set, each image checked by its {images}")
+        for line in findings.recognised:
+            out.print(line, soft_wrap=True, highlight=False)
         show_summaries(findings.splits, out)
         show_faults(findings.faults, out)
-    refuse_unusable(search.dataset, findings.faults)
+    refuse_unusable(dataset, findings.faults)
 
 
-def inspect_dataset(recipe: Recipe, depth: Depth) -> Findings:
-    """Inspect a recipe's data set; annotations in other formats than COCO's are converted first.
+def inspect_dataset(dataset: Dataset, sizes: Sequence[InputSize], depth: Depth) -> Findings:
+    """Inspect a data set; annotations in other formats than COCO's are converted first.
 
     Args:
-        recipe: The recipe.
+        dataset: The data set.
+        sizes: Input sizes to summarise the sizes of boxes for.
         depth: How thoroughly to check each image: ``name``, ``header`` or ``pixels``.
     """
-    sizes = [InputSize.parse(text) for text in recipe.structural.space.input_sizes]
     located: dict[SplitName, LocatedSplit] = {}
     summaries: dict[str, Summary] = {}
     classes, pictures = {}, {}
     faults: list[Fault] = []
     for name in SPLITS:
         try:
-            split = locate_split(recipe.dataset, name)
+            split = locate_split(dataset, name)
             content = read_annotations(split)
         except UserError as error:
             faults.append(Fault(name, str(error), stops=True))
@@ -102,6 +118,8 @@ def inspect_dataset(recipe: Recipe, depth: Depth) -> Findings:
         pictures[name], wrong = inspect_pictures(name, split, inspection.images, depth)
         located[name], summaries[name], classes[name] = split, inspection.summary, inspection.classes
         faults += [*inspection.faults, *wrong]
+        for what, (number, examples) in problems_of(content).items():
+            faults.append(Fault(name, what, stops=False, count=number, examples=tuple(examples)))
     if len(located) == len(SPLITS):
         between = " and ".join(SPLITS)
         try:
@@ -113,7 +131,8 @@ def inspect_dataset(recipe: Recipe, depth: Depth) -> Findings:
             for train, val in shared_pictures(pictures["train"], pictures["val"]).items()
         ]
         faults += collect(between, "validation images that are also training images", shared, stops=False)
-    return Findings(summaries, tuple(faults))
+    recognised = split_folder(dataset).describe() if isinstance(dataset, FolderDataset) and located else ()
+    return Findings(recognised, summaries, tuple(faults))
 
 
 def refuse_unusable(dataset: Dataset, faults: Sequence[Fault]) -> None:

@@ -13,11 +13,14 @@ import yaml
 from PIL import Image
 
 from smnas_optuna.check_data import Findings, inspect_dataset, refuse_unusable
-from smnas_optuna.data.pictures import Depth
+from smnas_optuna.data.picture_file import Depth
 from smnas_optuna.errors import UserError
+from smnas_optuna.parts.architecture import InputSize
 from smnas_optuna.recipe.recipe_file import load_recipe
 from tests.commands import run
 from tests.conftest import TINY
+from tests.data.folder.test_splitting import noise
+from tests.data.folder.test_splitting import write as write_images
 from tests.published_formats import Thing, bdd_frames_of_2020, write_bdd, write_voc
 
 Spoil = Callable[[Path], object]
@@ -67,7 +70,8 @@ def row(printed: str, *first: str) -> list[str]:
 def inspect(*overrides: str, depth: Depth = "header") -> tuple[Findings, str | None]:
     """Inspect the data in the working directory, and return the findings and the message with which it is refused."""
     recipe = load_recipe("recipe.yaml", overrides)
-    findings = inspect_dataset(recipe, depth)
+    sizes = [InputSize.parse(text) for text in recipe.structural.space.input_sizes]
+    findings = inspect_dataset(recipe.dataset, sizes, depth)
     try:
         refuse_unusable(recipe.dataset, findings.faults)
     except UserError as error:
@@ -243,3 +247,30 @@ def test_check_data_does_not_import_torch() -> None:
     code = "import sys, smnas_optuna.check_data; print({'torch', 'mmdet', 'mmcv', 'mmengine'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
+
+
+def test_a_data_folder_is_summarised_and_its_problems_are_counted(tmp_path: Path) -> None:
+    write_images(tmp_path, **{f"{number}": noise(number) for number in range(10)})
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.3\n1 0.3 0.4 0.1 0.2\n")
+    (tmp_path / "3.txt").write_text("0 0.5 0.5 1.2 0.3\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\ncow\n")
+    before = sorted(tmp_path.iterdir())
+    ended = run("check_data", ".", folder=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    printed = ended.stdout
+    assert f"{tmp_path}: YOLO, by classes.txt; 3 classes: cat, dog, cow" in printed
+    assert "training: 7 images with 14 boxes, from the folder itself, less these" in printed
+    assert row(printed, "images") == ["7", "2"]
+    assert row(printed, "cow") == ["0", "0.0", "0", "0.0"]
+    assert "warning: train: images with labels out of range, 0 to 1, which are left out: 1" in printed
+    assert "warning: val: classes without a box that counts: 1" in printed
+    assert sorted(tmp_path.iterdir()) == before
+    ended = run("check_data", ".", "--set", "dataset.format=voc", folder=tmp_path)
+    assert ended.returncode == 2
+    assert (
+        ended.stderr == f"error: {tmp_path}: 10 images, and no labels were found; expected labels in the format voc\n"
+    )
+    ended = run("check_data", ".", "--set", "dataset.formt=voc", folder=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: .: dataset.formt: unknown key; did you mean format?\n"

@@ -34,12 +34,13 @@ def bdd_annotations(place: str, path: Path) -> Path:
         UserError: The file is missing or not in BDD100K's format, or a box has no numbers or an unknown category.
     """
     try:
-        return convert(_READER, (), (path,), lambda: _read(place, read_json(place, path, "labels of BDD100K")))
+        return convert(_READER, (), (path,), lambda: read_frames(place, read_json(place, path, "labels of BDD100K")))
     except FileNotFoundError:
         raise UserError(f"{place}: no such file") from None
 
 
-def _read(place: str, frames: Any) -> Content:
+def read_frames(place: str, frames: Any) -> Content:
+    """Return the content of BDD100K's json file in COCO's format; raises UserError, which begins with ``place``."""
     if not isinstance(frames, list):
         raise UserError(f"{place}: not labels of BDD100K: expected a list of frames")
     images: list[Content] = []

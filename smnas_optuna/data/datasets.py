@@ -10,9 +10,10 @@ from typing import Any, Final, Literal
 from smnas_optuna.data.annotations import is_number, read_json
 from smnas_optuna.data.bdd import bdd_annotations
 from smnas_optuna.data.cache import cache_folder
+from smnas_optuna.data.folder.splits import split_folder
 from smnas_optuna.data.voc import voc_annotations
 from smnas_optuna.errors import UserError
-from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, VocDataset
+from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, FolderDataset, VocDataset
 
 SplitName = Literal["train", "val"]
 SPLITS: Final[tuple[SplitName, ...]] = ("train", "val")
@@ -110,6 +111,8 @@ def open_dataset(dataset: Dataset) -> CheckedDataset:
     if not isinstance(dataset, DigitsDataset):
         # Symbolic links are not resolved: names of Pascal VOC's folders contain the year, which decides the scoring.
         dataset = dataset.model_copy(update={"root": Path(os.path.abspath(dataset.root))})
+    if isinstance(dataset, FolderDataset) and dataset.validation is not None:
+        dataset = dataset.model_copy(update={"validation": Path(os.path.abspath(dataset.validation))})
     return CheckedDataset(
         train,
         val,
@@ -154,6 +157,11 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
         except OSError as error:
             raise UserError(f"dataset: the demo data cannot be written below {cache_folder()}: {error}") from None
         split = DatasetSplit(root / f"{name}.json", root / name)
+    elif isinstance(dataset, FolderDataset):
+        folder = split_folder(dataset)
+        split = DatasetSplit(folder.annotations[name], folder.images)
+        place = f"dataset: {folder.places[name]}"
+        return LocatedSplit(split, place, place, folder.places[name])
     else:
         section = dataset.train if name == "train" else dataset.val
         split = DatasetSplit(dataset.root / section.annotations, dataset.root / section.images)

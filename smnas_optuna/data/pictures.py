@@ -4,68 +4,12 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import cv2
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from smnas_optuna.data.datasets import LocatedSplit, absent_images
 from smnas_optuna.data.inspection import Fault, Record, collect
-
-Depth = Literal["name", "header", "pixels"]
-
-_THREADS = 16  # more than cores, since they mostly wait for the disk
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_JPEG = ("JPEG", "MPO")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An existing image file.
-
-    Args:
-        length: Size of the file in bytes; None if it was not or cannot be opened.
-        size: Width and height in pixels after rotation by its EXIF data, as in training; None if it was not or cannot
-            be opened.
-        is_turned: Whether this rotation exchanges width and height.
-        failure: Why training cannot open it; None if it can.
-        damage: What is wrong with the file although training can open it; None if nothing is.
-    """
-
-    length: int | None = None
-    size: tuple[int, int] | None = None
-    is_turned: bool = False
-    failure: str | None = None
-    damage: str | None = None
-
-
-def inspect_picture(path: Path, depth: Depth) -> Picture:
-    """Inspect an image file.
-
-    Args:
-        path: Path of the file.
-        depth: ``name`` does not open it, ``header`` reads format and size, ``pixels`` decodes it.
-    """
-    if depth == "name":
-        return Picture()
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _ROTATED
-            damage = _damage(image) if depth == "pixels" else None
-            kind = image.format
-        picture = Picture(path.stat().st_size, (height, width) if turned else (width, height), turned)
-    except UnidentifiedImageError:
-        return Picture(failure="not an image")
-    except Exception as error:  # a decoder may raise anything
-        return Picture(failure=str(error))
-    # Training reads with OpenCV, which supports fewer formats than Pillow, and of damaged files only JPEG.
-    if not cv2.haveImageReader(str(path)):
-        return Picture(failure=f"{kind}, which OpenCV cannot read")
-    return replace(picture, damage=damage) if kind in _JPEG or not damage else Picture(failure=damage)
+from smnas_optuna.data.picture_file import THREADS, Depth, Picture, inspect_picture
 
 
 def inspect_pictures(
@@ -89,7 +33,7 @@ def inspect_pictures(
     absent = absent_images(folder, list(records))
     absent_names = set(absent)
     present = {name: Path(os.path.abspath(folder / name)) for name in records if name not in absent_names}
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         pictures = dict(zip(present, pool.map(partial(inspect_picture, depth=depth), present.values()), strict=True))
     failures = [f"{name}: {picture.failure}" for name, picture in pictures.items() if picture.failure]
     damages = [f"{name}: {picture.damage}" for name, picture in pictures.items() if picture.damage]
@@ -121,14 +65,6 @@ def shared_pictures(train: Mapping[Path, Picture], val: Mapping[Path, Picture]) 
     return shared
 
 
-def _damage(image: Image.Image) -> str | None:
-    try:
-        image.load()
-    except Exception as error:  # a decoder may raise anything
-        return str(error)
-    return None
-
-
 def _other_size(record: Record, picture: Picture) -> str | None:
     if picture.size in (None, (record["width"], record["height"])):
         return None
@@ -138,7 +74,7 @@ def _other_size(record: Record, picture: Picture) -> str | None:
 
 
 def _digests(paths: Sequence[Path]) -> dict[Path, bytes]:
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(paths, pool.map(_digest, paths), strict=True))
 
 

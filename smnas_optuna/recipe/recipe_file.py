@@ -4,14 +4,16 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from smnas_optuna.errors import UserError, explain
+from smnas_optuna.parts.section import Section
 from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.recipe.settings import Dataset
 
 
 def shipped_recipes() -> list[str]:
@@ -51,6 +53,30 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         is_overridden = any(f"{key}.".startswith(f"{override}.") for override in overridden)
         line = None if is_overridden else _line_of(tree, path)
         raise UserError(f"{f'{place}:{line}' if line else place}: {message}") from None
+
+
+class _Data(Section):
+    dataset: Annotated[Dataset, Field(discriminator="kind")]
+
+
+def folder_dataset(folder: Path, overrides: Sequence[str] = ()) -> Dataset:
+    """Return the section ``dataset`` of a data folder.
+
+    Args:
+        folder: The folder, or its ``data.yaml``.
+        overrides: Values of its keys, such as ``dataset.format=yolo``; other keys of a recipe are ignored.
+
+    Raises:
+        UserError: A key is unknown, or its value is not valid.
+    """
+    content: dict[str, Any] = {"dataset": {"kind": "folder", "root": str(folder)}}
+    for override in overrides:
+        _apply_override(content, override)
+    content = {"dataset": content["dataset"]}
+    try:
+        return _Data.model_validate(content).dataset
+    except ValidationError as error:
+        raise UserError(f"{folder}: {first_mistake(error, content)[1]}") from None
 
 
 def first_mistake(error: ValidationError, content: Any) -> tuple[list[str], str]:

@@ -90,7 +90,23 @@ class BddDataset(Section):
     val: Split = Split(annotations=Path("labels/det_20/det_val.json"), images=Path("images/100k/val"))
 
 
-Dataset = CocoDataset | VocDataset | BddDataset | DigitsDataset
+class FolderDataset(Section):
+    """A folder of images with boxes in YOLO's, COCO's, Pascal VOC's or BDD100K's format; see ``data/folder``.
+
+    Args:
+        root: The folder, or a ``data.yaml`` that describes it.
+        format: Format of the labels; null to recognise it.
+        validation: File that lists the images to validate on, one per line, relative to the folder; all others are
+            trained on. Null for the folder's own validation part; if it has none, one is split off.
+    """
+
+    kind: Literal["folder"]
+    root: Path
+    format: Literal["yolo", "coco", "voc", "bdd"] | None = None
+    validation: Path | None = None
+
+
+Dataset = CocoDataset | VocDataset | BddDataset | DigitsDataset | FolderDataset
 
 
 class Timing(Section):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from smnas_optuna.data.datasets import DatasetSplit, LocatedSplit
 from smnas_optuna.data.inspection import Fault
-from smnas_optuna.data.pictures import Depth, Picture, inspect_picture, inspect_pictures, shared_pictures
+from smnas_optuna.data.picture_file import Depth, Picture, inspect_picture
+from smnas_optuna.data.pictures import inspect_pictures, shared_pictures
 
 NOISE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 
