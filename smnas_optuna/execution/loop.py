@@ -10,14 +10,16 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from smnas_optuna.errors import EvaluationInterrupted
+from smnas_optuna.errors import EvaluationInterrupted, UserError
 from smnas_optuna.execution.interruption import Interruption
+from smnas_optuna.search.duration import shortest_seconds
 from smnas_optuna.search.objective import EvaluationFailed, TrialContext
+from smnas_optuna.study.budget import Deadline, duration_text
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.lease import Lease, LeaseLost
 from smnas_optuna.study.optuna_internals import start_retries_first, was_stopped
 from smnas_optuna.study.patient_storage import PatientStorage
-from smnas_optuna.study.retry import OwnerWatch, requeue_interrupted
+from smnas_optuna.study.retry import OwnerWatch, interrupted_before, requeue_interrupted
 from smnas_optuna.study.trial_outcome import (
     counts_toward_total,
     is_too_large,
@@ -30,6 +32,8 @@ from smnas_optuna.training.outcome import Outcome
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
 _MOST_TOO_LARGE = 200
+# So many proposals in a row that would end too late mean that the time that is left is not worth more of them.
+_MOST_LATE = 5
 # How often a worker that waits for the others' last trials looks at them, in seconds.
 _LOOK_EVERY = 1.0
 
@@ -93,6 +97,7 @@ class Run:
         total: Trials that the study shall reach, over all workers.
         size: Architectures that there are; the study ends with those of them that fit into memory at the latest.
         memory: Bytes that training may take here; what took more elsewhere, or in an earlier run, may fit now.
+        deadline: When the search has to end; None for when it has its trials.
         progress: How far the study was when its trials were last read.
         problem: Why it cannot reach its total, once it is given up.
     """
@@ -103,9 +108,11 @@ class Run:
     total: int
     size: int
     memory: int = 0
+    deadline: Deadline | None = None
     progress: StudyProgress = StudyProgress()
     problem: str | None = None
     _exhausted: bool = False
+    _late: int = 0
     _failures: int = 0
     _duplicates: int = 0
     _too_large: int = 0
@@ -163,6 +170,9 @@ class Run:
                     listener.requeued(self, number)
             if self.progress.claimed >= self._goal:
                 return False
+            if self._is_too_late():
+                self._exhausted = True
+                return False
             with interruption.deferred():
                 is_held = self._run_trial(interruption)
         finally:
@@ -180,6 +190,14 @@ class Run:
         if outcome_of(self._ended) not in (Outcome.DUPLICATE, Outcome.NOT_NEEDED):
             listener.finished(self, self._ended)
         return True
+
+    def _is_too_late(self) -> bool:
+        """Return whether no further trial is expected to end before the deadline."""
+        if self.deadline is None:
+            return False
+        # What an interrupted trial still needs is known only when it has resumed.
+        resumes = any(trial.state == TrialState.WAITING and interrupted_before(trial) for trial in self._trials)
+        return self.deadline.left <= 0 or (not resumes and self.deadline.is_missed_by(shortest_seconds(self._trials)))
 
     def _run_trial(self, interruption: Interruption) -> bool:
         """Let Optuna run a trial, and tell whether this worker had it to its end."""
@@ -214,7 +232,9 @@ class Run:
                 lease.check()
                 interruption.check()
 
-            context = TrialContext(self._trials, lambda: self._release_claim(trial), (lease, interruption), check)
+            context = TrialContext(
+                self._trials, lambda: self._release_claim(trial), (lease, interruption), check, self.deadline
+            )
             try:
                 values = self.objective(trial, context)
             except optuna.TrialPruned:
@@ -279,6 +299,8 @@ class Run:
         if outcome is not Outcome.DUPLICATE:
             self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
             self._too_large = self._too_large + 1 if outcome is Outcome.TOO_LARGE else 0
+            self._late = self._late + 1 if outcome is Outcome.TOO_LATE else 0
+            self._exhausted |= self._late == _MOST_LATE
         if self._duplicates == _MOST_DUPLICATES:
             self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.progress.done} trials done"
         elif self._too_large == _MOST_TOO_LARGE:
@@ -303,6 +325,7 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
 
     Raises:
         SearchStopped: Runs that could not reach their numbers; the others have.
+        UserError: The budget is too small for any trial.
         KeyboardInterrupt: The worker has to end.
     """
     while left := [run for run in runs if not run.is_over]:
@@ -310,17 +333,28 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
         if len(left) > 1:
             for run in left:
                 run.look()
-            left.sort(key=lambda run: run.progress.claimed / run.total)
+            left.sort(key=lambda run: run.progress.claimed)
         if not any(run.advance(listener, interruption) for run in left) and not all(run.is_over for run in left):
             time.sleep(_LOOK_EVERY)
     for run in runs:
         if run.problem is None:
             run.problem = _barrenness(run.study)
+        if run.problem is not None and run.deadline is not None:
+            _refuse_small_budget(run.study, run.deadline)
     problems = [
         f"{run.study.study_name}: {run.problem}" if len(runs) > 1 else run.problem for run in runs if run.problem
     ]
     if problems:
         raise SearchStopped("; ".join(problems))
+
+
+def _refuse_small_budget(study: optuna.Study, deadline: Deadline) -> None:
+    """Raise UserError if all trials of a study would have ended too late."""
+    trials = study.get_trials(deepcopy=False)
+    late = [trial.user_attrs["budget_needed"] for trial in trials if outcome_of(trial) is Outcome.TOO_LATE]
+    if not any(map(counts_toward_total, trials)) and (late or deadline.left <= 0):
+        needed = f"; expected {duration_text(60 * math.ceil(min(late) / 60))} or more" if late else ""
+        raise UserError(f"--budget {duration_text(deadline.budget)}: too small for a single trial{needed}")
 
 
 def _barrenness(study: optuna.Study) -> str | None:

@@ -1,6 +1,7 @@
 """A worker: a process that runs trials of a stage's studies, together with others that share the database."""
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from smnas_optuna.execution.loop import Run, SearchStopped, search_all
 from smnas_optuna.search.objective import DetectorObjective
 from smnas_optuna.search.search import Search, automatic_weights, required_weights
 from smnas_optuna.search.studies import open_study
+from smnas_optuna.study.budget import Deadline
 from smnas_optuna.study.claim import ClaimLock
 from smnas_optuna.study.patient_storage import PATIENCE
-from smnas_optuna.study.retry import retry_too_large
+from smnas_optuna.study.retry import retry_too_large, retry_too_late
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.study.study import agree_on_device
 from smnas_optuna.timing.gpus import announce_search, choosing
@@ -126,6 +128,8 @@ class SearchAssignment:
         describe: Called with a trial that is about to end, the mean loss of each epoch, the trial's folder, and the
             folder for files that are shown with the trial. A function of a module, so that it can be pickled.
         n_trials: Trials that each study shall reach, instead of the recipe's.
+        deadline: When the search has to end, with as many trials as there are until then, or with ``n_trials``; None to
+            end it with its trials.
         sampler: Which sampler proposes, instead of the recipe's.
         seed: Seed of the sampler; each worker derives its own from it.
         gpus: Names of the GPUs that this worker uses, see ``timing/gpus.py``; None for those that it sees.
@@ -142,6 +146,7 @@ class SearchAssignment:
     folder: Path
     describe: Callable[[optuna.Trial, list[float], Path, Path], None]
     n_trials: int | None = None
+    deadline: Deadline | None = None
     sampler: str | None = None
     seed: int | None = None
     gpus: tuple[str, ...] | None = None
@@ -183,6 +188,8 @@ class SearchAssignment:
             study = open_study(storage, search, sampler=self.sampler, seed=seed)
             with ClaimLock(storage, study.study_name):
                 retry_too_large(study, study.get_trials(deepcopy=False), target.memory)
+                left = math.inf if self.deadline is None else self.deadline.left
+                retry_too_late(study, study.get_trials(deepcopy=False), left)
             device = agree_on_device(study, storage, target.identity, mixed=self.mixed_devices)
             objective = DetectorObjective(
                 search,
@@ -194,8 +201,9 @@ class SearchAssignment:
                 partial(self._send_event, send, search.path),
                 partial(self._describe, self.folder / "artifacts"),
             )
-            total = self.n_trials or search.trials
-            runs[search.path] = Run(study, storage, objective, total, search.space.size, target.memory)
+            size = search.space.size
+            total = self.n_trials or (search.trials if self.deadline is None else size)
+            runs[search.path] = Run(study, storage, objective, total, size, target.memory, self.deadline)
         send(Ready(self.worker, target))
         return runs
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from smnas_optuna.reporting.hypervolume import hypervolume_text
 from smnas_optuna.reporting.sparkline import sparkline
 from smnas_optuna.reporting.study_results import results_of
 from smnas_optuna.search.search import Search
+from smnas_optuna.study.budget import Deadline
 from smnas_optuna.study.trial_outcome import counts_toward_total, evaluated_trials
 from smnas_optuna.training.job import Costs, Memory, Progress, Resumed
 
@@ -112,8 +113,9 @@ class SearchProgress:
     Args:
         out: Console to print on.
         done: Number of trials done before this run, by the ``path`` of the study's Search.
-        totals: Total number of trials of each study, by the same keys.
+        totals: Total number of trials of each study, by the same keys; None for any number.
         read: Returns how far a study is, by the same keys.
+        deadline: When the search has to end; None for when it has its trials.
         quiet: Print problems only.
     """
 
@@ -121,8 +123,9 @@ class SearchProgress:
         self,
         out: Console,
         done: dict[str, int],
-        totals: dict[str, int],
+        totals: Mapping[str, int | None],
         read: Callable[[str], StudyState],
+        deadline: Deadline | None = None,
         *,
         quiet: bool = False,
     ) -> None:
@@ -130,8 +133,9 @@ class SearchProgress:
         self._quiet = quiet
         self._before = sum(done.values())
         self._done = dict(done)
-        self._totals = totals
+        self._total = sum_of(totals.values())
         self._read = read
+        self._deadline = deadline
         self._best: dict[str, float] = {}
         self._started = time.monotonic()
         self._workers: dict[int, _WorkerState] = {}
@@ -182,7 +186,6 @@ class SearchProgress:
 
     def view(self) -> RenderableType:
         """Return the live view: a row per worker, and below them the progress of the whole search."""
-        done, total = sum(self._done.values()), sum(self._totals.values())
         workers = Table.grid(padding=(0, 1))
         for number, state in sorted(self._workers.items()):
             workers.add_row(
@@ -194,8 +197,18 @@ class SearchProgress:
                 Text(state.architecture, no_wrap=True, overflow="ellipsis"),
             )
         overall = Table.grid(padding=(0, 1))
-        overall.add_row("trials", ProgressBar(total, done, width=_BAR_WIDTH), f"{done}/{total}", self._summary)
+        done = sum(self._done.values())
+        if self._deadline:
+            spent = self._deadline.budget - (self._deadline.end - time.time())
+            overall.add_row(
+                "budget", ProgressBar(self._deadline.budget, spent, width=_BAR_WIDTH), str(self._deadline), ""
+            )
+        bar = ProgressBar(self._total, done, width=_BAR_WIDTH) if self._total else ""
+        overall.add_row("trials", bar, self._count(done), self._summary)
         return Group(workers, overall)
+
+    def _count(self, done: int) -> str:
+        return f"{done}/{self._total}" if self._total else str(done)
 
     def _print(self, line: str) -> None:
         if not self._quiet:
@@ -233,27 +246,34 @@ class SearchProgress:
             )
         else:
             outcome = f"{trial.state.name.lower()}: {scores.get('reason', 'no reason recorded')}"
-        done, total = sum(self._done.values()), sum(self._totals.values())
-        self._summary = self._summary_text(study, state, done, total)
+        done = sum(self._done.values())
+        self._summary = self._summary_text(study, state, done)
         line = f"{_name(study, trial.number)}: {outcome}"
         if trial.state == TrialState.FAIL:
             self.warn(line)
         else:
             self._print(line)
         if not self._is_live:
-            self._print(f"{done}/{total} trials; {self._summary}")
+            spent = f"{self._deadline} spent" if self._deadline else ""
+            self._print("; ".join(filter(None, [f"{self._count(done)} trials", spent, self._summary])))
 
-    def _summary_text(self, study: str, state: StudyState, done: int, total: int) -> str:
+    def _summary_text(self, study: str, state: StudyState, done: int) -> str:
         parts = []
         if study in self._best:
             candidate = f" of {_candidate(study)}" if _candidate(study) else ""
             parts.append(f"best mAP{candidate} {self._best[study]:.3f}")
             if state.hypervolume:
                 parts.append(f"hypervolume {state.hypervolume}")
-        if self._before < done < total:
-            seconds = (time.monotonic() - self._started) / (done - self._before) * (total - done)
+        if self._total and self._before < done < self._total:
+            seconds = (time.monotonic() - self._started) / (done - self._before) * (self._total - done)
             parts.append(f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
         return ", ".join(parts)
+
+
+def sum_of(totals: Iterable[int | None]) -> int | None:
+    """Return the total number of trials of several studies; None if one of them may have any number."""
+    known = list(totals)
+    return None if None in known else sum(total for total in known if total is not None)
 
 
 def _candidate(study: str) -> str:

@@ -1,6 +1,7 @@
 """The command line of ``run_study``: its options, and which of them do not go together."""
 
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from smnas_optuna.command_line import DEFAULT_STORAGE
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.study.budget import parse_duration
 from smnas_optuna.training.server import preload
 
 
@@ -23,7 +25,9 @@ class Options:
         recipe: What to search.
         stages: Which stages of it, in their order.
         storage: Database URL.
-        n_trials: Trials that each study shall reach; None for the recipe's number.
+        n_trials: Trials that each study shall reach; None for the recipe's number, or with a budget for any number.
+        budget: Wall time in seconds that the search may take, over all runs; None for no limit.
+        started: When this command started, in seconds since the epoch.
         candidates: Trials of stage one that stage two refines; None to pick some of its front.
         sources: What the stage ``transfer`` trains, besides the recipe's baselines.
         sampler: Instead of the recipe's; None for the recipe's.
@@ -41,6 +45,8 @@ class Options:
     stages: tuple[StageName, ...]
     storage: str
     n_trials: int | None
+    budget: float | None
+    started: float
     candidates: tuple[int, ...] | None
     sources: tuple[str, ...]
     sampler: SamplerName | None
@@ -70,6 +76,13 @@ def run_study(
         int | None,
         typer.Option(
             min=1, help="Total number of trials of each study, over all runs and workers; by default the recipe's."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="90m|6h|2d",
+            help="Wall time of the search, over all runs and workers, instead of a number of trials or beside it.",
         ),
     ] = None,
     candidates: Annotated[
@@ -129,6 +142,7 @@ def run_study(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
 ) -> None:
     """Search detectors as RECIPE says; the same command resumes a search that was stopped."""
+    started = time.time()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     loaded = load_recipe(recipe, overrides or ())
@@ -138,6 +152,8 @@ def run_study(
         stages=stages,
         storage=storage,
         n_trials=n_trials,
+        budget=_seconds(budget),
+        started=started,
         candidates=_trial_numbers(candidates),
         sources=tuple(sources or ()),
         sampler=sampler,
@@ -172,6 +188,13 @@ def run_study(
     from smnas_optuna.run_study import stages as run
 
     (run.describe if dry_run else run.show_status if status else run.search)(options)
+
+
+def _seconds(budget: str | None) -> float | None:
+    try:
+        return None if budget is None else parse_duration(budget)
+    except ValueError as error:
+        raise UserError(f"--budget: {error}") from None
 
 
 def _existing(folder: Path | None) -> Path | None:

@@ -23,7 +23,7 @@ from smnas_optuna.recipe.recipe import StageName
 from smnas_optuna.reporting import status
 from smnas_optuna.reporting.dashboard import DashboardUpdater, describe_trial
 from smnas_optuna.reporting.page import write_report
-from smnas_optuna.reporting.progress import SearchProgress, StudyReader, console
+from smnas_optuna.reporting.progress import SearchProgress, StudyReader, console, sum_of
 from smnas_optuna.reporting.summary import summary_of
 from smnas_optuna.run_study.command import Options
 from smnas_optuna.search import dry_run
@@ -31,8 +31,9 @@ from smnas_optuna.search.candidates import modular_searches
 from smnas_optuna.search.modular import examples
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.structural import StructuralSearch
-from smnas_optuna.search.studies import refuse_other_search
+from smnas_optuna.search.studies import present_searches, refuse_other_search
 from smnas_optuna.search.transfer import transfer_search
+from smnas_optuna.study.budget import Deadline, RunningTime, seconds_spent
 from smnas_optuna.study.storage import mask, network_file_system, open_storage, storage_url
 from smnas_optuna.timing.gpus import assign_gpus
 from smnas_optuna.training.process import visible_gpus
@@ -67,10 +68,15 @@ def search(options: Options) -> None:
             f"--storage {mask(url)}: lies on a network file system ({kind}), where SQLite cannot be shared by several "
             "workers; expected a local disk or PostgreSQL"
         )
-    for name in options.stages:
+    for number, name in enumerate(options.stages):
         searches = _searches(name, options, database)
         for each in searches:
             refuse_other_search(database, each)
+        names = {each.study_name for each in (*searches, *present_searches(database, recipe))}
+        deadline = None
+        if options.budget is not None:
+            spent = seconds_spent(database, names, options.started)
+            deadline = Deadline.of_stage(options.budget, spent, len(options.stages) - number)
         assignments = [
             SearchAssignment(
                 worker,
@@ -80,8 +86,9 @@ def search(options: Options) -> None:
                 folder,
                 describe_trial,
                 options.n_trials,
-                options.sampler,
-                options.seed,
+                deadline=deadline,
+                sampler=options.sampler,
+                seed=options.seed,
                 gpus=own,
                 sharing=workers.sharing or workers.gpus.count(own),
                 workers=workers.per_machine,
@@ -90,7 +97,8 @@ def search(options: Options) -> None:
             )
             for worker, own in enumerate(workers.gpus)
         ]
-        _run_stage(assignments, workers.launch, database, out, quiet=options.quiet)
+        with RunningTime(database, names, options.started, options.budget):
+            _run_stage(assignments, workers.launch, database, out, quiet=options.quiet)
 
 
 def _searches(stage: StageName, options: Options, database: RDBStorage) -> tuple[Search, ...]:
@@ -162,14 +170,18 @@ def _run_stage(
 ) -> None:
     """Let workers search the studies of one stage side by side, and print the results."""
     searches, folder = assignments[0].searches, assignments[0].folder
-    totals = {search.path: assignments[0].n_trials or search.trials for search in searches}
+    n_trials, deadline = assignments[0].n_trials, assignments[0].deadline
+    totals = {search.path: n_trials or (search.trials if deadline is None else None) for search in searches}
     studies = StudyReader(database, searches)
     before = {search.path: studies.done(search.path) for search in searches}
     for search in () if quiet else searches:
-        out.print(f"{search.title}: {before[search.path]} of {totals[search.path]} trials done", soft_wrap=True)
+        known, total = before[search.path], totals[search.path]
+        of_all = f"{known} of {total}" if total else f"{known}"
+        spent = f"; {deadline} spent" if deadline else ""
+        out.print(f"{search.title}: {of_all} trials done{spent}", soft_wrap=True)
     dashboard = DashboardUpdater(database, searches)
     try:
-        with SearchProgress(out, before, totals, studies.read, quiet=quiet) as progress:
+        with SearchProgress(out, before, totals, studies.read, deadline, quiet=quiet) as progress:
 
             def hear(message: Message) -> None:
                 progress.handle(message)
@@ -178,10 +190,13 @@ def _run_stage(
 
             interruption = Interruption()
             with interruption.listen(signal.SIGINT, signal.SIGTERM):
-                launch(assignments, hear, progress.warn, interruption)
+                if deadline is None or deadline.left > 0 or not any(before.values()):
+                    launch(assignments, hear, progress.warn, interruption)
     except KeyboardInterrupt:
-        done, total = sum(studies.done(search.path) for search in searches), sum(totals.values())
-        out.print(f"interrupted with {done} of {total} trials done, all kept; the same command goes on")
+        done = sum(studies.done(search.path) for search in searches)
+        all_trials = sum_of(totals.values())
+        of_all = f"{done} of {all_trials}" if all_trials else f"{done}"
+        out.print(f"interrupted with {of_all} trials done, all kept; the same command goes on")
         raise
     except SearchStopped as stopped:
         out.print(f"stopped: {stopped}; logs are in {folder}", soft_wrap=True)

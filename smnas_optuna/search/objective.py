@@ -13,8 +13,10 @@ from optuna.trial import FrozenTrial
 from smnas_optuna.data.datasets import CheckedDataset
 from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.samplers import PartialOrderPruningSampler
+from smnas_optuna.search.duration import predicted_seconds, seconds_after_training
 from smnas_optuna.search.search import Search, known_costs
 from smnas_optuna.search.timing_margin import optimistic_latency, timing_pairs
+from smnas_optuna.study.budget import Deadline, duration_text
 from smnas_optuna.study.retry import identity_of, interrupted_before
 from smnas_optuna.study.trial_outcome import record_outcome
 from smnas_optuna.training.job import (
@@ -54,12 +56,14 @@ class TrialContext:
             it is not needed any more.
         ends: When one of them becomes readable, the trial has to end at once: ``check`` raises.
         check: Raises why the trial has to end, if it has: KeyboardInterrupt, or LeaseLost if it is another worker's.
+        deadline: When the search has to end; None for never.
     """
 
     trials: Sequence[FrozenTrial]
     release_claim: Callable[[], None]
     ends: Sequence[Waitable]
     check: Callable[[], None]
+    deadline: Deadline | None = None
 
 
 class DetectorObjective:
@@ -105,8 +109,8 @@ class DetectorObjective:
             context: Ends the trial where the worker has to end, or the trial is not its own any more.
 
         Raises:
-            optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, or does not
-                fit into memory.
+            optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, does not
+                fit into memory, or would not end before the deadline.
             EvaluationFailed: It could not be evaluated.
             EvaluationInterrupted: No architecture could be evaluated here now, as on a full disk.
         """
@@ -143,6 +147,7 @@ class DetectorObjective:
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
+        resumed, begun = 0, time.perf_counter()
         with closing(evaluate(job, context.ends)) as events:
             for event in events:
                 context.check()
@@ -151,6 +156,9 @@ class DetectorObjective:
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
                     self._gate(trial)
+                    # Of a training that resumes, what is left of it is known after the next epoch.
+                    expected = None if repeated else predicted_seconds(context.trials, event.flops)
+                    self._refuse_late(trial, context, expected)
                 elif isinstance(event, Initialised):
                     trial.set_user_attr("weights", event.weights)
                 elif isinstance(event, Memory):
@@ -160,13 +168,18 @@ class DetectorObjective:
                 elif isinstance(event, TooLarge):
                     self._skip(trial, event)
                 elif isinstance(event, UntrainedLatency):
+                    begun = time.perf_counter()
                     trial.set_user_attr("untrained_latency_ms", event.milliseconds)
                     pairs = timing_pairs(context.trials, self._device)
                     self._gate(trial, latency_ms=optimistic_latency(event.milliseconds, pairs))
                 elif isinstance(event, Resumed):
+                    resumed, begun = event.epochs, time.perf_counter()
                     trial.set_user_attr("resumed_after_epochs", event.epochs)
                 elif isinstance(event, Progress):
                     losses.append(event.loss)
+                    each = (time.perf_counter() - begun) / (event.epoch - resumed)
+                    left = each * (event.epochs - event.epoch) + seconds_after_training(context.trials)
+                    self._refuse_late(trial, context, left)
                 elif isinstance(event, Failure):
                     if event.outcome is Outcome.INTERRUPTED:
                         raise EvaluationInterrupted(event.reason)
@@ -199,6 +212,19 @@ class DetectorObjective:
         if reason:
             record_outcome(trial, Outcome.DOMINATED, reason)
             raise optuna.TrialPruned(reason)
+
+    def _refuse_late(self, trial: optuna.Trial, context: TrialContext, seconds: float | None) -> None:
+        """End a trial that needs so many more seconds, if it would end after the deadline."""
+        deadline = context.deadline
+        if deadline is None or seconds is None or not deadline.is_missed_by(seconds):
+            return
+        left = deadline.left
+        trial.set_user_attr("seconds_needed", seconds)
+        trial.set_user_attr("budget_needed", deadline.budget - left + seconds)
+        reason = f"would end too late: it needs about {duration_text(seconds)} more, and "
+        reason += f"{duration_text(left)} of the budget are left" if left > 0 else "the budget is spent"
+        record_outcome(trial, Outcome.TOO_LATE, reason)
+        raise optuna.TrialPruned(reason)
 
     def _skip(self, trial: optuna.Trial, estimate: TooLarge) -> None:
         """End a trial before its training, which does not fit into memory."""

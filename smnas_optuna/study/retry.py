@@ -129,13 +129,32 @@ def retry_too_large(study: optuna.Study, trials: Sequence[FrozenTrial], memory: 
         trials: All trials of the study, in their current state.
         memory: Bytes that training may take now.
     """
+    _enqueue_again(
+        study, trials, [trial for trial in trials if is_too_large(trial) and not is_too_large(trial, memory)]
+    )
+
+
+def retry_too_late(study: optuna.Study, trials: Sequence[FrozenTrial], seconds: float) -> None:
+    """Enqueue architectures that would have ended after the budget, and that are predicted to take less time than this.
+
+    Args:
+        study: The study.
+        trials: All trials of the study, in their current state.
+        seconds: Seconds that are left of the budget now.
+    """
+    late = [trial for trial in trials if outcome_of(trial) is Outcome.TOO_LATE]
+    _enqueue_again(study, trials, [trial for trial in late if trial.user_attrs.get("seconds_needed", 0.0) <= seconds])
+
+
+def _enqueue_again(study: optuna.Study, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial]) -> None:
+    """Enqueue the architectures of trials once, unless they were evaluated meanwhile or are about to be."""
     pending = (TrialState.RUNNING, TrialState.WAITING)
     taken = {
         trial.user_attrs.get("architecture") for trial in trials if counts_toward_total(trial) or trial.state in pending
     }
-    for trial in trials:
+    for trial in chosen:
         architecture = trial.user_attrs.get("architecture")
-        if is_too_large(trial) and not is_too_large(trial, memory) and architecture not in taken:
+        if architecture not in taken:
             taken.add(architecture)
             study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
 

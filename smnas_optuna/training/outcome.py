@@ -29,6 +29,8 @@ class Outcome(str, Enum):
     """Evaluation took longer than the recipe allows."""
     INTERRUPTED = "interrupted"
     """Ended for a reason that has nothing to do with the architecture; another trial retries it."""
+    TOO_LATE = "too_late"
+    """Not trained, or not to the end, because it would not have ended within the search's budget."""
     NOT_NEEDED = "not_needed"
     """Not evaluated, because the study had reached its total of trials, or the sampler had nothing left to propose."""
 
