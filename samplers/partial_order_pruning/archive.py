@@ -221,7 +221,10 @@ class Archive:
         group.rows.append(row)
 
     def add_too_large(self, proposal: Proposal) -> None:
-        """Add an architecture that ran out of memory; no larger one is proposed unless such a one has been trained."""
+        """Add an architecture that needs too much memory, or costs too much.
+
+        No larger one is proposed, unless such a one has been trained.
+        """
         key = proposal.group, len(proposal.vector)
         if key in self._groups and np.any(np.all(self._groups[key].vectors.array >= proposal.vector, axis=1)):
             return
@@ -229,7 +232,7 @@ class Archive:
             self._too_large[key].append(proposal.vector)
 
     def is_too_large(self, proposal: Proposal) -> bool:
-        """Return whether a proposal is at least as large as one that ran out of memory."""
+        """Return whether a proposal is at least as large as one that was added as too large."""
         vectors = self._too_large.get((proposal.group, len(proposal.vector)))
         return bool(vectors) and bool(np.any(np.all(np.array(vectors) <= proposal.vector, axis=1)))
 

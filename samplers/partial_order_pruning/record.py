@@ -23,7 +23,7 @@ _logger = get_logger(f"optuna.{__name__}")
 # Names in the database, which must never change.
 PROPOSAL = "partial_order_pruning:proposal"
 _OUTCOME = "outcome"
-_TOO_LARGE = ("too_large", "out_of_memory")
+_TOO_LARGE = ("too_large", "too_costly", "out_of_memory")
 
 
 class Record:
@@ -104,7 +104,7 @@ class Record:
 
 
 def _is_too_large(trial: FrozenTrial) -> bool:
-    """Return whether the architecture of a trial that was not completed did not fit into memory."""
+    """Return whether the architecture of a trial that was not completed needs too much memory, or costs too much."""
     if _OUTCOME in trial.user_attrs:
         return trial.user_attrs[_OUTCOME] in _TOO_LARGE
     # Older studies do not have this attribute, only a sentence.

@@ -47,8 +47,8 @@ class PartialOrderPruningSampler(BaseSampler):
     The order assumes that the value of an objective does not fall from x to y if x precedes y: accuracy and cost grow
     with capacity. List objectives whose value falls as capacity grows, such as an error rate, in ``decreasing``.
 
-    If a trial was not completed and its user attribute ``outcome`` is ``"too_large"`` or ``"out_of_memory"``, no
-    architecture that is at least as large is proposed, unless such a one has been trained.
+    If a trial was not completed and its user attribute ``outcome`` is ``"too_large"``, ``"too_costly"`` or
+    ``"out_of_memory"``, no architecture that is at least as large is proposed, unless such a one has been trained.
 
     Architectures that contradict the order, such as a large network whose training diverged, give no bounds, and the
     surrogate model gives them little weight. If two contradict each other and it cannot be decided which is wrong, both

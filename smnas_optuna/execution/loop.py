@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import EvaluationInterrupted, UserError
 from smnas_optuna.execution.interruption import Interruption
+from smnas_optuna.search.constraints import nearest_violation
 from smnas_optuna.search.duration import shortest_seconds
 from smnas_optuna.search.objective import EvaluationFailed, TrialContext
 from smnas_optuna.study.budget import Deadline, duration_text
@@ -32,6 +33,7 @@ from smnas_optuna.training.outcome import Outcome
 _MOST_FAILURES = 5
 _MOST_DUPLICATES = 500
 _MOST_TOO_LARGE = 200
+_MOST_COSTLY = 50
 # So many proposals in a row that would end too late mean that the time that is left is not worth more of them.
 _MOST_LATE = 5
 # How often a worker that waits for the others' last trials looks at them, in seconds.
@@ -65,12 +67,12 @@ class StudyProgress:
     Args:
         done: Trials that count toward the total.
         claimed: These together with those under way.
-        too_large: Architectures that do not fit into memory.
+        excluded: Architectures that do not fit into memory, or cost more than a constraint allows.
     """
 
     done: int = 0
     claimed: int = 0
-    too_large: int = 0
+    excluded: int = 0
 
 
 class Listener(Protocol):
@@ -112,6 +114,7 @@ class Run:
     progress: StudyProgress = StudyProgress()
     problem: str | None = None
     _exhausted: bool = False
+    _costly: int = 0
     _late: int = 0
     _failures: int = 0
     _duplicates: int = 0
@@ -135,8 +138,8 @@ class Run:
         self._trials = self.study.get_trials(deepcopy=False)
         done = sum(map(counts_toward_total, self._trials))
         running = sum(trial.state == TrialState.RUNNING for trial in self._trials)
-        too_large = {trial.user_attrs["architecture"] for trial in self._trials if is_too_large(trial, self.memory)}
-        self.progress = StudyProgress(done, done + running, len(too_large))
+        excluded = {trial.user_attrs["architecture"] for trial in self._trials if self._is_excluded(trial)}
+        self.progress = StudyProgress(done, done + running, len(excluded))
         return self.progress
 
     @property
@@ -147,7 +150,10 @@ class Run:
     @property
     def _goal(self) -> int:
         """How many trials the study can reach."""
-        return min(self.total, self.size - self.progress.too_large)
+        return min(self.total, self.size - self.progress.excluded)
+
+    def _is_excluded(self, trial: FrozenTrial) -> bool:
+        return is_too_large(trial, self.memory) or outcome_of(trial) is Outcome.TOO_COSTLY
 
     def advance(self, listener: Listener, interruption: Interruption) -> bool:
         """Run a trial, if one is left that no worker has started, and tell whether there was one.
@@ -288,7 +294,7 @@ class Run:
             if other.number == trial.number or other.user_attrs.get("architecture") != architecture:
                 continue
             is_running = other.state == TrialState.RUNNING
-            if is_running or counts_toward_total(other) or is_too_large(other, self.memory):
+            if is_running or counts_toward_total(other) or self._is_excluded(other):
                 return other
         return None
 
@@ -299,12 +305,15 @@ class Run:
         if outcome is not Outcome.DUPLICATE:
             self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
             self._too_large = self._too_large + 1 if outcome is Outcome.TOO_LARGE else 0
+            self._costly = self._costly + 1 if outcome is Outcome.TOO_COSTLY else 0
             self._late = self._late + 1 if outcome is Outcome.TOO_LATE else 0
             self._exhausted |= self._late == _MOST_LATE
         if self._duplicates == _MOST_DUPLICATES:
             self.problem = f"{_MOST_DUPLICATES} proposals in a row were known; {self.progress.done} trials done"
         elif self._too_large == _MOST_TOO_LARGE:
             self.problem = f"{_MOST_TOO_LARGE} proposals in a row did not fit, the last {trial.user_attrs['reason']}"
+        elif self._costly == _MOST_COSTLY:
+            self.problem = f"{_MOST_COSTLY} proposals in a row cost more than the constraints allow"
         elif self._failures == _MOST_FAILURES:
             self.problem = f"{_MOST_FAILURES} trials in a row failed, the last with {trial.user_attrs.get('reason')}"
 
@@ -325,7 +334,7 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
 
     Raises:
         SearchStopped: Runs that could not reach their numbers; the others have.
-        UserError: The budget is too small for any trial.
+        UserError: The budget is too small for any trial, or no detector keeps to the constraints.
         KeyboardInterrupt: The worker has to end.
     """
     while left := [run for run in runs if not run.is_over]:
@@ -339,8 +348,8 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
     for run in runs:
         if run.problem is None:
             run.problem = _barrenness(run.study)
-        if run.problem is not None and run.deadline is not None:
-            _refuse_small_budget(run.study, run.deadline)
+        if run.problem is not None:
+            _refuse_impossible(run.study, run.deadline)
     problems = [
         f"{run.study.study_name}: {run.problem}" if len(runs) > 1 else run.problem for run in runs if run.problem
     ]
@@ -348,11 +357,17 @@ def search_all(runs: Sequence[Run], listener: Listener, interruption: Interrupti
         raise SearchStopped("; ".join(problems))
 
 
-def _refuse_small_budget(study: optuna.Study, deadline: Deadline) -> None:
-    """Raise UserError if all trials of a study would have ended too late."""
+def _refuse_impossible(study: optuna.Study, deadline: Deadline | None) -> None:
+    """Raise UserError if no trial of a study was completed since all cost too much, or would have ended too late."""
     trials = study.get_trials(deepcopy=False)
+    if any(trial.state == TrialState.COMPLETE for trial in trials):
+        return
+    if (nearest := nearest_violation(trials)) is not None:
+        raise UserError(f"constraints: no detector keeps to them; {nearest}")
+    if deadline is None:
+        return
     late = [trial.user_attrs["budget_needed"] for trial in trials if outcome_of(trial) is Outcome.TOO_LATE]
-    if not any(map(counts_toward_total, trials)) and (late or deadline.left <= 0):
+    if late or deadline.left <= 0:
         needed = f"; expected {duration_text(60 * math.ceil(min(late) / 60))} or more" if late else ""
         raise UserError(f"--budget {duration_text(deadline.budget)}: too small for a single trial{needed}")
 

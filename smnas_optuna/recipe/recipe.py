@@ -12,7 +12,7 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
 from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.parts.section import PositiveInt, Section
-from smnas_optuna.recipe.settings import Dataset, Device, Training
+from smnas_optuna.recipe.settings import Constraints, Dataset, Device, Training
 from smnas_optuna.search_space.modular import ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace
 
@@ -206,6 +206,7 @@ class Recipe(Section):
         name: First part of the names of its studies: ``<name>/structural``, ``<name>/modular/C0`` and so on.
         dataset: Data set to train and validate on.
         device: Device to train and to measure inference time on.
+        constraints: Limits that a detector of any stage has to keep.
         structural: Stage one.
         modular: Stage two; null to end the search after stage one.
         transfer: Training of architectures from another study; null for none.
@@ -218,6 +219,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     dataset: Annotated[Dataset, Field(discriminator="kind")]
     device: Device = Device()
+    constraints: Constraints = Constraints()
     structural: Structural
     modular: Modular | None = None
     transfer: Transfer | None = None

@@ -152,6 +152,37 @@ class Device(Section):
     timing: Timing = Timing()
 
 
+class Constraints(Section):
+    """Limits that a detector has to keep; one that violates them is not on the Pareto front.
+
+    A detector that costs too much is not trained: its parameters are known before, and its time is measured before.
+
+    Args:
+        max_latency_ms: Largest inference time for one image, in milliseconds.
+        max_params: Largest number of parameters.
+        min_map: Smallest mAP, 0 to 1.
+    """
+
+    max_latency_ms: PositiveFloat | None = None
+    max_params: PositiveFloat | None = None
+    min_map: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    def excesses(self, known: Mapping[str, float]) -> dict[str, float]:
+        """Return by how much a detector violates each constraint: positive values are violations.
+
+        Args:
+            known: What is known of it by now, by the names of metrics; other constraints are left out.
+        """
+        limits = self.model_dump(exclude_none=True)
+        found: dict[str, float] = {}
+        for name, limit in limits.items():
+            kind, _, metric = name.partition("_")
+            if metric in known:
+                # Costs as shares of the limit, so that excesses of several kinds are comparable.
+                found[name] = known[metric] / limit - 1 if kind == "max" else limit - known[metric]
+        return found
+
+
 # What a recipe's learning rate goes with, unless the recipe says otherwise.
 _WITH_OWN_LR: Mapping[str, Mapping[str, Any]] = {
     "SGD": {"final_lr": 0.0001, "momentum": 0.9, "weight_decay": 0.0001, "warmup_iterations": 500},

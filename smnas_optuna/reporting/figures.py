@@ -107,8 +107,9 @@ def front_figure(
 
     Each pair of objectives has a plot with the front of that pair; the accuracy is along y if it is one of them. A
     single objective is drawn over the trial number, with the best value so far. Enqueued trials, which are seeds of the
-    search and retries of interrupted trials, are diamonds. Trials off the front are small and faint. Measured times
-    have their spread as error bars. Trials that were pruned before training are ticks at the bottom, at their cost.
+    search and retries of interrupted trials, are diamonds, and trials that violate a constraint are crosses. Trials off
+    the front are small and faint. Measured times have their spread as error bars. Trials that were pruned before
+    training are ticks at the bottom, at their cost. The constraints of the search are dotted lines.
 
     Args:
         results: Results of a study with any objectives. Trials without finite values are left out.
@@ -143,6 +144,8 @@ def front_figure(
             figure.update_xaxes(range=[0, _TIME_MARGIN * max(in_shown_unit(finished, panel.x))], row=panel.row, col=1)
         for ticks in _pruned(panel, pruned, finished):
             figure.add_trace(ticks, row=panel.row, col=1)
+        for limit in _limits(panel, results):
+            figure.add_shape(limit, row=panel.row, col=1)
         figure.update_xaxes(title_text=axis_title(panel.x, finished), row=panel.row, col=1)
         figure.update_yaxes(title_text=axis_title(panel.y, finished), row=panel.row, col=1)
     for symbol in _symbol_keys(finished, panels[0]):
@@ -207,7 +210,7 @@ def line_shape(x: Objective) -> str:
 
 def _by_device(finished: pd.DataFrame, title: str, *objectives: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the trials of each device, if times are an objective, with a title for their line."""
-    parts = by_device(finished, objectives)
+    parts = by_device(finished[finished["is_feasible"].astype(bool)], objectives)
     for trials in parts:
         yield f"{title}, {trials['device'].iloc[0]}" if len(parts) > 1 else title, trials
 
@@ -236,7 +239,10 @@ def _markers(panel: _Panel, trials: pd.DataFrame, colours: list[str], on_front: 
             "color": colours,
             "size": 12 if on_front else 7,
             "opacity": 1.0 if on_front else _FAINT,
-            "symbol": ["diamond" if enqueued else "circle" for enqueued in trials["enqueued"]],
+            "symbol": [
+                "x" if not is_feasible else "diamond" if enqueued else "circle"
+                for is_feasible, enqueued in zip(trials["is_feasible"], trials["enqueued"], strict=True)
+            ],
             "line": {"width": 1 if on_front else 0, "color": GROUND},
         },
         error_x=spread_bars(trials, panel.x),
@@ -270,6 +276,19 @@ def _pruned(panel: _Panel, pruned: pd.DataFrame, finished: pd.DataFrame) -> Iter
     )
 
 
+def _limits(panel: _Panel, results: StudyResults) -> Iterator[dict[str, Any]]:
+    """Yield a dotted line across a plot for each constraint of the search on what the plot shows."""
+    constraints = {} if results.search is None else results.search.recipe.constraints.model_dump(exclude_none=True)
+    for name, limit in constraints.items():
+        metric = name.partition("_")[2]
+        value = limit / axis_quantity(metric).scale
+        line = {"type": "line", "line": {"dash": "dot", "width": 1.5, "color": INK}, "layer": "below"}
+        if metric == panel.x:
+            yield {**line, "x0": value, "x1": value, "y0": 0, "y1": 1, "yref": "y domain"}
+        elif metric == panel.y:
+            yield {**line, "y0": value, "y1": value, "x0": 0, "x1": 1, "xref": "x domain"}
+
+
 def _symbol_keys(finished: pd.DataFrame, panel: _Panel) -> Iterator[go.Scatter]:
     """Yield entries of the legend for the symbols that occur."""
     if not finished["on_front"].all():
@@ -277,6 +296,8 @@ def _symbol_keys(finished: pd.DataFrame, panel: _Panel) -> Iterator[go.Scatter]:
         yield legend_entry(name, {"color": INK, "size": 7, "opacity": _FAINT})
     if finished["enqueued"].any():
         yield legend_entry("enqueued", {"color": INK, "size": 9, "symbol": "diamond"})
+    if not finished["is_feasible"].all():
+        yield legend_entry("violates a constraint", {"color": INK, "size": 8, "symbol": "x", "opacity": _FAINT})
 
 
 def _colourings(finished: pd.DataFrame, requested: str | None) -> list[_Colouring]:

@@ -14,6 +14,7 @@ from smnas_optuna.samplers.partial_order_pruning.expected_improvement import (
     expected_hypervolume_improvement,
     non_dominated_boxes,
 )
+from smnas_optuna.search.constraints import is_feasible
 from smnas_optuna.study.trial_outcome import counts_toward_total
 
 # Cost of the reference point, as a multiple of the largest cost of a starting detector.
@@ -102,8 +103,8 @@ def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
         # The box is empty if all trials have the same value of an objective.
         whole = float(np.prod(np.ptp(losses, axis=0))) or 1.0
     # Trials that violate a constraint do not count.
-    is_feasible = [all(excess <= 0 for excess in trial.constraints.values()) for trial in finished]
-    values = hypervolume_history(np.where(np.array(is_feasible)[:, None], losses, np.inf), reference * signs) / whole
+    counts = np.array([is_feasible(trial) for trial in finished])
+    values = hypervolume_history(np.where(counts[:, None], losses, np.inf), reference * signs) / whole
     numbers = tuple(trial.number for trial in finished)
     return Hypervolume(numbers, tuple(values.tolist()), objectives, tuple(reference.tolist()), basis)
 

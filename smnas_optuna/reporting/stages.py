@@ -76,8 +76,9 @@ def _traces(name: str, trials: pd.DataFrame, colour: str, line_colour: str) -> I
     is_ink = line_colour == INK
     # Each device has its own front, since times of different devices cannot be compared.
     for comparable in by_device(trials, ["latency_ms"]):
-        losses = losses_of(comparable, [_COST, _ACCURACY])
-        fronts.append(comparable[non_dominated(losses)].sort_values(["latency_ms", "map"]))
+        feasible = comparable[comparable["is_feasible"].astype(bool)]
+        losses = losses_of(feasible, [_COST, _ACCURACY])
+        fronts.append(feasible[non_dominated(losses)].sort_values(["latency_ms", "map"]))
         yield go.Scatter(
             x=in_shown_unit(fronts[-1], "latency_ms"),
             y=in_shown_unit(fronts[-1], "map"),

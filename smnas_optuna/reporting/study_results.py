@@ -17,6 +17,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.reporting.quantity import QUANTITIES, Quantity, quantity_of
 from smnas_optuna.samplers.partial_order_pruning.dominance import non_dominated
+from smnas_optuna.search.constraints import is_feasible
 from smnas_optuna.search.modular import refined_trial
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import lineage_of, search_of
@@ -88,7 +89,9 @@ class StudyResults:
 
         - ``number`` and ``state`` (Optuna's name in lower case).
         - ``is_finished``: complete, with finite values.
-        - ``on_front``: not dominated by another finished trial, among those that :func:`by_device` compares.
+        - ``is_feasible``: violates no constraint that was set on the trial.
+        - ``on_front``: finished, feasible, and not dominated by another such trial, among those that
+          :func:`by_device` compares.
         - ``enqueued``: created by ``study.enqueue_trial()``, such as a seed of the search.
         - A column for each objective, by the name of the metric.
         - The parts of the architecture (``input_size``, ``backbone``, ``neck``, ``rpn``, ``head``) and
@@ -98,7 +101,7 @@ class StudyResults:
         """
         names = self.metrics
         rows = [_row(trial, names) for trial in self.trials]
-        frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", "enqueued"])
+        frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", "enqueued", "is_feasible"])
         expected = [*names, *PARTS, "backbone_family", *_TEXTS, *_NUMBERS]
         frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *expected])))
         for column in {*names, *_NUMBERS}:
@@ -107,7 +110,8 @@ class StudyResults:
         losses = losses_of(frame, self.objectives)
         is_finished = (frame["state"] == "complete").to_numpy(dtype=bool) & np.isfinite(losses).all(axis=1)
         on_front = np.zeros(len(frame), dtype=np.bool_)
-        for comparable in by_device(frame[is_finished], names):
+        counted = is_finished & frame["is_feasible"].to_numpy(dtype=bool)
+        for comparable in by_device(frame[counted], names):
             on_front[comparable.index] = non_dominated(losses[comparable.index])
         frame["is_finished"], frame["on_front"] = is_finished, on_front
         return frame
@@ -212,6 +216,7 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:
         "number": trial.number,
         "state": trial.state.name.lower(),
         "enqueued": is_enqueued(trial),
+        "is_feasible": is_feasible(trial),
     }
 
 

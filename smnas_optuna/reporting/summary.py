@@ -11,6 +11,7 @@ from smnas_optuna.reporting.quantity import measured_text
 from smnas_optuna.reporting.study_results import StudyResults, accuracy_and_costs, losses_of, results_of
 from smnas_optuna.reporting.trial_table import Column, detector_columns, metric_columns
 from smnas_optuna.samplers.partial_order_pruning.dominance import dominates
+from smnas_optuna.search.constraints import limits_text, nearest_violation
 from smnas_optuna.search.search import Search
 
 
@@ -23,8 +24,12 @@ def summary_of(search: Search, study: optuna.Study) -> list[Table | str]:
     results = results_of(study)
     if search.origins:
         return [_listed_table(search, results)]
-    gain = _baseline_text(search, results)
-    return [front_table(results), gain] if gain else [front_table(results)]
+    nearest = nearest_violation(results.trials)
+    notes = [
+        nearest and f"no detector keeps to the constraints, {limits_text(search.recipe.constraints)}; {nearest}",
+        _baseline_text(search, results),
+    ]
+    return [front_table(results), *filter(None, notes)]
 
 
 def _baseline_text(search: Search, results: StudyResults) -> str | None:

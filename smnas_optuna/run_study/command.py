@@ -1,10 +1,12 @@
 """The command line of ``run_study``: its options, and which of them do not go together."""
 
+import re
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import optuna
 import typer
@@ -15,6 +17,10 @@ from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.study.budget import parse_duration
 from smnas_optuna.training.server import preload
+
+# What units of times and of numbers of parameters stand for.
+_MILLISECONDS: Final = {"": 1.0, "ms": 1.0, "s": 1000.0}
+_COUNTS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,15 @@ def run_study(
             help="Wall time of the search, over all runs and workers, instead of a number of trials or beside it.",
         ),
     ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="15ms", help="Longest inference time that a detector may have.")
+    ] = None,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="10M", help="Largest number of parameters that a detector may have.")
+    ] = None,
+    min_map: Annotated[
+        float | None, typer.Option(help="Smallest mAP, 0 to 1, that a detector must have to be on the front.")
+    ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(
@@ -145,7 +160,13 @@ def run_study(
     started = time.time()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    loaded = load_recipe(recipe, overrides or ())
+    constraints = {
+        "max_latency_ms": _number("--max-latency", max_latency, _MILLISECONDS, "a time such as 15ms or 0.2s"),
+        "max_params": _number("--max-params", max_params, _COUNTS, "a number such as 10M or 900k"),
+        "min_map": min_map,
+    }
+    limits = [f"constraints.{name}={limit}" for name, limit in constraints.items() if limit is not None]
+    loaded = load_recipe(recipe, [*(overrides or ()), *limits])
     stages: tuple[StageName, ...] = ("structural", "modular") if stage == "all" else (stage,)
     options = Options(
         recipe=loaded,
@@ -188,6 +209,15 @@ def run_study(
     from smnas_optuna.run_study import stages as run
 
     (run.describe if dry_run else run.show_status if status else run.search)(options)
+
+
+def _number(option: str, text: str | None, units: Mapping[str, float], expected: str) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", text)
+    if found is None or found[2] not in units or not float(found[1]):
+        raise UserError(f"{option}: found {text!r}, expected {expected}")
+    return float(found[1]) * units[found[2]]
 
 
 def _seconds(budget: str | None) -> float | None:

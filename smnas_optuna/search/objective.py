@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from smnas_optuna.data.datasets import CheckedDataset
 from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.samplers import PartialOrderPruningSampler
+from smnas_optuna.search.constraints import limits_text
 from smnas_optuna.search.duration import predicted_seconds, seconds_after_training
 from smnas_optuna.search.search import Search, known_costs
 from smnas_optuna.search.timing_margin import optimistic_latency, timing_pairs
@@ -109,8 +110,8 @@ class DetectorObjective:
             context: Ends the trial where the worker has to end, or the trial is not its own any more.
 
         Raises:
-            optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, does not
-                fit into memory, or would not end before the deadline.
+            optuna.TrialPruned: The architecture has been evaluated before, provably cannot reach the front, costs more
+                than a constraint allows, does not fit into memory, or would not end before the deadline.
             EvaluationFailed: It could not be evaluated.
             EvaluationInterrupted: No architecture could be evaluated here now, as on a full disk.
         """
@@ -155,6 +156,7 @@ class DetectorObjective:
                 if isinstance(event, Costs):
                     trial.set_user_attr("flops", event.flops)
                     trial.set_user_attr("params", event.params)
+                    self._refuse_costly(trial, params=event.params)
                     self._gate(trial)
                     # Of a training that resumes, what is left of it is known after the next epoch.
                     expected = None if repeated else predicted_seconds(context.trials, event.flops)
@@ -171,7 +173,9 @@ class DetectorObjective:
                     begun = time.perf_counter()
                     trial.set_user_attr("untrained_latency_ms", event.milliseconds)
                     pairs = timing_pairs(context.trials, self._device)
-                    self._gate(trial, latency_ms=optimistic_latency(event.milliseconds, pairs))
+                    optimistic = optimistic_latency(event.milliseconds, pairs)
+                    self._refuse_costly(trial, latency_ms=optimistic)
+                    self._gate(trial, latency_ms=optimistic)
                 elif isinstance(event, Resumed):
                     resumed, begun = event.epochs, time.perf_counter()
                     trial.set_user_attr("resumed_after_epochs", event.epochs)
@@ -213,6 +217,18 @@ class DetectorObjective:
             record_outcome(trial, Outcome.DOMINATED, reason)
             raise optuna.TrialPruned(reason)
 
+    def _refuse_costly(self, trial: optuna.Trial, **costs: float) -> None:
+        """End a trial before its training if it costs more than the recipe allows."""
+        constraints = self._search.recipe.constraints
+        violated = {name: excess for name, excess in constraints.excesses(costs).items() if excess > 0}
+        if violated:
+            for name, excess in violated.items():
+                trial.set_constraint(name, excess)
+            ((name, cost),) = costs.items()
+            reason = f"costs too much: {name} {cost:.4g}, where constraints allow {limits_text(constraints)}"
+            record_outcome(trial, Outcome.TOO_COSTLY, reason)
+            raise optuna.TrialPruned(reason)
+
     def _refuse_late(self, trial: optuna.Trial, context: TrialContext, seconds: float | None) -> None:
         """End a trial that needs so many more seconds, if it would end after the deadline."""
         deadline = context.deadline
@@ -247,3 +263,5 @@ class DetectorObjective:
         trial.set_user_attr("train_seconds", scores.train_seconds)
         trial.set_user_attr("evaluation_seconds", scores.evaluation_seconds)
         trial.set_user_attr("timing_seconds", scores.timing_seconds)
+        for name, excess in self._search.recipe.constraints.excesses(trial.user_attrs).items():
+            trial.set_constraint(name, excess)

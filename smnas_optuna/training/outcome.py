@@ -19,6 +19,8 @@ class Outcome(str, Enum):
     """Training was stopped early, because the trial would not reach the Pareto front."""
     TOO_LARGE = "too_large"
     """Not trained, because training is estimated to need more memory than is usable."""
+    TOO_COSTLY = "too_costly"
+    """Not trained, because it costs more than a constraint allows."""
     OUT_OF_MEMORY = "out_of_memory"
     """Training ran out of memory, although the estimate fitted."""
     DIVERGED = "diverged"

@@ -183,7 +183,7 @@ def test_an_override_leaves_alone_what_an_alias_shares(load: Loader) -> None:
         ("device.timing={round: 3}", "cells.yaml: device.timing.round: unknown key; did you mean rounds?"),
         (
             "cluster.nodes=3",
-            "cells.yaml: cluster: unknown key; expected one of imports, name, dataset, device, structural",
+            "cells.yaml: cluster: unknown key; expected one of imports, name, dataset, device, constraints, structural",
         ),
         ("structural=3", "cells.yaml: structural: found 3, expected"),
     ],
@@ -269,11 +269,11 @@ def test_a_key_of_a_yaml_merge_may_be_given_again(load: Loader) -> None:
         ("name: cells\n", "", "cells.yaml: name: this key is missing"),
         ("name: cells", "name: blood cells", "cells.yaml:1: name: found 'blood cells', expected text of the form"),
         ("  train:", "  trian:", "cells.yaml:5: dataset.trian: unknown key; did you mean train? (and 1 more)"),
-        ("  kind: coco\n", "", "cells.yaml:2: dataset: found no kind, expected one of bdd, coco, digits, voc"),
+        ("  kind: coco\n", "", "cells.yaml:2: dataset: found no kind, expected one of bdd, coco, digits, folder, voc"),
         (
             "kind: coco",
             "kind: yolo",
-            "cells.yaml:2: dataset: found kind 'yolo', expected one of bdd, coco, digits, voc",
+            "cells.yaml:2: dataset: found kind 'yolo', expected one of bdd, coco, digits, folder, voc",
         ),
         (
             "kind: coco",

@@ -194,6 +194,7 @@ def test_architectures_that_are_dominated_even_at_best_are_never_proposed() -> N
     [
         ({"outcome": "out_of_memory"}, True),
         ({"outcome": "too_large", "reason": "the device has 0.5 GiB"}, True),
+        ({"outcome": "too_costly"}, True),
         ({"outcome": "crashed", "reason": "out of memory, says the log of another program"}, False),
         # Of a study from before there were outcomes.
         ({"reason": "CUDA out of memory"}, True),
