@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from smnas_optuna.data.annotations import is_number, read_json
 from smnas_optuna.data.bdd import bdd_annotations
 from smnas_optuna.data.cache import cache_folder
-from smnas_optuna.data.folder.splits import split_folder
+from smnas_optuna.data.folder.splits import limited, split_folder
 from smnas_optuna.data.voc import voc_annotations
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, FolderDataset, VocDataset
@@ -159,7 +159,8 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
         split = DatasetSplit(root / f"{name}.json", root / name)
     elif isinstance(dataset, FolderDataset):
         folder = split_folder(dataset)
-        split = DatasetSplit(folder.annotations[name], folder.images)
+        most = dataset.train_images if name == "train" else dataset.val_images
+        split = DatasetSplit(limited(folder.annotations[name], most), folder.images)
         place = f"dataset: {folder.places[name]}"
         return LocatedSplit(split, place, place, folder.places[name])
     else:

@@ -32,7 +32,20 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: The recipe cannot be read or is not valid; the message names file, line and key.
     """
-    place, text = _read(recipe)
+    return parse_recipe(*_read(recipe), overrides)
+
+
+def parse_recipe(place: str, text: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate a recipe that was read.
+
+    Args:
+        place: Name of the file at the beginning of error messages.
+        text: Its content.
+        overrides: Values that replace those of the file: ``key.path=value`` each, the value in YAML.
+
+    Raises:
+        UserError: The recipe is not valid; the message names file, line and key.
+    """
     try:
         tree = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)

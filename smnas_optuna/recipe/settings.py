@@ -98,12 +98,16 @@ class FolderDataset(Section):
         format: Format of the labels; null to recognise it.
         validation: File that lists the images to validate on, one per line, relative to the folder; all others are
             trained on. Null for the folder's own validation part; if it has none, one is split off.
+        train_images: Train on so many of the training images at most, the same ones in all trials; null for all.
+        val_images: Validate on so many of the validation images at most; null for all.
     """
 
     kind: Literal["folder"]
     root: Path
     format: Literal["yolo", "coco", "voc", "bdd"] | None = None
     validation: Path | None = None
+    train_images: PositiveInt | None = None
+    val_images: PositiveInt | None = None
 
 
 Dataset = CocoDataset | VocDataset | BddDataset | DigitsDataset | FolderDataset

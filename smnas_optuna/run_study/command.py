@@ -11,7 +11,8 @@ from typing import Annotated, Final, Literal
 import optuna
 import typer
 
-from smnas_optuna.command_line import DEFAULT_STORAGE
+from smnas_optuna.command_line import DEFAULT_STORAGE, writable_folder
+from smnas_optuna.data.folder.recognition import is_data_folder
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
@@ -67,7 +68,13 @@ class Options:
 
 
 def run_study(
-    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Folder with images and boxes, or its data.yaml, for which a search is planned; path of a recipe; or "
+            "the name of a shipped one."
+        ),
+    ],
     stage: Annotated[
         Literal["structural", "modular", "all", "transfer"],
         typer.Option(
@@ -166,14 +173,19 @@ def run_study(
         "min_map": min_map,
     }
     limits = [f"constraints.{name}={limit}" for name, limit in constraints.items() if limit is not None]
-    loaded = load_recipe(recipe, [*(overrides or ()), *limits])
+    seconds, weights_folder = _seconds(budget), _existing(weights_dir)
+    changes = [*(overrides or ()), *limits]
+    if is_data_folder(Path(recipe)):
+        loaded = _planned(Path(recipe), output, changes, seconds, weights_folder, dry_run=dry_run, status=status)
+    else:
+        loaded = load_recipe(recipe, changes)
     stages: tuple[StageName, ...] = ("structural", "modular") if stage == "all" else (stage,)
     options = Options(
         recipe=loaded,
         stages=stages,
         storage=storage,
         n_trials=n_trials,
-        budget=_seconds(budget),
+        budget=seconds,
         started=started,
         candidates=_trial_numbers(candidates),
         sources=tuple(sources or ()),
@@ -183,7 +195,7 @@ def run_study(
         launcher=launcher,
         ray_address=ray_address,
         mixed_devices=mixed_devices,
-        weights_folder=_existing(weights_dir),
+        weights_folder=weights_folder,
         quiet=quiet,
         seed=seed,
     )
@@ -209,6 +221,39 @@ def run_study(
     from smnas_optuna.run_study import stages as run
 
     (run.describe if dry_run else run.show_status if status else run.search)(options)
+
+
+def _planned(
+    folder: Path,
+    output: Path | None,
+    overrides: list[str],
+    budget: float | None,
+    weights_folder: Path | None,
+    *,
+    dry_run: bool,
+    status: bool,
+) -> Recipe:
+    """Return the plan for a data folder, made now unless there is one."""
+    from smnas_optuna.planning import own_data  # loads SciPy, which other searches do not wait for here
+    from smnas_optuna.reporting.progress import console
+
+    out = console()
+    output = output or Path("work_dirs") / own_data.search_name(folder, overrides)
+    known = own_data.known_plan(folder, output, overrides)
+    if known is not None:
+        return known
+    if status:
+        raise UserError(f"{output}: has no plan, so there is no search to show the status of")
+    preload()
+    return own_data.plan_search(
+        folder,
+        output if dry_run else writable_folder(output),
+        overrides,
+        budget,
+        weights_folder,
+        lambda line: out.print(line, soft_wrap=True),
+        write=not dry_run,
+    )
 
 
 def _number(option: str, text: str | None, units: Mapping[str, float], expected: str) -> float | None:

@@ -58,6 +58,20 @@ def describe_weights(request: WeightsRequest, report: Callable[[str], None]) -> 
         report(str(first) if first else SCRATCH)
 
 
+def available_weights(request: WeightsRequest) -> Iterator[str]:
+    """Yield in words what each architecture can start from here, empty for nothing; hosts of weights are asked.
+
+    Raises:
+        UserError: There is no such folder, or a file in it does not fit its backbone.
+    """
+    backbones = tuple(dict.fromkeys(architecture.backbone for architecture in request.architectures))
+    found, _ = find_weights(request.weights, backbones, request.detector)
+    for architecture in request.architectures:
+        pretrained = pretrained_for(architecture.backbone, request.detector, architecture)
+        first = next(_available(found, pretrained), None)
+        yield str(first) if first else ""
+
+
 def find_weights(
     weights: AutomaticWeights, backbones: Sequence[Backbone], detector: Detector
 ) -> tuple[AutomaticWeights, str]:

@@ -163,6 +163,51 @@ class WeightsRequest:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """A machine that a search is planned for.
+
+    Args:
+        kind: Kind of device, ``cpu`` or ``cuda``.
+        name: Product name of the GPU or CPU.
+        gpus: Number of GPUs; 0 if the CPU is used.
+        memory_gb: Memory in GiB, of each GPU or of the machine.
+        cores: Number of cores.
+    """
+
+    kind: str
+    name: str
+    gpus: int
+    memory_gb: float
+    cores: int
+
+    def __str__(self) -> str:
+        if self.gpus:
+            return f"{self.gpus} x {self.name}, {self.memory_gb:.0f} GiB each"
+        return f"{self.name}, {self.cores} cores, {self.memory_gb:.0f} GiB"
+
+
+@dataclass(frozen=True)
+class SpeedRequest:
+    """Request to measure how fast architectures train.
+
+    Args:
+        architectures: The architectures.
+        classes: Number of object classes.
+        detector: Settings that all detectors share.
+        kind: Kind of device, ``cpu`` or ``cuda``.
+        batch_size: Images per step.
+        seconds: Seconds to measure each architecture for.
+    """
+
+    architectures: tuple[Architecture, ...]
+    classes: int
+    detector: Detector
+    kind: str
+    batch_size: int
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True)
 class Column:
     """A trained detector, drawn as a column of a comparison.
 

@@ -28,6 +28,8 @@ from smnas_optuna.training.job import (
     Event,
     Failure,
     Job,
+    Machine,
+    SpeedRequest,
     Target,
     WeightsRequest,
 )
@@ -92,6 +94,33 @@ def describe_weights(request: WeightsRequest, output: Path) -> list[str]:
         output: File for the process's output.
     """
     return [str(answer) for answer in _call("initial_weights.describe_weights", request, output)]
+
+
+def describe_machine(output: Path) -> Machine:
+    """Return the device of this machine that a search would use; ``output`` is a file for the process's output."""
+    (machine,) = _call("machine.describe_machine", None, output)
+    assert isinstance(machine, Machine)
+    return machine
+
+
+def usable_weights(request: WeightsRequest, output: Path) -> list[str]:
+    """Return what each architecture can start from on this machine, in the same order; empty for random weights only.
+
+    Args:
+        request: The architectures, and where to look.
+        output: File for the process's output.
+    """
+    return [str(answer) for answer in _call("machine.usable_weights", request, output)]
+
+
+def measure_speed(request: SpeedRequest, output: Path) -> list[float]:
+    """Return the seconds that each architecture takes for a training image, in the same order.
+
+    Args:
+        request: The architectures, and how to train.
+        output: File for the process's output.
+    """
+    return [answer for answer in _call("machine.measure_speed", request, output) if isinstance(answer, float)]
 
 
 def check_backbones(recipe: Recipe, output: Path) -> None:

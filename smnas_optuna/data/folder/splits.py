@@ -70,6 +70,8 @@ class FolderSplits:
 def split_folder(dataset: FolderDataset) -> FolderSplits:
     """Return the splits of a data folder; labels are converted, and images compared, unless the cache has the result.
 
+    ``dataset.train_images`` and ``val_images`` are not considered, see :func:`limited`.
+
     Raises:
         UserError: See :func:`~smnas_optuna.data.folder.recognition.recognise`; or the labels cannot be used, there is
             only one image, or ``dataset.validation`` does not fit the folder.
@@ -99,6 +101,20 @@ def split_folder(dataset: FolderDataset) -> FolderSplits:
         {"train": f"{places}, less these", "val": f"{places}, as {validation} lists"},
         validation,
     )
+
+
+def limited(annotations: Path, most: int | None) -> Path:
+    """Return annotations of so many images at most: always the same ones, in an order that says nothing about them.
+
+    Args:
+        annotations: COCO json file of a split.
+        most: Number of images; None for all.
+    """
+    names = [image["file_name"] for image in json.loads(annotations.read_bytes())["images"]] if most else []
+    if most is None or len(names) <= most:
+        return annotations
+    chosen = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:most]
+    return divided(annotations, chosen)[1]
 
 
 def _split_off(layout: Layout, whole: Path, content: Content) -> Path:
