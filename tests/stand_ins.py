@@ -3,9 +3,10 @@
 A folder of programs with the names below comes first on the path. Each does what the real one does, but for this:
 
 * ``python``: the shipped recipes' stages, data made on the spot and device are tiny ones (see ``TINY``), and at most
-  ``MOST_TRIALS`` trials are asked for, but a dry run is the real one; a pre-training is short; an exported config
-  trains for one epoch; an environment that is made has these programs. What the document itself says with ``--set``
-  comes after, so it is checked and wins. Of a benchmark, which takes minutes, it is seen that it is there.
+  ``MOST_TRIALS`` trials are asked for, also of a search with a budget, but a dry run is the real one; a pre-training
+  is short; an exported config trains for one epoch; an environment that is made has these programs. What the document
+  itself says with ``--set`` comes after, so it is checked and wins. Of a benchmark, which takes minutes, it is seen
+  that it is there.
 * ``torchrun``: two processes at most, and no ``--amp``, which needs a GPU.
 * ``optuna-dashboard``: the real one, on a free port of this machine; it ends once its page has come.
 * ``make``: ``demo`` and ``dashboard`` are run, in the folder of the document and without installing; of the other
@@ -40,6 +41,17 @@ MOST_TRIALS = 2
 _SEEDS = [
     "64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC",
     "64x48 MobileNetV2(w=8) FPN(P2-P4,c=16) RetinaNet",
+]
+_TINY_PLAN = [
+    *(
+        "--set",
+        "structural.training.epochs=1",
+        "--set",
+        "structural.space.heads=[ATSS, 2FC]",
+        "--set",
+        "structural.seeds=[]",
+    ),
+    *("--set", "structural.detector.fc_channels=16", "--set", "device.timing={images: 2, warmup: 1, rounds: 2}"),
 ]
 _QUICK_PRETRAINING = ("--epochs", "1", "--batch-size", "8", "--input", "32", "--workers", "0")
 
@@ -89,7 +101,9 @@ def shorten(folder: Path, arguments: list[str]) -> None:
 
 
 def _tiny_settings(recipe: str) -> list[str]:
-    """Return the options that make a shipped recipe tiny, in the sections that it has."""
+    """Return the options that make a shipped recipe tiny, in the sections that it has, or the plan for a folder."""
+    if recipe == "photos/":
+        return _TINY_PLAN
     shipped = ROOT / "studies" / f"{recipe}.yaml"
     if not shipped.exists():
         return []
@@ -108,6 +122,8 @@ def _few_trials(arguments: list[str]) -> list[str]:
     if "--n-trials" in arguments:
         place = arguments.index("--n-trials") + 1
         arguments[place] = str(min(int(arguments[place]), MOST_TRIALS))
+    elif "--budget" in arguments:
+        arguments += ["--n-trials", str(MOST_TRIALS)]
     return arguments
 
 

@@ -28,6 +28,7 @@ from smnas_optuna.data.digits import make_digits
 from smnas_optuna.recipe.recipe_file import load_recipe
 from tests import stand_ins
 from tests.commands import run
+from tests.data_folders import read_coco, write_yolo
 from tests.documents import Step, steps_of
 from tests.labelled_digits import make_labelled_digits
 from tests.published_formats import Thing, write_voc
@@ -69,6 +70,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     things = [Thing("car", (5, 5, 30, 30)), Thing("person", (20, 10, 60, 45))]
     for image_set in ("VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"):
         write_voc(folder / "data" / "VOCdevkit", image_set, {f"{number:06}": things for number in range(4)})
+    splits = {name: Path(f"{name}.json") for name in ("train", "val")}
+    write_yolo(folder / "photos", read_coco(digits, splits, lambda part: digits / part))
     make_labelled_digits(folder / "data" / "imagenet")
     Image.open(next((digits / "val").iterdir())).convert("RGB").save(folder / "image.jpg")
     stand_ins.install(folder / "programs")

@@ -21,7 +21,7 @@ def inspect_pictures(
         place: Name of the split, for the faults.
         located: The split.
         images: Valid records of its images.
-        depth: What to read of each file, see :func:`inspect_picture`.
+        depth: What to read of each file, see :func:`~smnas_optuna.data.picture_file.inspect_picture`.
 
     Returns:
         The existing files by absolute path, and everything that is wrong.

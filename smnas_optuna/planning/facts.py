@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ class Speed:
         seconds: Seconds per training image, by the text of each architecture that was measured.
     """
 
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float]
 
     def per_image(self, pixels: float) -> float:
         """Return the seconds that a detector needs on average for a training image of so many pixels.

@@ -74,8 +74,8 @@ def make_plan(
     channels, batch = rules.fpn_channels(machine), rules.batch_size(data, machine)
     inputs, _ = rules.levels(sizes.value)
     starts = rules.seeds(sizes.value, inputs.value, names.value, channels.value)
-    regions = rules.proposals(data, machine)
-    shared = {decision.key.rpartition(".")[2]: decision.value for decision in regions}
+    settings = [*rules.proposals(data, machine), *rules.normalization(pretrained=bool(weights))]
+    shared = {decision.key.rpartition(".")[2]: decision.value for decision in settings}
     speed = measure(starts.value, batch.value, Detector.model_validate(shared))
     sizes = rules.affordable_sizes(data, machine, speed, sizes, batch.value, budget)
     inputs, outputs = rules.levels(sizes.value)
@@ -93,8 +93,7 @@ def make_plan(
         sizes,
         rules.seeds(sizes.value, inputs.value, names.value, channels.value),
         rules.anchor_scale(data, sizes.value),
-        *regions,
-        *rules.normalization(pretrained=bool(weights)),
+        *settings,
         rules.epochs(found),
         batch,
         *rules.optimizer(found),

@@ -4,7 +4,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +27,6 @@ class FolderFiles:
 
     root: Path
     names: tuple[str, ...]
-    _documents: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def below(cls, root: Path) -> "FolderFiles":
@@ -62,6 +61,10 @@ class FolderFiles:
     def with_suffix(self, *suffixes: str) -> tuple[str, ...]:
         """Return the files with one of these suffixes, in lower or upper case."""
         return tuple(name for name in self.names if name.lower().endswith(suffixes))
+
+    @cached_property
+    def _documents(self) -> dict[str, Any]:
+        return {}
 
     def json_of(self, name: str) -> Any:
         """Return the content of a json file, which is read once; None if it cannot be read or is not JSON."""

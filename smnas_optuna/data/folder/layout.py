@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Final, Literal, Protocol
@@ -40,23 +40,23 @@ class Box:
     area: float | None = None
 
 
-@dataclass(frozen=True)
 class Labels:
-    """The labels of a part of a data folder.
+    """The labels of a part of a data folder, which a format's reader fills.
+
+    ``boxes`` are the boxes of each image, by its path, none for an image that shows only background; and ``sizes`` the
+    images' widths and heights in pixels, as far as the labels say them. ``left_out`` are images that cannot be used,
+    and ``notes`` other problems: where each was found, by what is wrong.
 
     Args:
-        boxes: The boxes of each image, by its path; none for an image that shows only background.
-        sizes: Width and height of images in pixels, as far as the labels say them.
-        left_out: Images that cannot be used, by what is wrong: where it was found.
-        notes: Other problems, by what is wrong: where it was found.
         are_shares: Whether boxes are given as shares of the image's width and height, instead of pixels.
     """
 
-    boxes: dict[Path, list[Box]] = field(default_factory=dict)
-    sizes: dict[Path, tuple[float, float]] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    are_shares: bool = False
+    def __init__(self, *, are_shares: bool = False) -> None:
+        self.are_shares = are_shares
+        self.boxes: dict[Path, list[Box]] = {}
+        self.sizes: dict[Path, tuple[float, float]] = {}
+        self.left_out: dict[str, list[str]] = {}
+        self.notes: dict[str, list[str]] = {}
 
     def leave_out(self, what: str, where: str) -> None:
         """Record an image that cannot be used."""

@@ -13,7 +13,7 @@ from smnas_optuna.errors import UserError
 SHARE = 0.2
 """Share of the images that are validated on, unless that is more than ``LARGEST``."""
 LARGEST = 5_000
-"""Most images that are validated on: as many as COCO has, which tell detectors apart that differ by a point."""
+"""Most images that are validated on, as many as COCO has, which tell detectors apart that differ by a point."""
 
 _HEADING = """\
 # Images of {root} to validate on, one per line; all others are trained on.
