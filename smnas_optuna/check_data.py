@@ -102,14 +102,21 @@ def inspect_dataset(dataset: Dataset, sizes: Sequence[InputSize], depth: Depth) 
         dataset: The data set.
         sizes: Input sizes to summarise the sizes of boxes for.
         depth: How thoroughly to check each image: ``name``, ``header`` or ``pixels``.
+
+    Raises:
+        UserError: A data folder cannot be recognised, or its labels cannot be used.
     """
+    folder = split_folder(dataset) if isinstance(dataset, FolderDataset) else None
+    if folder is not None and folder.was_split_off and depth == "header":
+        # Headers were read when the labels were converted, and copies of an image are on the same side.
+        depth = "name"
     located: dict[SplitName, LocatedSplit] = {}
     summaries: dict[str, Summary] = {}
     classes, pictures = {}, {}
     faults: list[Fault] = []
     for name in SPLITS:
         try:
-            split = locate_split(dataset, name)
+            split = locate_split(dataset, name, folder)
             content = read_annotations(split)
         except UserError as error:
             faults.append(Fault(name, str(error), stops=True))
@@ -131,8 +138,7 @@ def inspect_dataset(dataset: Dataset, sizes: Sequence[InputSize], depth: Depth) 
             for train, val in shared_pictures(pictures["train"], pictures["val"]).items()
         ]
         faults += collect(between, "validation images that are also training images", shared, stops=False)
-    recognised = split_folder(dataset).describe() if isinstance(dataset, FolderDataset) and located else ()
-    return Findings(recognised, summaries, tuple(faults))
+    return Findings(folder.describe() if folder else (), summaries, tuple(faults))
 
 
 def refuse_unusable(dataset: Dataset, faults: Sequence[Fault]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from smnas_optuna.data.annotations import is_number, read_json
 from smnas_optuna.data.bdd import bdd_annotations
 from smnas_optuna.data.cache import cache_folder
-from smnas_optuna.data.folder.splits import limited, split_folder
+from smnas_optuna.data.folder.splits import FolderSplits, limited, split_folder
 from smnas_optuna.data.voc import voc_annotations
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.settings import BddDataset, Dataset, DigitsDataset, FolderDataset, VocDataset
@@ -96,7 +96,8 @@ def open_dataset(dataset: Dataset) -> CheckedDataset:
         UserError: The cache cannot be written; a file, a folder or a listed image is missing; a file is not in its
             format, or has no class or no box; or the splits do not have the same classes in the same order.
     """
-    splits = {name: locate_split(dataset, name) for name in SPLITS}
+    folder = split_folder(dataset) if isinstance(dataset, FolderDataset) else None
+    splits = {name: locate_split(dataset, name, folder) for name in SPLITS}
     classes, orientations, with_objects = {}, {}, {}
     for name, located in splits.items():
         content = read_annotations(located)
@@ -134,8 +135,13 @@ def on_this_machine(dataset: CheckedDataset) -> CheckedDataset:
     return dataset if present or dataset.source is None else open_dataset(dataset.source)
 
 
-def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
+def locate_split(dataset: Dataset, name: SplitName, folder: FolderSplits | None = None) -> LocatedSplit:
     """Return a split's files; digits are generated, and other formats converted, unless the cache has them already.
+
+    Args:
+        dataset: The data set.
+        name: Name of the split.
+        folder: The splits of a data folder if they are known; None to find them.
 
     Raises:
         UserError: The digits cannot be generated, or the annotations cannot be converted.
@@ -158,7 +164,7 @@ def locate_split(dataset: Dataset, name: SplitName) -> LocatedSplit:
             raise UserError(f"dataset: the demo data cannot be written below {cache_folder()}: {error}") from None
         split = DatasetSplit(root / f"{name}.json", root / name)
     elif isinstance(dataset, FolderDataset):
-        folder = split_folder(dataset)
+        folder = folder or split_folder(dataset)
         most = dataset.train_images if name == "train" else dataset.val_images
         split = DatasetSplit(limited(folder.annotations[name], most), folder.images)
         place = f"dataset: {folder.places[name]}"

@@ -164,6 +164,8 @@ def nearest(path: str, candidates: Sequence[str]) -> str | None:
         path: Path relative to the data folder.
         candidates: Paths relative to the data folder.
     """
+    if len(candidates) <= 1:
+        return next(iter(candidates), None)
     own = PurePath(path).parent.parts
 
     def closeness(candidate: str) -> tuple[bool, int]:
@@ -171,7 +173,7 @@ def nearest(path: str, candidates: Sequence[str]) -> str | None:
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, other, strict=False)))
         return part_of(PurePath(candidate).parent) == part_of(path), shared
 
-    return max(candidates, key=closeness, default=None)
+    return max(candidates, key=closeness)
 
 
 def folders_of(paths: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ class FolderSplits:
         annotations: The json file of each split.
         places: Where the images of each split come from.
         validation: The file that lists the validation images; None for the folder's own validation part.
+        was_split_off: Whether the validation part was chosen here, and not by the user.
     """
 
     layout: Layout
@@ -40,6 +41,7 @@ class FolderSplits:
     annotations: dict[Literal["train", "val"], Path]
     places: dict[Literal["train", "val"], str]
     validation: Path | None
+    was_split_off: bool = False
 
     def describe(self) -> tuple[str, ...]:
         """Say in three lines what was recognised and why, and what each split has."""
@@ -100,6 +102,7 @@ def split_folder(dataset: FolderDataset) -> FolderSplits:
         {"train": train, "val": val},
         {"train": f"{places}, less these", "val": f"{places}, as {validation} lists"},
         validation,
+        was_split_off=dataset.validation is None,
     )
 
 
