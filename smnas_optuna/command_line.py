@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 import typer.main
 from pydantic import ValidationError
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from smnas_optuna.errors import UserError, explain
@@ -20,17 +20,27 @@ DEFAULT_STORAGE = "sqlite:///smnas.db"
 
 
 def run_command(command: Callable[..., None], name: str) -> NoReturn:
-    """Parse ``sys.argv`` with Typer, call ``command`` and exit.
-
-    The exit code is 0 (done), 1 (the run failed; its traceback is printed), 2 (bad usage or a
-    :class:`~smnas_optuna.errors.UserError`, printed as one line on standard error) or 130 (interrupted).
+    """Parse ``sys.argv`` with Typer, call ``command`` and exit; see :func:`run_parser`.
 
     Args:
         command: A function whose annotated arguments define the command line.
         name: Name of the module below ``smnas_optuna``, as ``--help`` shows it.
     """
+    run_parser(build_parser(command), f"python -m smnas_optuna.{name}")
+
+
+def run_parser(parser: TyperCommand | TyperGroup, name: str) -> NoReturn:
+    """Parse ``sys.argv``, call the command that it names and exit.
+
+    The exit code is 0 (done), 1 (the run failed; its traceback is printed), 2 (bad usage or a
+    :class:`~smnas_optuna.errors.UserError`, printed as one line on standard error) or 130 (interrupted).
+
+    Args:
+        parser: A command line, or a group of them.
+        name: How the user calls it, as ``--help`` shows it.
+    """
     try:
-        code = build_parser(command).main(standalone_mode=False, prog_name=f"python -m smnas_optuna.{name}")
+        code = parser.main(standalone_mode=False, prog_name=name)
     except TyperException as error:
         _fail(_message_of(error))
     except UserError as error:

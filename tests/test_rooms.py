@@ -53,7 +53,7 @@ def test_every_folder_is_a_room_and_every_other_module_a_command(rooms: Any) -> 
     named = rooms.rooms()
     called = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - called
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | called
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} | called
     shared = {"errors", "command_line"}
     assert set(named) == {"commands", *folders, *shared}
     assert {f"`{name}`" for name in modules - shared} == set(

@@ -163,7 +163,7 @@ def run_study(
     ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
 ) -> None:
-    """Search detectors as RECIPE says; the same command resumes a search that was stopped."""
+    """Search detectors for a data folder, or as a recipe says; the same command resumes a search that was stopped."""
     started = time.time()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
