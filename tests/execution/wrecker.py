@@ -11,7 +11,7 @@ import psutil
 
 from tests.servers import PostgreSQL
 
-_EVERY = 1.0
+_EVERY = 0.5
 # Trials that have to finish between two kills, or where the machine is slow the workers would only ever start.
 _TRIALS_BETWEEN_KILLS = 5
 
@@ -28,7 +28,7 @@ def living_children(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.
 
 
 class Wrecker:
-    """While it is entered, kills a worker every second at the most, and restarts the database server now and then.
+    """While it is entered, kills a worker whenever some trials have finished, and restarts the database server now and then.
 
     Args:
         workers: Finds the processes of those that live.
