@@ -28,7 +28,7 @@ def living_children(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.
 
 
 class Wrecker:
-    """While it is entered, kills a worker whenever some trials have finished, and restarts the database server now and then.
+    """While it is entered, kills a worker whenever some trials have finished, and restarts the server now and then.
 
     Args:
         workers: Finds the processes of those that live.
