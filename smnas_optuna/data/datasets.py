@@ -89,14 +89,19 @@ class LocatedSplit:
     lists: str
 
 
-def open_dataset(dataset: Dataset) -> CheckedDataset:
+def open_dataset(dataset: Dataset, folder: FolderSplits | None = None) -> CheckedDataset:
     """Check a recipe's data set; digits are generated, and other formats converted, unless the cache has them already.
+
+    Args:
+        dataset: The data set.
+        folder: The splits of a data folder if they are known; None to find them.
 
     Raises:
         UserError: The cache cannot be written; a file, a folder or a listed image is missing; a file is not in its
             format, or has no class or no box; or the splits do not have the same classes in the same order.
     """
-    folder = split_folder(dataset) if isinstance(dataset, FolderDataset) else None
+    if isinstance(dataset, FolderDataset):
+        folder = folder or split_folder(dataset)
     splits = {name: locate_split(dataset, name, folder) for name in SPLITS}
     classes, orientations, with_objects = {}, {}, {}
     for name, located in splits.items():

@@ -96,7 +96,7 @@ def plan_search(
     splits = split_folder(dataset)
     for line in (*splits.describe(), *(f"warning: {problem}" for problem in splits.problems())):
         say(line)
-    open_dataset(dataset)
+    open_dataset(dataset, splits)
     if write:
         dataset = _with_own_list(dataset, splits, output)
     log = output / "plan.log" if write else Path(os.devnull)

@@ -148,7 +148,7 @@ class DetectorObjective:
         )
         trial.set_user_attr("device", self._device)
         losses: list[float] = []
-        resumed, begun = 0, time.perf_counter()
+        resumed_after, training_started = 0, time.perf_counter()
         with closing(evaluate(job, context.ends)) as events:
             for event in events:
                 context.check()
@@ -170,18 +170,18 @@ class DetectorObjective:
                 elif isinstance(event, TooLarge):
                     self._skip(trial, event)
                 elif isinstance(event, UntrainedLatency):
-                    begun = time.perf_counter()
+                    training_started = time.perf_counter()
                     trial.set_user_attr("untrained_latency_ms", event.milliseconds)
                     pairs = timing_pairs(context.trials, self._device)
                     optimistic = optimistic_latency(event.milliseconds, pairs)
                     self._refuse_costly(trial, latency_ms=optimistic)
                     self._gate(trial, latency_ms=optimistic)
                 elif isinstance(event, Resumed):
-                    resumed, begun = event.epochs, time.perf_counter()
+                    resumed_after, training_started = event.epochs, time.perf_counter()
                     trial.set_user_attr("resumed_after_epochs", event.epochs)
                 elif isinstance(event, Progress):
                     losses.append(event.loss)
-                    each = (time.perf_counter() - begun) / (event.epoch - resumed)
+                    each = (time.perf_counter() - training_started) / (event.epoch - resumed_after)
                     left = each * (event.epochs - event.epoch) + seconds_after_training(context.trials)
                     self._refuse_late(trial, context, left)
                 elif isinstance(event, Failure):

@@ -53,9 +53,7 @@ def describe_weights(request: WeightsRequest, report: Callable[[str], None]) -> 
     """Report in words what each architecture would start from, without downloading anything."""
     _check_folder(request.weights.folder)
     for architecture in request.architectures:
-        pretrained = pretrained_for(architecture.backbone, request.detector, architecture)
-        first = next(_available(request.weights, pretrained), None)
-        report(str(first) if first else SCRATCH)
+        report(_first_in_words(request.weights, architecture, request.detector) or SCRATCH)
 
 
 def available_weights(request: WeightsRequest) -> Iterator[str]:
@@ -67,9 +65,13 @@ def available_weights(request: WeightsRequest) -> Iterator[str]:
     backbones = tuple(dict.fromkeys(architecture.backbone for architecture in request.architectures))
     found, _ = find_weights(request.weights, backbones, request.detector)
     for architecture in request.architectures:
-        pretrained = pretrained_for(architecture.backbone, request.detector, architecture)
-        first = next(_available(found, pretrained), None)
-        yield str(first) if first else ""
+        yield _first_in_words(found, architecture, request.detector)
+
+
+def _first_in_words(weights: AutomaticWeights, architecture: Architecture, detector: Detector) -> str:
+    """Return in words the first weights that an architecture can start from; empty if there are none."""
+    first = next(_available(weights, pretrained_for(architecture.backbone, detector, architecture)), None)
+    return str(first) if first else ""
 
 
 def find_weights(

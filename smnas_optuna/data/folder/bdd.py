@@ -7,44 +7,16 @@ from typing import Any, ClassVar
 
 from smnas_optuna.data import bdd
 from smnas_optuna.data.folder.files import FolderFiles
+from smnas_optuna.data.folder.json_layout import ABSENT, JsonLayout
 from smnas_optuna.data.folder.layout import Box, FormatName, Labels, PartName, file_of_each_part, nearest
-
-_ABSENT = "listed images that are absent"
 
 
 @dataclass(frozen=True)
-class BddLayout:
-    """A folder with BDD100K's labels; see :class:`~smnas_optuna.data.folder.layout.Layout`.
-
-    Args:
-        files: The folder's files.
-        annotations: The json file of each part, relative to the folder.
-    """
-
-    files: FolderFiles
-    annotations: dict[PartName, str]
+class BddLayout(JsonLayout):
+    """A folder with BDD100K's labels; see :class:`~smnas_optuna.data.folder.layout.Layout`."""
 
     format: ClassVar[FormatName] = "bdd"
     classes: ClassVar[tuple[str, ...]] = bdd.CLASSES
-
-    @property
-    def reason(self) -> str:
-        """By what it was recognised."""
-        return ", ".join(self.annotations.values())
-
-    @property
-    def images(self) -> Path:
-        """The folder itself."""
-        return self.files.root
-
-    @property
-    def parts(self) -> tuple[PartName, ...]:
-        """The parts that the folder has."""
-        return tuple(self.annotations)
-
-    def place(self, part: PartName) -> str:
-        """Say where the labels of a part come from."""
-        return self.annotations[part]
 
     def sources(self, part: PartName) -> Sequence[Path]:
         """Return the images that may belong to a part, and its json file."""
@@ -60,7 +32,7 @@ class BddLayout:
             name = image["file_name"]
             found = nearest(self.annotations[part], self.files.images_by_name.get(PurePosixPath(name).name, ()))
             if found is None:
-                labels.leave_out(_ABSENT, name)
+                labels.leave_out(ABSENT, name)
             else:
                 image_of[image["id"]] = self.files.root / found
                 labels.boxes[self.files.root / found] = []

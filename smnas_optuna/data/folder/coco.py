@@ -9,50 +9,25 @@ from typing import Any, ClassVar
 
 from pycocotools import mask
 
-from smnas_optuna.data.annotations import is_number
+from smnas_optuna.data.annotations import Content, is_number
 from smnas_optuna.data.folder.files import FolderFiles
-from smnas_optuna.data.folder.layout import Box, FormatName, Labels, PartName, file_of_each_part, nearest
+from smnas_optuna.data.folder.json_layout import ABSENT, JsonLayout
+from smnas_optuna.data.folder.layout import Box, FormatName, Labels, PartName, box_around, file_of_each_part, nearest
 from smnas_optuna.errors import UserError
-
-Content = dict[str, Any]
 
 _LISTS = ("images", "annotations", "categories")
 # COCO's other files, which describe the same images.
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 _EXPECTED = "COCO annotations"
 
-_ABSENT = "listed images that are absent"
 _UNUSABLE = "annotations without a box"
 
 
 @dataclass(frozen=True)
-class CocoLayout:
-    """A folder with COCO's labels; see :class:`~smnas_optuna.data.folder.layout.Layout`.
-
-    Args:
-        files: The folder's files.
-        annotations: The json file of each part, relative to the folder.
-    """
-
-    files: FolderFiles
-    annotations: dict[PartName, str]
+class CocoLayout(JsonLayout):
+    """A folder with COCO's labels; see :class:`~smnas_optuna.data.folder.layout.Layout`."""
 
     format: ClassVar[FormatName] = "coco"
-
-    @property
-    def reason(self) -> str:
-        """By what it was recognised."""
-        return ", ".join(self.annotations.values())
-
-    @property
-    def images(self) -> Path:
-        """The folder itself."""
-        return self.files.root
-
-    @property
-    def parts(self) -> tuple[PartName, ...]:
-        """The parts that the folder has."""
-        return tuple(self.annotations)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -61,10 +36,6 @@ class CocoLayout:
         for part in self.parts:
             names |= dict.fromkeys(_names(self._path(part), self.files.json_of(self.annotations[part])).values())
         return tuple(names)
-
-    def place(self, part: PartName) -> str:
-        """Say where the labels of a part come from."""
-        return self.annotations[part]
 
     def sources(self, part: PartName) -> Sequence[Path]:
         """Return the images that may belong to a part, and the json files of all parts, which decide the classes."""
@@ -81,7 +52,7 @@ class CocoLayout:
                 raise UserError(f"{path}: an image has no id or no file_name, so not {_EXPECTED}")
             found = self._find(part, image["file_name"])
             if found is None:
-                labels.leave_out(_ABSENT, image["file_name"])
+                labels.leave_out(ABSENT, image["file_name"])
             else:
                 image_of[image["id"]] = self.files.root / found
                 labels.boxes.setdefault(self.files.root / found, [])
@@ -178,6 +149,5 @@ def _box_of_mask(segmentation: Any) -> list[float] | None:
         numbers = [number for polygon in segmentation for number in polygon]
         if not numbers or len(numbers) % 2 or not all(map(is_number, numbers)):
             return None
-        left, top = min(numbers[::2]), min(numbers[1::2])
-        return [left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top]
+        return [*box_around(numbers)]
     return None

@@ -104,6 +104,12 @@ class Layout(Protocol):
         """
 
 
+def box_around(polygon: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return left, top, width and height of the box around a polygon, given as ``x, y, x, y`` and so on."""
+    left, top = min(polygon[::2]), min(polygon[1::2])
+    return left, top, max(polygon[::2]) - left, max(polygon[1::2]) - top
+
+
 def part_of(path: str | PurePath) -> PartName | None:
     """Return the part that a path is named after; None if none of its folders, nor the file, is named after a part.
 

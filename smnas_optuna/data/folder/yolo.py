@@ -16,7 +16,16 @@ from typing import Any, ClassVar
 import yaml
 
 from smnas_optuna.data.folder.files import IMAGE_SUFFIXES, FolderFiles
-from smnas_optuna.data.folder.layout import PARTS, Box, FormatName, Labels, PartName, folders_of, grouped_by_part
+from smnas_optuna.data.folder.layout import (
+    PARTS,
+    Box,
+    FormatName,
+    Labels,
+    PartName,
+    box_around,
+    folders_of,
+    grouped_by_part,
+)
 from smnas_optuna.errors import UserError
 
 # Lists of classes, one per line, that LabelImg, Label Studio, CVAT and Roboflow write.
@@ -116,8 +125,7 @@ class YoloLayout:
             raise _UnusableError(
                 _UNREADABLE, line, f"{len(numbers) + 1} numbers; expected a class and 4 numbers, or a polygon"
             )
-        left, top = min(numbers[::2]), min(numbers[1::2])
-        return left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top
+        return box_around(numbers)
 
 
 class _UnusableError(Exception):
