@@ -26,10 +26,11 @@ from smnas_optuna.export import export
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.detector import Detector
 from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.search.listed import Listed
 from smnas_optuna.search.modular import Candidate, ModularSearch
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
-from smnas_optuna.search.transfer import Transferred, TransferSearch
+from smnas_optuna.search.transfer import TransferSearch
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.final import final_config
 from tests.commands import run
@@ -292,7 +293,7 @@ def test_the_flip_probability_is_that_of_the_trial_or_of_the_recipe_of_other_dat
     for search, flip in (
         (StructuralSearch(recipe), 0.1),
         (ModularSearch(recipe, Candidate(0, "tiny/structural", 0, seed)), 0.2),
-        (TransferSearch(recipe, (Transferred(seed, Transferred.BASELINE),)), 0.3),
+        (TransferSearch(recipe, (Listed(seed, Listed.BASELINE),)), 0.3),
     ):
         study = open_study(storage, search)
         architecture = {"architecture": str(search.starts[0])}

@@ -1,6 +1,6 @@
 """The stage ``transfer``: architectures of other studies or of the zoo, trained beside the recipe's baselines."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,10 +13,9 @@ from smnas_optuna.detector.zoo import find_detector
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
-from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName, Transfer
+from smnas_optuna.recipe.recipe import Recipe, StageName, Transfer
+from smnas_optuna.search.listed import Listed, ListedSearch, list_to_record, recorded_list, text_of_list
 from smnas_optuna.search.search import weights_in_recipe
-from smnas_optuna.search_space import listed
-from smnas_optuna.search_space.listed import ListedSpace
 from smnas_optuna.study.study import find_study
 from smnas_optuna.training.job import PretrainedWeights
 
@@ -27,99 +26,34 @@ RECORDED = "transferred"
 
 
 @dataclass(frozen=True)
-class Transferred:
-    """An architecture that is trained on the data set of another recipe than it was found with.
-
-    Args:
-        architecture: The architecture, with which nothing of its former training comes along.
-        source: Where it is from: ``coco/modular/C0 trial 12``, ``E2``, or ``BASELINE``.
-    """
-
-    BASELINE: ClassVar[str] = "baseline"
-
-    architecture: Architecture
-    source: str
-
-
-@dataclass(frozen=True)
-class TransferSearch:
+class TransferSearch(ListedSearch):
     """What the study of the stage ``transfer`` trains; see :class:`~smnas_optuna.search.search.Search`.
 
-    Args:
-        recipe: The whole of which this is a part; it has a section ``transfer``.
-        transferred: All that is trained, each once.
+    The recipe has a section ``transfer``.
     """
 
-    recipe: Recipe
-    transferred: tuple[Transferred, ...]
-
     stage: ClassVar[StageName] = "transfer"
-    path: ClassVar[str] = "transfer"
-    # All of the list is enqueued, so it does not matter which one proposes.
-    sampler: ClassVar[SamplerName] = "random"
-    reference_noun: ClassVar[str] = "baseline"
 
     @classmethod
     def of_study(cls, recipe: Recipe, study: optuna.Study) -> "TransferSearch":
         """Return what a study of this stage trains; raises ValueError where parts of that are not known here."""
-        return cls(recipe, tuple(_recorded_in(study.user_attrs)))
+        return cls(recipe, _recorded_in(study.user_attrs))
 
     @staticmethod
     def lineage_of(study: optuna.Study) -> str:
         """Say what a study trains, and where each is from."""
-        recorded = study.user_attrs[RECORDED]
-        return "Trained here: " + "; ".join(f"{each['architecture']} ({each['source']})" for each in recorded)
+        return text_of_list(study.user_attrs[RECORDED])
 
     @property
-    def study_name(self) -> str:
-        """The study's name in its database."""
-        return f"{self.recipe.name}/{self.path}"
-
-    @property
-    def title(self) -> str:
-        """The study's name."""
-        return self.study_name
+    def path(self) -> str:
+        """Name of this search within the recipe."""
+        return self.stage
 
     @property
     def settings(self) -> Transfer:
         """The recipe's section for this stage."""
         assert self.recipe.transfer is not None
         return self.recipe.transfer
-
-    @property
-    def trials(self) -> int:
-        """How many architectures are listed."""
-        return len(self.transferred)
-
-    @property
-    def space(self) -> ListedSpace:
-        """The list."""
-        return ListedSpace(self.starts)
-
-    @property
-    def order(self) -> Callable[[Architecture], Any]:
-        """``architecture -> (group, vector)`` with which nothing precedes another."""
-        return listed.order
-
-    @property
-    def starts(self) -> tuple[Architecture, ...]:
-        """Everything on the list."""
-        return tuple(each.architecture for each in self.transferred)
-
-    @property
-    def references(self) -> tuple[Architecture, ...]:
-        """The baselines."""
-        return tuple(each.architecture for each in self.transferred if each.source == Transferred.BASELINE)
-
-    @property
-    def baseline(self) -> Architecture | None:
-        """The first baseline."""
-        return next(iter(self.references), None)
-
-    @property
-    def origins(self) -> dict[Architecture, str]:
-        """Where each architecture on the list was found."""
-        return {each.architecture: each.source for each in self.transferred}
 
     def pretrained_weights(self, backbone: Backbone) -> PretrainedWeights | None:
         """Return the weights under ``pretrained`` in the recipe, or else those of ``training.weights``."""
@@ -128,18 +62,13 @@ class TransferSearch:
             return PretrainedWeights(backbone, backbone.checkpoint_of(checkpoint), f"{self.stage}.pretrained")
         return weights_in_recipe(self, backbone)
 
-    @property
-    def backbones(self) -> tuple[Backbone, ...]:
-        """All backbones on the list."""
-        return tuple(dict.fromkeys(each.architecture.backbone for each in self.transferred))
-
     def record(self, study: optuna.Study) -> None:
         """Record what the study trains; what it has recorded keeps its place in the list.
 
         Raises:
             UserError: Another run has added architectures meanwhile.
         """
-        recorded, wanted = _recorded_in(study.user_attrs), list(self.transferred)
+        recorded, wanted = _recorded_in(study.user_attrs), self.listed
         if wanted[: len(recorded)] != recorded:
             raise UserError(
                 f"study {study.study_name!r}: another run has added architectures meanwhile; run this again"
@@ -147,8 +76,7 @@ class TransferSearch:
         if wanted != recorded:
             # First: of a backbone that comes in, its weights may have come in, too.
             study.set_user_attr("recipe", self.recipe.model_dump(mode="json"))
-            entries = [{"architecture": str(each.architecture), "source": each.source} for each in wanted]
-            study.set_user_attr(RECORDED, entries)
+            study.set_user_attr(RECORDED, list_to_record(wanted))
 
     def differing_keys(self, recorded: Mapping[str, Any]) -> list[str]:
         """Return the recipe's keys in which a study differs."""
@@ -160,15 +88,6 @@ class TransferSearch:
             if not key.startswith(_PRETRAINED) or key.removeprefix(_PRETRAINED) in backbones
         ]
 
-    @property
-    def overview(self) -> str:
-        """The study, and the length of its list."""
-        return f"study {self.study_name}: {self.trials} detectors"
-
-    def goal(self, n_trials: int | None, sampler: str | None) -> str:
-        """Say what a run would evaluate: everything, whatever the arguments."""
-        return "a run would evaluate all of them"
-
 
 def recorded_transfer(storage: BaseStorage, recipe: Recipe) -> TransferSearch:
     """Return what a recipe's study of this stage trains; nothing where there is no such study."""
@@ -178,11 +97,8 @@ def recorded_transfer(storage: BaseStorage, recipe: Recipe) -> TransferSearch:
     return TransferSearch.of_study(recipe, optuna.load_study(study_name=empty.study_name, storage=storage))
 
 
-def _recorded_in(attributes: Mapping[str, Any]) -> list[Transferred]:
-    return [
-        Transferred(Architecture.parse(entry["architecture"]), entry["source"])
-        for entry in attributes.get(RECORDED, ())
-    ]
+def _recorded_in(attributes: Mapping[str, Any]) -> tuple[Listed, ...]:
+    return recorded_list(attributes.get(RECORDED, ()))
 
 
 def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]) -> TransferSearch:
@@ -199,8 +115,8 @@ def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]
             weights of a backbone that no detector has.
     """
     assert recipe.transfer is not None
-    wanted = list(recorded_transfer(storage, recipe).transferred)
-    wanted += [Transferred(Architecture.parse(text), Transferred.BASELINE) for text in recipe.transfer.baselines]
+    wanted = list(recorded_transfer(storage, recipe).listed)
+    wanted += [Listed(Architecture.parse(text), Listed.BASELINE) for text in recipe.transfer.baselines]
     for source in sources:
         wanted += _resolve(storage, source)
     # The first one keeps its place and the word of where it is from.
@@ -215,15 +131,15 @@ def transfer_search(storage: BaseStorage, recipe: Recipe, sources: Sequence[str]
     return TransferSearch(recipe, transferred)
 
 
-def _resolve(storage: BaseStorage, source: str) -> list[Transferred]:
+def _resolve(storage: BaseStorage, source: str) -> list[Listed]:
     name, separator, which = source.rpartition(":")
     if not separator:
-        return [Transferred(_published(source), source)]
+        return [Listed(_published(source), source)]
     study = find_study(storage, name, f"--from {source}:")
     trials = _chosen(study, source, which)
     try:
         return [
-            Transferred(Architecture.parse(trial.user_attrs["architecture"]), f"{name} trial {trial.number}")
+            Listed(Architecture.parse(trial.user_attrs["architecture"]), f"{name} trial {trial.number}")
             for trial in trials
         ]
     except ValueError as error:

@@ -13,10 +13,11 @@ from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.reporting.hypervolume import hypervolume_text, measure_hypervolume
 from smnas_optuna.reporting.study_results import results_of
+from smnas_optuna.search.listed import Listed
 from smnas_optuna.search.modular import Candidate, ModularSearch
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import open_study
-from smnas_optuna.search.transfer import Transferred, TransferSearch
+from smnas_optuna.search.transfer import TransferSearch
 from smnas_optuna.study.storage import open_storage
 from tests.reporting.synthetic_study import finished, make_study, studies
 
@@ -140,7 +141,7 @@ def test_the_basis_is_the_candidates_backbone_or_the_baselines_of_a_transfer(
     study.add_trials([finished(0.3, 1e9, architecture=str(start)) for start in second.starts])
     study.add_trial(finished(0.6, 1e9, architecture="better"))
     assert hypervolume_text(results_of(study)).startswith("2.00 times that of the ")
-    listed = [Transferred(Architecture.parse(OTHER), "E0"), Transferred(Architecture.parse(SEEDS[1]), "baseline")]
+    listed = [Listed(Architecture.parse(OTHER), "E0"), Listed(Architecture.parse(SEEDS[1]), "baseline")]
     transfer = open_study(storage, TransferSearch(search.recipe, tuple(listed)))
     transfer.add_trials([finished(0.3, 10.0, architecture=OTHER), finished(0.3, 20.0, architecture=SEEDS[1])])
     assert hypervolume_text(results_of(transfer)) == "1.50 times that of the baseline"

@@ -13,9 +13,10 @@ from smnas_optuna.detector.zoo import DETECTORS
 from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
+from smnas_optuna.search.listed import Listed
 from smnas_optuna.search.search import required_weights
 from smnas_optuna.search.studies import open_study, search_of
-from smnas_optuna.search.transfer import Transferred, transfer_search
+from smnas_optuna.search.transfer import transfer_search
 from smnas_optuna.study.storage import open_storage
 from smnas_optuna.training.job import PretrainedWeights
 from tests.commands import run
@@ -76,7 +77,7 @@ def test_sources_are_trials_the_best_the_front_and_the_zoo(storage: RDBStorage) 
     best = max(found.best_trials, key=lambda trial: trial.values[0])
 
     def listed(*sources: str) -> list[tuple[str, str]]:
-        transferred = transfer_search(storage, recipe, sources).transferred
+        transferred = transfer_search(storage, recipe, sources).listed
         return [(str(each.architecture), each.source) for each in transferred]
 
     assert listed() == [(BASELINE, "baseline")]
@@ -95,8 +96,8 @@ def test_the_list_of_a_study_keeps_its_order_when_the_baselines_change(storage: 
     study = open_study(storage, before)
     content["transfer"]["baselines"] = ["64x48 ResNet18(w=8) RPN 2FC"]
     after = transfer_search(storage, Recipe.model_validate(content), [])
-    added = Transferred(Architecture.parse("64x48 ResNet18(w=8) RPN 2FC"), "baseline")
-    assert after.transferred == (*before.transferred, added)
+    added = Listed(Architecture.parse("64x48 ResNet18(w=8) RPN 2FC"), "baseline")
+    assert after.listed == (*before.listed, added)
     assert [trial.system_attrs["fixed_params"]["architecture"] for trial in open_study(storage, after).trials] == [
         0,
         1,
