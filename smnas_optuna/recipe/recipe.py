@@ -12,7 +12,7 @@ from smnas_optuna.parts.detector import Detector
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
 from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.parts.section import PositiveInt, Section
-from smnas_optuna.recipe.settings import Constraints, Dataset, Device, Training
+from smnas_optuna.recipe.settings import Constraints, Dataset, Device, FinalTraining, Training
 from smnas_optuna.search_space.modular import ModularSpace
 from smnas_optuna.search_space.structural import StructuralSpace
 
@@ -210,6 +210,7 @@ class Recipe(Section):
         structural: Stage one.
         modular: Stage two; null to end the search after stage one.
         transfer: Training of architectures from another study; null for none.
+        final: Final training of the detector that stage one recommends; null for none.
         imports: Python modules that register further parts, see :mod:`smnas_optuna.parts.part`; every process that uses
             the recipe imports them.
     """
@@ -223,6 +224,7 @@ class Recipe(Section):
     structural: Structural
     modular: Modular | None = None
     transfer: Transfer | None = None
+    final: FinalTraining | None = None
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
@@ -280,17 +282,17 @@ class Recipe(Section):
 
         Args:
             recorded: The recipe that a study was created with, as ``model_dump(mode="json")`` gives it.
-            stage: The stage of the study; keys of other stages are ignored.
+            stage: The stage of the study; keys of other stages and of the final training are ignored.
 
         Returns:
             Paths such as ``structural.training.lr``; none for keys that may change between two runs.
         """
         mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(_with_defaults(recorded))
-        other_stages = set(get_args(StageName)) - {stage}
+        others = {*get_args(StageName), "final"} - {stage}
         free = {f"{stage}.{key}" for key in _FREE_STAGE_KEYS} | {*_FREE_KEYS}
         absent = object()
         different = [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key, absent) != theirs.get(key, absent)]
-        return [key for key in different if key.partition(".")[0] not in other_stages and key not in free]
+        return [key for key in different if key.partition(".")[0] not in others and key not in free]
 
 
 def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:

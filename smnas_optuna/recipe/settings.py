@@ -194,6 +194,9 @@ _WITH_OWN_LR: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+ScaleJitter = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1, le=10)]]
+
+
 class Training(Optimization):
     """How each architecture is trained.
 
@@ -228,7 +231,7 @@ class Training(Optimization):
     batch_size: PositiveInt
     families: dict[str, Optimization] = Field(default={})
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    scale_jitter: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1, le=10)]] = (1.0, 1.0)
+    scale_jitter: ScaleJitter = (1.0, 1.0)
     photometric: bool = False
     mosaic: bool = False
     mixup: bool = False
@@ -257,3 +260,22 @@ class Training(Optimization):
         )
         fitting = [each for name, each in self.families.items() if any(text.startswith(name) for text in texts)]
         return self.model_copy(update={**combined_keys(*layers, self, *fitting), "families": {}})
+
+
+class FinalTraining(Section):
+    """What follows the search: the recommended detector is trained to the end, and saved as ``best/``.
+
+    Args:
+        share: Part of a budget that is kept for it; without a budget it may take this part of the whole time.
+        epochs: Passes over the training images, at most; as many of them as there is time for.
+        repeats: Further trainings, with other seeds, of each detector that is recommended, which show how certain
+            their order is; at most as many as fit into a third of the time that is left.
+        scale_jitter: As in ``training``, of the training to the end; null for the search's.
+        photometric: As in ``training``, of the training to the end; null for the search's.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    epochs: PositiveInt = 36
+    repeats: NonNegativeInt = 2
+    scale_jitter: ScaleJitter | None = None
+    photometric: bool | None = None

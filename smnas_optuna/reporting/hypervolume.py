@@ -77,8 +77,8 @@ def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
     between the worst and the best value of each objective so far. That box grows during the search.
 
     Returns:
-        The hypervolume; None if the study has a single objective, no finished trial, or inference times of several
-        devices as an objective.
+        The hypervolume; None if the study has a single objective, no finished trial, inference times of several
+        devices as an objective, or trains a list without a baseline.
     """
     objectives = results.objectives
     finished = [
@@ -88,7 +88,9 @@ def measure_hypervolume(results: StudyResults) -> Hypervolume | None:
     ]
     devices = {trial.user_attrs["device"] for trial in finished if "device" in trial.user_attrs}
     is_comparable = len(devices) <= 1 or "latency_ms" not in results.metrics
-    if len(objectives) < 2 or not finished or not is_comparable:
+    search = results.search
+    is_list = search is not None and bool(search.origins) and not search.references
+    if len(objectives) < 2 or not finished or not is_comparable or is_list:
         return None
     signs = np.array([objective.sign for objective in objectives])
     losses = _losses(finished, signs)

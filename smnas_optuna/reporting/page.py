@@ -26,6 +26,7 @@ from smnas_optuna.reporting.hypervolume import Hypervolume, measure_hypervolume
 from smnas_optuna.reporting.importance import module_importances
 from smnas_optuna.reporting.published import Show, known_detectors, known_traces
 from smnas_optuna.reporting.quantity import MISSING
+from smnas_optuna.reporting.recommendation import Recommendation, repeated_accuracies
 from smnas_optuna.reporting.stages import stages_figure
 from smnas_optuna.reporting.study_results import (
     PARTS,
@@ -38,6 +39,7 @@ from smnas_optuna.reporting.trial_states import count_states, state_words
 from smnas_optuna.reporting.trial_table import Column, has_pretrained, metric_columns
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search.search import known_objectives
+from smnas_optuna.study.optuna_internals import storage_of
 from smnas_optuna.study.study import relatives_of
 
 _PRECISIONS: Final = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
@@ -89,7 +91,7 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
     path = output_directory / f"{study.study_name.replace('/', '-')}.html"
     results = results_of(study)
     relatives = [results if other.study_name == results.name else results_of(other) for other in relatives_of(study)]
-    page = _render(results, relatives, known)
+    page = _render(results, relatives, known, _recommendation(study, results))
     try:
         output_directory.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -98,7 +100,19 @@ def write_report(study: optuna.Study, output_directory: Path, *, known: Show = "
     return path
 
 
-def _render(results: StudyResults, relatives: Sequence[StudyResults], known: Show) -> str:
+def _recommendation(study: optuna.Study, results: StudyResults) -> list[str]:
+    """Return sentences on what to deploy; none for a study that is no search, or has no detector to recommend."""
+    if results.search is None or results.search.origins:
+        return []
+    try:
+        return Recommendation(results, repeated_accuracies(storage_of(study), results)).sentences
+    except UserError:
+        return []
+
+
+def _render(
+    results: StudyResults, relatives: Sequence[StudyResults], known: Show, recommendation: Sequence[str]
+) -> str:
     front = results.front
     several = len(results.objectives) > 1
     hypervolume = measure_hypervolume(results)
@@ -120,6 +134,7 @@ def _render(results: StudyResults, relatives: Sequence[StudyResults], known: Sho
         lineage=results.lineage,
         left_out=left_out,
         headlines=_headlines(results, hypervolume),
+        recommendation=recommendation,
         front_title="Pareto front" if several else "Best trials",
         front_table=_front_table(results),
         csv=_csv(results.frame),

@@ -32,7 +32,8 @@ class Space(Protocol):
 class Search(Protocol):
     """What one study searches, whichever stage it belongs to.
 
-    Only the types that implement it know their stage: ``StructuralSearch``, ``ModularSearch`` and ``TransferSearch``.
+    Only the types that implement it know their stage: ``StructuralSearch``, ``ModularSearch``, ``TransferSearch``, and
+    ``FinalSearch`` for what follows stage one.
     A command chooses one by the stage that the user names, and :func:`~smnas_optuna.search.studies.search_of` by what a
     study records. Everything else asks for what it needs:
 

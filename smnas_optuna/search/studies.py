@@ -15,7 +15,8 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import first_mistake
 from smnas_optuna.samplers import create_sampler
-from smnas_optuna.search import modular, transfer
+from smnas_optuna.search import final, modular, transfer
+from smnas_optuna.search.final import FinalSearch, recorded_finals
 from smnas_optuna.search.modular import ModularSearch, recorded_candidates
 from smnas_optuna.search.search import Search, known_objectives
 from smnas_optuna.search.structural import StructuralSearch
@@ -67,15 +68,32 @@ def open_study(
     return study
 
 
-def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
-    settings, name = search.settings, search.study_name
+def agree(storage: RDBStorage, search: FinalSearch) -> FinalSearch:
+    """Record what follows a search, and return it as it is recorded now.
+
+    Of several commands that run the same search the first decides how a detector is trained; the others add what they
+    want trained as well.
+    """
+    with ClaimLock(storage, search.study_name):
+        study = _created(storage, search)
+        search.record(study)
+    return FinalSearch.of_study(search.recipe, study)
+
+
+def _created(storage: RDBStorage, search: Search) -> optuna.Study:
     directions = [
         StudyDirection.MAXIMIZE if objective in _MAXIMISED else StudyDirection.MINIMIZE
-        for objective in settings.objectives
+        for objective in search.settings.objectives
     ]
     refuse_other_search(storage, search)
     with database_errors(make_url(storage.url)):
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        return optuna.create_study(
+            storage=storage, study_name=search.study_name, directions=directions, load_if_exists=True
+        )
+
+
+def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
+    study, settings = _created(storage, search), search.settings
     if "recipe" not in study.user_attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -93,8 +111,10 @@ def _create_or_load(storage: RDBStorage, search: Search) -> optuna.Study:
     return study
 
 
-def _type_of(study: optuna.Study) -> type[StructuralSearch | ModularSearch | TransferSearch]:
+def _type_of(study: optuna.Study) -> type[StructuralSearch | ModularSearch | TransferSearch | FinalSearch]:
     """Return the type of what a study searches, by what it records."""
+    if final.RECORDED in study.user_attrs:
+        return FinalSearch
     if modular.RECORDED in study.user_attrs:
         return ModularSearch
     return TransferSearch if transfer.RECORDED in study.user_attrs else StructuralSearch
@@ -135,6 +155,7 @@ def present_searches(storage: RDBStorage, recipe: Recipe) -> list[Search]:
         StructuralSearch(recipe),
         *(ModularSearch(recipe, candidate) for candidate in recorded_candidates(storage, recipe)),
         recorded_transfer(storage, recipe),
+        *recorded_finals(storage, recipe),
     ]
     names = set(optuna.get_all_study_names(storage))
     return [search for search in searches if search.study_name in names]

@@ -10,11 +10,13 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.search.final import FinalSearch
+from smnas_optuna.search.listed import Listed
 from smnas_optuna.search.modular import Candidate, ModularSearch
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import lineage_of, open_study, present_searches, refuse_other_search, search_of
-from smnas_optuna.search.transfer import Transferred, TransferSearch
+from smnas_optuna.search.transfer import TransferSearch
 from smnas_optuna.study.storage import open_storage
 
 _ARCHITECTURE = Architecture.parse("64x48 ResNet18(w=8) FPN(P2-P4,c=16) RPN 2FC")
@@ -29,10 +31,15 @@ def modular(recipe: Recipe) -> Search:
 
 
 def transfer(recipe: Recipe) -> Search:
-    return TransferSearch(recipe, (Transferred(_ARCHITECTURE, "tiny/structural trial 7"),))
+    return TransferSearch(recipe, (Listed(_ARCHITECTURE, "tiny/structural trial 7"),))
 
 
-@pytest.fixture(params=[structural, modular, transfer])
+def final(recipe: Recipe) -> Search:
+    listed = (Listed(_ARCHITECTURE, "tiny/structural trial 7"),)
+    return FinalSearch(recipe, listed, "T7", 9, 1, starts_from_trial=True)
+
+
+@pytest.fixture(params=[structural, modular, transfer, final])
 def search(request: pytest.FixtureRequest, tiny_recipe: Path) -> Search:
     made: Search = request.param(load_recipe(str(tiny_recipe)))
     return made
@@ -81,7 +88,8 @@ def test_the_lineage_needs_no_recipe_that_can_be_read(storage: optuna.storages.R
         lineage_of(study)
         == {
             "structural": "",
-            "modular": f"C3 refines trial 7 of tiny/structural: {_ARCHITECTURE}",
+            "modular/C3": f"C3 refines trial 7 of tiny/structural: {_ARCHITECTURE}",
             "transfer": f"Trained here: {_ARCHITECTURE} (tiny/structural trial 7)",
-        }[search.stage]
+            "final/T7": f"Trained here: {_ARCHITECTURE} (tiny/structural trial 7)",
+        }[search.path]
     )
