@@ -11,6 +11,8 @@ from smnas_optuna.command_line import build_parser, run_parser
 
 COMMANDS: Final = {
     "run_study": "Search detectors, for a data folder or as a recipe says; the same command resumes a search.",
+    "recommend": "Say which detectors of a search to deploy, and why.",
+    "predict": "Detect objects in photographs with a trained detector.",
     "report": "Write the report of a study as one HTML file.",
     "check_data": "Summarise a data set and list its faults.",
     "detections": "Draw what trained detectors find in validation images.",

@@ -19,7 +19,7 @@ from smnas_optuna.recipe.recipe_file import load_recipe
 from smnas_optuna.recipe.settings import BddDataset, CocoDataset, VocDataset
 from smnas_optuna.search.search import Search
 from smnas_optuna.search.studies import search_of
-from smnas_optuna.study.retry import identity_of, interrupted_before
+from smnas_optuna.study.retry import identity_of_trial
 from smnas_optuna.study.study import load_study
 from smnas_optuna.training.job import TrialIdentity
 from smnas_optuna.training.trial_folder import check_record
@@ -194,7 +194,7 @@ def _found(storage: str, name: str, number: int) -> tuple[Architecture, Detector
             f"--trial {number}: not a finished trial of {name!r}; those are {', '.join(complete) or 'none'}"
         )
     architecture = Architecture.parse(trials[number].user_attrs["architecture"])
-    identity = identity_of(study, number, interrupted_before(trials[number]))
+    identity = identity_of_trial(study, trials[number])
     return architecture, search.settings.detector, search, identity
 
 

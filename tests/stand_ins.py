@@ -51,6 +51,7 @@ _TINY_PLAN = [
         "--set",
         "structural.seeds=[]",
     ),
+    *("--set", "final={epochs: 1, repeats: 0}"),
     *("--set", "structural.detector.fc_channels=16", "--set", "device.timing={images: 2, warmup: 1, rounds: 2}"),
 ]
 _QUICK_PRETRAINING = ("--epochs", "1", "--batch-size", "8", "--input", "32", "--workers", "0")

@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from smnas_optuna.data.datasets import CheckedDataset, on_this_machine
+from smnas_optuna.detector.pretrained import Pretrained
 from smnas_optuna.errors import UserError
 from smnas_optuna.execution.interruption import Interruption
 from smnas_optuna.execution.loop import Run, SearchStopped, search_all
@@ -137,6 +138,7 @@ class SearchAssignment:
         workers: Workers on this machine, this one among them.
         mixed_devices: Take times of devices that differ.
         weights_folder: The user's folder of pre-trained weights, or a single file.
+        trained: Weights of a detector that trials start from, where the recipe requires no others; None for none.
     """
 
     worker: int
@@ -154,6 +156,7 @@ class SearchAssignment:
     workers: int = 1
     mixed_devices: bool = False
     weights_folder: Path | None = None
+    trained: Pretrained | None = None
 
     def __repr__(self) -> str:
         """Show the worker's number only: a URL may hold a password."""
@@ -165,7 +168,7 @@ class SearchAssignment:
         storage = open_storage(self.storage, create=False, patience=PATIENCE)
         first = self.searches[0]
         backbones = tuple(dict.fromkeys(backbone for search in self.searches for backbone in search.backbones))
-        automatic = automatic_weights(first, self.weights_folder)
+        automatic = None if self.trained else automatic_weights(first, self.weights_folder)
         request = DeviceRequest(
             first.recipe,
             first.stage,
@@ -197,7 +200,7 @@ class SearchAssignment:
                 device,
                 target,
                 self.folder / search.path,
-                replace(automatic, unreachable=target.unreachable) if automatic else None,
+                self.trained or (replace(automatic, unreachable=target.unreachable) if automatic else None),
                 partial(self._send_event, send, search.path),
                 partial(self._describe, self.folder / "artifacts"),
             )

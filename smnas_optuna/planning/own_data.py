@@ -21,9 +21,6 @@ from smnas_optuna.study.budget import duration_text
 from smnas_optuna.training.job import AutomaticWeights, SpeedRequest, WeightsRequest
 from smnas_optuna.training.process import describe_machine, measure_speed, usable_weights
 
-DEFAULT_BUDGET = 6 * 3600.0
-"""Seconds that a search is planned for if the user gives no budget."""
-
 _VALIDATION = "validation.txt"
 # Names that say nothing about the data.
 _GENERIC = ("data", "dataset")
@@ -70,7 +67,7 @@ def plan_search(
     folder: Path,
     output: Path,
     overrides: Sequence[str],
-    budget: float | None,
+    budget: float,
     weights_folder: Path | None,
     say: Callable[[str], None],
     *,
@@ -82,7 +79,7 @@ def plan_search(
         folder: The data folder.
         output: The output folder of the search.
         overrides: Values that replace those of the plan; they are not written.
-        budget: Seconds of the search; None for ``DEFAULT_BUDGET``.
+        budget: Seconds of the search.
         weights_folder: The user's folder of pre-trained weights.
         say: Called with each line for the user.
         write: Write the plan, and the list of validation images, to the output folder. Otherwise say all decisions.
@@ -101,7 +98,6 @@ def plan_search(
         dataset = _with_own_list(dataset, splits, output)
     log = output / "plan.log" if write else Path(os.devnull)
     machine = describe_machine(log)
-    seconds = DEFAULT_BUDGET if budget is None else budget
     facts = data_facts(splits.annotations["train"], splits.annotations["val"])
     names = candidates(machine.kind)
     request = WeightsRequest(tuple(map(_example, names)), Detector(), AutomaticWeights(weights_folder))
@@ -112,8 +108,8 @@ def plan_search(
         asked = SpeedRequest(architectures, facts.classes, detector, machine.kind, batch)
         return Speed(dict(zip(texts, measure_speed(asked, log), strict=True)))
 
-    plan = make_plan(search_name(folder, overrides), dataset, facts, machine, weights, seconds, measure)
-    text = plan.text(str(machine), seconds)
+    plan = make_plan(search_name(folder, overrides), dataset, facts, machine, weights, budget, measure)
+    text = plan.text(str(machine), budget)
     path = plan_path(output)
     if write:
         _write(path, text)

@@ -69,7 +69,9 @@ def make_plan(
         measure: Measures how fast architectures train, which are given by their texts, with so many images per step and
             with settings that all of them share.
     """
-    kind = machine.kind
+    kind, share = machine.kind, rules.final_share()
+    kept = share.value * budget
+    searching = budget - kept
     sizes, names = rules.input_sizes(data, kind), rules.backbones(kind, weights)
     channels, batch = rules.fpn_channels(machine), rules.batch_size(data, machine)
     inputs, _ = rules.levels(sizes.value)
@@ -77,12 +79,12 @@ def make_plan(
     settings = [*rules.proposals(data, machine), *rules.normalization(pretrained=bool(weights))]
     shared = {decision.key.rpartition(".")[2]: decision.value for decision in settings}
     speed = measure(starts.value, batch.value, Detector.model_validate(shared))
-    sizes = rules.affordable_sizes(data, machine, speed, sizes, batch.value, budget)
+    sizes = rules.affordable_sizes(data, machine, speed, sizes, batch.value, searching)
     inputs, outputs = rules.levels(sizes.value)
-    found = rules.schedule(data, machine, speed, sizes.value, batch.value, budget)
+    found = rules.schedule(data, machine, speed, sizes.value, batch.value, searching)
     decisions = (
         *rules.fewer_images(data, found),
-        rules.trials(found, budget),
+        rules.trials(found, searching),
         names,
         Decision("structural.space.necks", ["FPN", "PAFPN"], "both suit every backbone and head"),
         inputs,
@@ -100,11 +102,16 @@ def make_plan(
         *rules.augmentation(found),
         rules.loader_workers(machine),
         *rules.mixed_precision(machine),
+        rules.timing(found),
+        share,
+        rules.final_epochs(data, found, speed, sizes.value, kept),
+        *rules.final_augmentation(data, found, speed, sizes.value, kept),
+        rules.repeats(),
     )
     recipe: dict[str, Any] = {
         "name": name,
         "dataset": dataset.model_dump(mode="json", exclude_none=True),
-        "device": {"kind": kind, "timing": {"images": 40, "warmup": 10, "rounds": 5}},
+        "device": {"kind": kind, "timing": {"warmup": 10, "rounds": 5}},
         "structural": {
             "objectives": ["map", "latency_ms"],
             "space": {},

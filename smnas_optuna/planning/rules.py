@@ -34,18 +34,26 @@ _BACKBONES = {
 # Trials that a sampler needs to learn something, and how many more each hour of the budget gives.
 _FEWEST_TRIALS, _TRIALS_PER_HOUR, _MOST_TRIALS = 12, 3, 80
 # Fewest trials for which large input sizes are given up.
-_LEAST_TRIALS = 6
+_LEAST_TRIALS = 5
 # Training steps of a trial. With pre-trained weights a detector ranks as after a long training from the first on; the
 # second is that of MMDetection's shortest schedule for data of COCO's size.
-_FEWEST_STEPS, _MOST_STEPS = 300, 20_000
+_FEWEST_STEPS, _MOST_STEPS = 200, 20_000
 # Times that each image may be seen: more teach a detector little, even if the data are few.
 _MOST_EPOCHS = 36
+# From so many passes on, variations of images do more good than harm.
+_MANY_EPOCHS = 16
 # Training with so many steps is long enough for what parts were published with.
 _LONG_TRAINING = 3_000
 # Share of a trial that its validation may take, and fewest images that tell two detectors apart.
 _VALIDATION_SHARE, _FEWEST_VALIDATION_IMAGES = 0.25, 200
+# Part of the budget that is kept for what follows the search, and most passes of it over few images.
+_FINAL_SHARE, _MOST_FINAL_EPOCHS = 0.3, 300
+# Other seeds that recommended detectors are trained with, which give a first idea of how much accuracy changes.
+_REPEATS = 2
 # A detector without gradients takes about this share of a training step.
 _EVALUATION_SHARE = 0.35
+# Trials that are shorter than this are timed on fewer images.
+_SHORT_TRIAL_SECONDS = 300.0
 # Seconds of a trial for its start, timing and pictures.
 _OVERHEAD_SECONDS = 8.0
 
@@ -183,9 +191,9 @@ def seeds(sizes: Sequence[str], inputs: Sequence[str], names: Sequence[str], cha
     small, middle, large = sizes[0], sizes[len(sizes) // 2 - (len(sizes) > 2)], sizes[-1]
     fine, coarse = inputs[-3] if len(inputs) > 3 else inputs[0], inputs[-1]
     texts = [
-        f"{middle} {names[0]} FPN({fine},c={channels}) RPN Cascade(n=3)",
-        f"{large} {names[-1 if len(names) == 1 else 1]} FPN({coarse},c={channels}) ATSS",
-        f"{small} {names[0]} FPN({fine},c={channels}) RPN 2FC",
+        f"{middle} {names[min(1, len(names) - 1)]} FPN({fine},c={channels}) RPN 2FC",
+        f"{large} {names[0]} FPN({fine},c={channels}) RPN Cascade(n=3)",
+        f"{small} {names[0]} FPN({coarse},c={channels}) ATSS",
     ]
     return Decision(
         "structural.seeds",
@@ -243,8 +251,7 @@ def schedule(
         batch: Images per step.
         budget: Seconds of the search.
     """
-    areas = [(size := InputSize.parse(text)).width * size.height for text in sizes]
-    each = speed.per_image(sum(areas) / len(areas))
+    each = speed.per_image(_mean_pixels(sizes))
     time = budget * max(1, machine.gpus)
     wanted = wanted_trials(time)
     # What is left of a trial after its start, timing and validation is for its steps.
@@ -264,6 +271,11 @@ def schedule(
     return Schedule(
         epochs * math.ceil(train_images / batch), train_images, val_images, epochs, seconds, int(time / seconds)
     )
+
+
+def _mean_pixels(sizes: Sequence[str]) -> float:
+    areas = [(size := InputSize.parse(text)).width * size.height for text in sizes]
+    return sum(areas) / len(areas)
 
 
 def affordable_sizes(
@@ -298,6 +310,45 @@ def epochs(plan: Schedule) -> Decision:
         "structural.training.epochs",
         plan.epochs,
         f"{plan.steps:,} steps of a trial, counted in steps so that few images are not trained for too short",
+    )
+
+
+def final_share() -> Decision:
+    """Choose the part of the budget that is kept for what follows the search."""
+    return Decision(
+        "final.share",
+        _FINAL_SHARE,
+        "kept for the recommended detector, which is trained longer than in the search, from the search's weights",
+    )
+
+
+def final_epochs(data: DataFacts, plan: Schedule, speed: Speed, sizes: Sequence[str], seconds: float) -> Decision:
+    """Say how often the recommended detector sees each training image after the search.
+
+    Args:
+        data: Properties of the data.
+        plan: How long trials train.
+        speed: Measured speed.
+        sizes: Input sizes.
+        seconds: Seconds that are kept for it.
+    """
+    epochs = max(plan.epochs, min(_MOST_FINAL_EPOCHS, _possible_epochs(data, speed, sizes[0], seconds)))
+    return Decision(
+        "final.epochs",
+        epochs,
+        f"at most: so many fit into {duration_text(seconds)} at the smallest input size; what is left of the budget "
+        "decides",
+    )
+
+
+def _possible_epochs(data: DataFacts, speed: Speed, size: str, seconds: float) -> int:
+    return int(seconds / (speed.per_image(_mean_pixels([size])) * data.train_images))
+
+
+def repeats() -> Decision:
+    """Choose how many other seeds the recommended detectors are trained with."""
+    return Decision(
+        "final.repeats", _REPEATS, "show how certain the order of the recommended detectors is, if the budget allows"
     )
 
 
@@ -350,13 +401,25 @@ def normalization(*, pretrained: bool) -> list[Decision]:
 def augmentation(plan: Schedule) -> list[Decision]:
     """Choose how training images are varied."""
     flip = Decision("structural.training.flip", 0.5, "objects may be seen from both sides; set 0 for text or signs")
-    if plan.epochs < 16:
-        return [flip]
-    reason = f"each image is seen {plan.epochs} times, so variations keep detectors from learning them by heart"
+    return [flip, *_variation("structural.training", plan.epochs)]
+
+
+def final_augmentation(
+    data: DataFacts, plan: Schedule, speed: Speed, sizes: Sequence[str], seconds: float
+) -> list[Decision]:
+    """Choose how training images are varied after the search, where that differs; see :func:`final_epochs`."""
+    # So many are certain, also for a slow detector with the largest input.
+    epochs = min(_MOST_FINAL_EPOCHS, _possible_epochs(data, speed, sizes[-1], seconds) // 2)
+    return [] if _variation("", plan.epochs) else _variation("final", epochs)
+
+
+def _variation(section: str, epochs: int) -> list[Decision]:
+    if epochs < _MANY_EPOCHS:
+        return []
+    reason = f"each image is seen {epochs} times or more, so variations keep detectors from learning them by heart"
     return [
-        flip,
-        Decision("structural.training.scale_jitter", [0.8, 1.25], reason),
-        Decision("structural.training.photometric", True, reason),
+        Decision(f"{section}.scale_jitter", [0.8, 1.25], reason),
+        Decision(f"{section}.photometric", True, reason),
     ]
 
 
@@ -389,6 +452,14 @@ def loader_workers(machine: Machine) -> Decision:
         return Decision("structural.training.loader_workers", 0, "on a CPU they would take cores from training")
     number = min(8, max(2, machine.cores // max(1, machine.gpus) - 1))
     return Decision("structural.training.loader_workers", number, f"{machine.cores} cores for {machine.gpus} GPUs")
+
+
+def timing(plan: Schedule) -> Decision:
+    """Choose how many images are timed."""
+    if plan.seconds < _SHORT_TRIAL_SECONDS:
+        reason = f"more would take too large a part of a trial of {duration_text(plan.seconds)}"
+        return Decision("device.timing.images", 20, reason)
+    return Decision("device.timing.images", 40, "enough for a median that does not depend on single images")
 
 
 def mixed_precision(machine: Machine) -> list[Decision]:

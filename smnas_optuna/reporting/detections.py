@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING, quantity_of
-from smnas_optuna.study.retry import identity_of, interrupted_before
+from smnas_optuna.study.retry import identity_of_trial
 from smnas_optuna.training.job import Column, Comparison
 from smnas_optuna.training.process import draw
 from smnas_optuna.training.server import preload
@@ -64,10 +64,25 @@ def draw_detections(
     return path
 
 
+def folder_of_trial(study: optuna.Study, trial: FrozenTrial, folder: Path) -> Path:
+    """Return the folder that a trial was evaluated in; if it does not exist, the path where it should be.
+
+    Args:
+        study: The trial's study.
+        trial: The trial.
+        folder: Output folder of the run.
+
+    Raises:
+        UserError: The folder belongs to another study, trial or architecture.
+    """
+    architecture = str(trial.user_attrs.get("architecture", MISSING))
+    return find_folder(folder / _path_of(study), identity_of_trial(study, trial), architecture)
+
+
 def _column(study: optuna.Study, trial: FrozenTrial, folder: Path) -> Column:
     architecture = str(trial.user_attrs.get("architecture", MISSING))
-    identity = identity_of(study, trial.number, interrupted_before(trial))
-    trial_folder = find_folder(folder / _path_of(study), identity, architecture)
+    identity = identity_of_trial(study, trial)
+    trial_folder = folder_of_trial(study, trial, folder)
     for name in _FILES:
         if not (trial_folder / name).is_file():
             absent = (trial_folder / name).relative_to(folder)

@@ -16,12 +16,15 @@ from smnas_optuna.data.folder.recognition import is_data_folder
 from smnas_optuna.errors import UserError
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName
 from smnas_optuna.recipe.recipe_file import load_recipe
+from smnas_optuna.recipe.settings import FinalTraining
 from smnas_optuna.study.budget import parse_duration
 from smnas_optuna.training.server import preload
 
 # What units of times and of numbers of parameters stand for.
 _MILLISECONDS: Final = {"": 1.0, "ms": 1.0, "s": 1000.0}
 _COUNTS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+# Seconds of a search on a data folder with neither a budget nor a number of trials.
+_DEFAULT_BUDGET: Final = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Options:
         storage: Database URL.
         n_trials: Trials that each study shall reach; None for the recipe's number, or with a budget for any number.
         budget: Wall time in seconds that the search may take, over all runs; None for no limit.
+        final: What follows stage one; None for nothing, or if stage one is not searched.
         started: When this command started, in seconds since the epoch.
         candidates: Trials of stage one that stage two refines; None to pick some of its front.
         sources: What the stage ``transfer`` trains, besides the recipe's baselines.
@@ -53,6 +57,7 @@ class Options:
     storage: str
     n_trials: int | None
     budget: float | None
+    final: FinalTraining | None
     started: float
     candidates: tuple[int, ...] | None
     sources: tuple[str, ...]
@@ -95,7 +100,8 @@ def run_study(
         str | None,
         typer.Option(
             metavar="90m|6h|2d",
-            help="Wall time of the search, over all runs and workers, instead of a number of trials or beside it.",
+            help="Wall time of the search, over all runs and workers, instead of a number of trials or beside it; 6h "
+            "for a data folder if neither is given.",
         ),
     ] = None,
     max_latency: Annotated[
@@ -107,6 +113,10 @@ def run_study(
     min_map: Annotated[
         float | None, typer.Option(help="Smallest mAP, 0 to 1, that a detector must have to be on the front.")
     ] = None,
+    no_final: Annotated[
+        bool,
+        typer.Option("--no-final", help="Do not train the recommended detector to the end, nor save it as best/."),
+    ] = False,
     candidates: Annotated[
         str | None,
         typer.Option(
@@ -176,7 +186,10 @@ def run_study(
     seconds, weights_folder = _seconds(budget), _existing(weights_dir)
     changes = [*(overrides or ()), *limits]
     if is_data_folder(Path(recipe)):
-        loaded = _planned(Path(recipe), output, changes, seconds, weights_folder, dry_run=dry_run, status=status)
+        if seconds is None and n_trials is None:
+            seconds = _DEFAULT_BUDGET
+        planned_for = seconds or _DEFAULT_BUDGET
+        loaded = _planned(Path(recipe), output, changes, planned_for, weights_folder, dry_run=dry_run, status=status)
     else:
         loaded = load_recipe(recipe, changes)
     stages: tuple[StageName, ...] = ("structural", "modular") if stage == "all" else (stage,)
@@ -186,6 +199,7 @@ def run_study(
         storage=storage,
         n_trials=n_trials,
         budget=seconds,
+        final=loaded.final if "structural" in stages and not no_final else None,
         started=started,
         candidates=_trial_numbers(candidates),
         sources=tuple(sources or ()),
@@ -227,7 +241,7 @@ def _planned(
     folder: Path,
     output: Path | None,
     overrides: list[str],
-    budget: float | None,
+    budget: float,
     weights_folder: Path | None,
     *,
     dry_run: bool,

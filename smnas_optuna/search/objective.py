@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from smnas_optuna.data.datasets import CheckedDataset
+from smnas_optuna.detector.pretrained import Pretrained
 from smnas_optuna.errors import EvaluationInterrupted
 from smnas_optuna.samplers import PartialOrderPruningSampler
 from smnas_optuna.search.constraints import limits_text
@@ -76,8 +77,8 @@ class DetectorObjective:
         device: The device's name, as trials record it.
         target: The device.
         folder: Each trial gets a folder below, with its config, log and checkpoint.
-        weights: Where to look for pre-trained weights of architectures for which none are required; None to train
-            these from scratch.
+        weights: What architectures for which no weights are required start from, or where to look for it; None to train
+            them from scratch.
         listen: Called with each trial's number, its architecture and each event of its evaluation.
         describe: Called with a trial that is about to end, its epochs' losses and its folder.
     """
@@ -89,7 +90,7 @@ class DetectorObjective:
         device: str,
         target: Target,
         folder: Path,
-        weights: AutomaticWeights | None,
+        weights: Pretrained | AutomaticWeights | None,
         listen: Callable[[int, str, Event], None],
         describe: Callable[[optuna.Trial, list[float], Path], None],
     ) -> None:
@@ -236,9 +237,9 @@ class DetectorObjective:
             return
         left = deadline.left
         trial.set_user_attr("seconds_needed", seconds)
-        trial.set_user_attr("budget_needed", deadline.budget - left + seconds)
+        trial.set_user_attr("budget_needed", deadline.budget_for(seconds))
         reason = f"would end too late: it needs about {duration_text(seconds)} more, and "
-        reason += f"{duration_text(left)} of the budget are left" if left > 0 else "the budget is spent"
+        reason += f"{duration_text(left)} are left for the search" if left > 0 else "the time for the search is over"
         record_outcome(trial, Outcome.TOO_LATE, reason)
         raise optuna.TrialPruned(reason)
 

@@ -65,28 +65,35 @@ class Deadline:
         at: When the stage has to end, in seconds since the epoch, as ``time.time()`` returns it.
         end: The end of the budget, which is later if other stages follow.
         budget: The whole budget in seconds.
+        kept: Part of the budget that is kept for what follows all stages.
     """
 
     at: float
     end: float
     budget: float
+    kept: float = 0.0
 
     @classmethod
-    def of_stage(cls, budget: float, spent: float, stages: int = 1) -> "Deadline":
+    def of_stage(cls, budget: float, spent: float, stages: int = 1, kept: float = 0.0) -> "Deadline":
         """Return the deadline of the first of some stages, which all get the same part of what is left of a budget.
 
         Args:
             budget: The whole budget in seconds.
             spent: Seconds of it that are spent by now.
             stages: Number of stages to come.
+            kept: Part of the budget that is kept for what follows them.
         """
         now, left = time.time(), budget - spent
-        return cls(now + left / stages, now + left, budget)
+        return cls(now + (left - kept * budget) / stages, now + left, budget, kept)
 
     @property
     def left(self) -> float:
         """Seconds until the stage has to end; negative after it."""
         return self.at - time.time()
+
+    def budget_for(self, seconds: float) -> float:
+        """Return the budget in seconds with which something could end in time that takes so many seconds from now."""
+        return self.budget + max(0.0, seconds - self.left) / (1 - self.kept)
 
     @property
     def grace(self) -> float:

@@ -159,6 +159,11 @@ def _enqueue_again(study: optuna.Study, trials: Sequence[FrozenTrial], chosen: S
             study.enqueue_trial(trial.params, user_attrs={"architecture": architecture})
 
 
+def identity_of_trial(study: optuna.Study, trial: FrozenTrial) -> TrialIdentity:
+    """Return what identifies an existing trial, see :func:`identity_of`."""
+    return identity_of(study, trial.number, interrupted_before(trial))
+
+
 def identity_of(study: optuna.Study, number: int, repeated: Sequence[int]) -> TrialIdentity:
     """Return what identifies a trial, also among studies of the same name in other databases.
 

@@ -20,6 +20,7 @@ from smnas_optuna.timing.device_lock import DeviceLock
 from smnas_optuna.training.checkpoint import load_trained
 from smnas_optuna.training.job import Comparison
 from smnas_optuna.training.picture import LabelledBox, Panel, compose
+from smnas_optuna.training.trained import labelled_boxes
 from smnas_optuna.training.trial_folder import check_record
 
 _QUALITY = 90
@@ -81,6 +82,22 @@ def draw_trained(model: Any, dataset: Any, title: str, text: str, path: Path, lo
     _save(compose([_load(dataset, index) for index in indices], panels), path)
 
 
+def draw_beside_truth(model: Any, dataset: Any, index: int, threshold: float, path: Path, lock: DeviceLock) -> None:
+    """Draw the detections in one image of a split beside the ground truth.
+
+    Args:
+        model: MMDetection detector in evaluation mode.
+        dataset: The split, with the detector's test pipeline.
+        index: Index of the image in the split.
+        threshold: Lowest score of a detection that is drawn, 0 to 1.
+        path: File to write; its suffix determines the format.
+        lock: Lock of the device that the model is on.
+    """
+    detections = detect(model, dataset, index, threshold, lock)
+    panels = [_ground_truth_panel(dataset, [index]), _panel_of_detections("detections", "", [detections])]
+    _save(compose([_load(dataset, index)], panels), path)
+
+
 def annotated_images(dataset: Any, count: int) -> list[int]:
     """Return the indices of ``count`` images with objects, spread over a split; fewer if the split has fewer.
 
@@ -133,25 +150,28 @@ def detect(model: Any, dataset: Any, index: int, threshold: float, lock: DeviceL
         dataset: A split with the detector's test pipeline.
         index: Index of the image in the split.
         threshold: Lowest score of a detection that is returned, 0 to 1.
+        lock: Lock of the device that the model is on.
+    """
+    (found,) = run_detector(model, pseudo_collate([dataset[index]]), lock)
+    return tuple(labelled_boxes(found.pred_instances.cpu(), dataset.metainfo["classes"], threshold))
+
+
+def run_detector(model: Any, batch: dict[str, Any], lock: DeviceLock) -> list[Any]:
+    """Return MMDetection's samples with the detections in a batch.
+
+    Args:
+        model: MMDetection detector in evaluation mode.
+        batch: A collated batch.
         lock: Lock of the device that the model is on. It is held in shared mode, so that no process times a detector
             on the device meanwhile.
     """
-    batch = pseudo_collate([dataset[index]])
     lock.acquire_shared()
     try:
         with torch.inference_mode():
-            instances = model.test_step(batch)[0].pred_instances.cpu()
+            samples: list[Any] = model.test_step(batch)
+            return samples
     finally:
         lock.release_shared()
-    classes = dataset.metainfo["classes"]
-    boxes = [
-        LabelledBox(tuple(corners), label, classes[label], score)
-        for corners, label, score in zip(
-            instances.bboxes.tolist(), instances.labels.tolist(), instances.scores.tolist(), strict=True
-        )
-        if score >= threshold
-    ]
-    return tuple(sorted(boxes, key=lambda box: -(box.score or 0.0)))
 
 
 def _ground_truth_panel(dataset: Any, indices: Sequence[int]) -> Panel:

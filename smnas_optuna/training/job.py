@@ -242,6 +242,50 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class BestRequest:
+    """Request to put a trained detector into a folder of its own.
+
+    Args:
+        trial: Folder of the detector's trial, with ``config.py`` and ``weights.pth``.
+        identity: The trial; weights that belong to another one are refused.
+        architecture: The detector's architecture.
+        detector: Settings that all detectors of the search share.
+        device: Kind of device to evaluate on, as the recipe names it: ``auto``, ``cpu`` or ``cuda``.
+        folder: Existing folder to write to.
+        pictures: Number of validation images to draw detections in.
+        threshold: Lowest score of a detection that is drawn, 0 to 1.
+    """
+
+    trial: Path
+    identity: TrialIdentity
+    architecture: Architecture
+    detector: Detector
+    device: str
+    folder: Path
+    pictures: int = 16
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class BestWritten:
+    """A trained detector was put into a folder of its own.
+
+    Args:
+        classes: COCO's mean average precision of each class, 0 to 1; NaN without such objects.
+        val_images: Number of validation images.
+        pictures: Paths of the pictures, relative to the folder.
+        onnx: Why there is no ONNX file; empty if there is one.
+        licence: Licence of the weights that published ones of this backbone have, in words.
+    """
+
+    classes: dict[str, float]
+    val_images: int
+    pictures: tuple[str, ...]
+    onnx: str
+    licence: str
+
+
+@dataclass(frozen=True)
 class Initialised:
     """What training starts from.
 

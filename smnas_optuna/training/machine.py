@@ -19,6 +19,7 @@ from smnas_optuna.timing.device import cpu_name, find_gpus
 from smnas_optuna.training.fitting import gpu_memory, machine_memory
 from smnas_optuna.training.initial_weights import available_weights
 from smnas_optuna.training.job import Machine, SpeedRequest, WeightsRequest
+from smnas_optuna.training.runners import put_channels_last
 
 # Boxes in each random image, and least number of steps that are measured.
 _BOXES = 8
@@ -49,6 +50,8 @@ def measure_speed(request: SpeedRequest, report: Callable[[float], None]) -> Non
     for architecture in request.architectures:
         config = ConfigDict(model_config(architecture, classes=request.classes, detector=request.detector))
         model = MODELS.build(config).to(device).train()
+        if device.type == "cpu":
+            put_channels_last(model)
         data = _batch(request, architecture.input_size)
         seconds: list[float] = []
         _step(model, data, device)  # the first one allocates memory and chooses kernels

@@ -100,15 +100,16 @@ def compose(images: Sequence[NDArray[np.uint8]], panels: Sequence[Panel]) -> Ima
     return picture
 
 
-def draw_boxes(image: NDArray[np.uint8], boxes: Sequence[LabelledBox]) -> Image.Image:
-    """Return an image scaled to the size of a cell, with boxes and their labels.
+def draw_boxes(image: NDArray[np.uint8], boxes: Sequence[LabelledBox], longest: int = _CELL) -> Image.Image:
+    """Return a scaled image with boxes and their labels.
 
     Args:
         image: RGB image, ``height x width x 3``.
         boxes: Boxes to draw. If two labels have to overlap, that of the earlier box is on top.
+        longest: Longer side of the result, in pixels.
     """
     height, width = image.shape[:2]
-    scale = _CELL / max(width, height)
+    scale = longest / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     cell = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     rectangles = [_scaled(box.corners, size[0] / width, size[1] / height) for box in boxes]

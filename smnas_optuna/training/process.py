@@ -21,6 +21,8 @@ from smnas_optuna.recipe.recipe import Recipe
 from smnas_optuna.timing import gpus
 from smnas_optuna.training.failure import failure_of, failure_of_exit
 from smnas_optuna.training.job import (
+    BestRequest,
+    BestWritten,
     Comparison,
     CostRequest,
     Costs,
@@ -148,6 +150,21 @@ def draw(comparison: Comparison, output: Path) -> None:
             written.
     """
     _call("drawing.draw", comparison, output)
+
+
+def write_best(request: BestRequest, output: Path) -> BestWritten:
+    """Put a trained detector into a folder of its own, with what is needed to use it.
+
+    Args:
+        request: The detector and the folder.
+        output: File for the process's output.
+
+    Raises:
+        UserError: The weights are absent or belong to another trial, or the folder cannot be written.
+    """
+    (written,) = _call("best.write_best", request, output)
+    assert isinstance(written, BestWritten)
+    return written
 
 
 def _call(function: str, argument: object, output: Path) -> list[object]:

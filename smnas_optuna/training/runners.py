@@ -1,6 +1,8 @@
-"""Config sections for MMEngine's Runner that all trainings share."""
+"""What all trainings share: config sections for MMEngine's Runner, and the layout of weights."""
 
 from typing import Any
+
+import torch
 
 # Iterations between two entries of the training log.
 LOG_INTERVAL = 50
@@ -33,3 +35,13 @@ def environment_config(backend: str, **more: Any) -> dict[str, Any]:
         "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
         "dist_cfg": {"backend": backend},
     }
+
+
+def put_channels_last(model: torch.nn.Module) -> None:
+    """Put the weights of convolutions into the layout in which CPUs compute them, above all separable ones, faster.
+
+    Standardised weights keep theirs, which mmcv's layer needs.
+    """
+    for module in model.modules():
+        if type(module) is torch.nn.Conv2d:
+            module.to(memory_format=torch.channels_last)

@@ -58,6 +58,7 @@ from smnas_optuna.training.job import (
     UntrainedLatency,
 )
 from smnas_optuna.training.runner_config import model_of, runner_config
+from smnas_optuna.training.runners import put_channels_last
 from smnas_optuna.training.scoring import precisions
 from smnas_optuna.training.trial_folder import record_of
 from smnas_optuna.training.weights_file import write_weights
@@ -187,7 +188,7 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
         report(Resumed(epochs) if epochs else UntrainedLatency(_untrained_latency(runner, samples, job, turn)))
     start = time.perf_counter()
     if job.kind == "cpu":
-        _put_channels_last(_detector(runner))
+        put_channels_last(_detector(runner))
     runner.train()
     if main:
         _save_weights(runner, job)
@@ -214,16 +215,6 @@ def _train(job: Job, config: Config, checkpoints: KeepCheckpoint, report: Callab
     _draw_detections(runner, job, scores, lock)
     report(scores)
     delete_checkpoints(job, checkpoints.record)
-
-
-def _put_channels_last(model: torch.nn.Module) -> None:
-    """Put the weights of convolutions into the layout in which CPUs compute them, above all separable ones, faster.
-
-    Standardised weights keep theirs, which mmcv's layer needs.
-    """
-    for module in model.modules():
-        if type(module) is torch.nn.Conv2d:
-            module.to(memory_format=torch.channels_last)
 
 
 def _draw_detections(runner: Runner, job: Job, scores: Scores, lock: DeviceLock) -> None:

@@ -41,10 +41,20 @@ def prepare_folder(folder: Path, identity: TrialIdentity, architecture: Architec
     Raises:
         OSError: The folder cannot be created, moved or written.
     """
-    former = None if _is_vacant(folder) else _move_aside(folder)
+    former = None if _is_vacant(folder) else move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RECORD).write_text(json.dumps(record_of(identity, architecture), indent=2) + "\n", encoding="utf-8")
+    write_record(folder, identity, architecture)
     return former
+
+
+def write_record(folder: Path, identity: TrialIdentity, architecture: Architecture | str) -> None:
+    """Record in a folder which trial it belongs to; raises OSError if it cannot be written."""
+    (folder / _RECORD).write_text(json.dumps(record_of(identity, architecture), indent=2) + "\n", encoding="utf-8")
+
+
+def belongs_to(folder: Path, identity: TrialIdentity, architecture: Architecture | str) -> bool:
+    """Return whether a folder has the record of a trial."""
+    return (folder / _RECORD).is_file() and _read_record(folder) == record_of(identity, architecture)
 
 
 def find_folder(base: Path, identity: TrialIdentity, architecture: str) -> Path:
@@ -123,7 +133,8 @@ def _is_vacant(folder: Path) -> bool:
         return False
 
 
-def _move_aside(folder: Path) -> Path:
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to the first free name such as ``trial_00012.former-1``, and return that; raises OSError."""
     for number in itertools.count(1):
         free = folder.with_name(f"{folder.name}.former-{number}")
         if not free.exists():

@@ -17,7 +17,7 @@ from tests.data_folders import Data, write_yolo_without_yaml
 QUICK = (
     *("--set", "structural.training.epochs=1", "--set", "structural.detector.fc_channels=16"),
     *("--set", "structural.space.heads=[ATSS, 2FC]", "--set", "structural.seeds=[]"),
-    *("--set", "device.timing={images: 2, warmup: 1, rounds: 2}"),
+    *("--set", "device.timing={images: 2, warmup: 1, rounds: 2}", "--set", "final={epochs: 1, repeats: 0}"),
 )
 
 
@@ -47,9 +47,10 @@ def test_a_folder_is_planned_searched_and_resumed(photos: Path, tmp_path: Path, 
     study = optuna.load_study(study_name="my-photos/structural", storage=f"sqlite:///{tmp_path}/smnas.db")
     (trial,) = (each for each in study.trials if each.state == TrialState.COMPLETE)
     assert trial.user_attrs["weights"] == "file tf_efficientnet_lite0.pth"
+    assert (output / "best" / "README.md").is_file()
     assert sorted(photos.rglob("*")) == before
 
-    again = run(*arguments, "--n-trials", 2, folder=tmp_path)
+    again = run(*arguments, "--n-trials", 2, "--no-final", folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "1 of 2 trials done" in again.stdout
     assert "plan:" not in again.stdout

@@ -110,7 +110,24 @@ def test_a_trial_takes_what_the_budget_allows() -> None:
     sizes = [len(plan(facts(), CPU, budget, 0.5).recipe["structural"]["space"]["input_sizes"]) for budget in (900, 9e4)]
     assert sizes[0] < sizes[1]
     reason = next(each.reason for each in plan(facts(), CPU, 900, 0.5).decisions if each.key.endswith("input_sizes"))
-    assert "fewer than 6 trials would fit into 15m" in reason
+    assert "fewer than 5 trials would fit into 10m 30s" in reason
+
+
+def test_part_of_the_budget_is_kept_for_the_recommended_detector() -> None:
+    made = plan(facts(), CPU, 3600.0)
+    final = made.recipe["final"]
+    assert made.schedule.trials * made.schedule.seconds <= (1 - final["share"]) * 3600
+    assert final["epochs"] >= made.schedule.epochs
+    assert final["repeats"] == 2
+    # Few images are seen so often that they would be learned by heart.
+    few = plan(facts(train_images=50, val_images=20), GPU, 3600.0, 0.01).recipe
+    assert few["final"]["epochs"] == 300
+    assert few["structural"]["training"]["photometric"]
+    assert "photometric" not in few["final"]
+    short = plan(facts(train_images=2_000), GPU, 12 * 3600.0, 0.05).recipe
+    assert short["structural"]["training"]["epochs"] < 16 <= short["final"]["epochs"]
+    assert "photometric" not in short["structural"]["training"]
+    assert short["final"]["photometric"]
 
 
 def test_backbones_without_weights_are_left_out_unless_all_are() -> None:

@@ -91,3 +91,13 @@ def test_stages_share_what_is_left_and_a_trial_may_end_a_little_later() -> None:
     assert parse_duration(str(first).partition(" of ")[0].replace(" ", "")) in (200, 201)
     assert not last.is_missed_by(620)
     assert last.is_missed_by(640)
+
+
+def test_what_is_kept_for_the_end_is_taken_from_the_stages_before() -> None:
+    deadline = Deadline.of_stage(1000.0, 100.0, stages=2, kept=0.3)
+    assert deadline.left == pytest.approx((1000 - 300 - 100) / 2, abs=1)
+    assert str(deadline) == "1m 40s of 16m 40s"
+    last = Deadline.of_stage(1000.0, 100.0, kept=0.3)
+    # With this budget the stage has as many seconds as are needed.
+    assert last.budget_for(700.0) * 0.7 - 100 == pytest.approx(700, abs=1)
+    assert last.budget_for(10.0) == 1000.0
