@@ -83,6 +83,7 @@ _HEADINGS = (
     "trials",
     "heads",
     "optimizer",
+    "final epochs",
 )
 
 
@@ -111,6 +112,7 @@ def _row(case: Case) -> tuple[str, ...]:
         str(schedule.trials),
         str(len(structural["space"]["heads"])),
         training.get("optimizer", "as published"),
+        str(plan.recipe["final"]["epochs"]),
     )
 
 
