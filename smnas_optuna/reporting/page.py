@@ -26,7 +26,7 @@ from smnas_optuna.reporting.hypervolume import Hypervolume, measure_hypervolume
 from smnas_optuna.reporting.importance import module_importances
 from smnas_optuna.reporting.published import Show, known_detectors, known_traces
 from smnas_optuna.reporting.quantity import MISSING
-from smnas_optuna.reporting.recommendation import Recommendation, repeated_accuracies
+from smnas_optuna.reporting.recommendation import recommend_from
 from smnas_optuna.reporting.stages import stages_figure
 from smnas_optuna.reporting.study_results import (
     PARTS,
@@ -105,7 +105,7 @@ def _recommendation(study: optuna.Study, results: StudyResults) -> list[str]:
     if results.search is None or results.search.origins:
         return []
     try:
-        return Recommendation(results, repeated_accuracies(storage_of(study), results)).sentences
+        return recommend_from(results, storage_of(study)).sentences
     except UserError:
         return []
 

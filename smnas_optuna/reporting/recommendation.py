@@ -17,7 +17,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING
 from smnas_optuna.reporting.study_results import Objective, StudyResults, accuracy_and_costs, by_device, results_of
 from smnas_optuna.search.constraints import limits_text, nearest_violation
-from smnas_optuna.search.final import FOLDER, REPEATS
+from smnas_optuna.search.final import ENDS, FOLDER, REPEATS
 from smnas_optuna.study.optuna_internals import storage_of
 
 # Difference between accuracies that users hardly notice: one point of mAP.
@@ -33,6 +33,7 @@ class Recommendation:
     Args:
         results: The study.
         repeats: Accuracies of further trainings with other seeds, by the architecture's text.
+        longer: Accuracies after the last longer training, by the number of the trial.
 
     Raises:
         UserError: No detector was trained, or none keeps to the constraints.
@@ -40,6 +41,7 @@ class Recommendation:
 
     results: StudyResults
     repeats: Mapping[str, Sequence[float]]
+    longer: Mapping[int, float]
 
     def __post_init__(self) -> None:
         if self._trials:
@@ -72,9 +74,15 @@ class Recommendation:
         """What to choose and why, one sentence each: the picks, how certain their order is, and the baselines."""
         recommended = (
             f"Trial {self.recommended} is recommended: of these, the {self._cheapest} within one point of the highest "
-            f"{self.accuracy.quantity.title}."
+            f"{self.accuracy.quantity.title}{self._longer_text()}."
         )
         return [*self._picks_text(), self._certainty_text(), recommended, *self._baselines_text()]
+
+    def _longer_text(self) -> str:
+        accuracy = self.longer.get(self.recommended)
+        if accuracy is None:
+            return ""
+        return f"; after longer training its {self.accuracy.quantity.title} is {self.accuracy.quantity.text(accuracy)}"
 
     @cached_property
     def accuracy(self) -> Objective:
@@ -238,28 +246,31 @@ class Recommendation:
 
 def recommendation_of(study: optuna.Study) -> Recommendation:
     """Return what a study recommends; raises UserError, see :class:`Recommendation`."""
-    results = results_of(study)
-    return Recommendation(results, repeated_accuracies(storage_of(study), results))
+    return recommend_from(results_of(study), storage_of(study))
 
 
-def repeated_accuracies(storage: BaseStorage, results: StudyResults) -> dict[str, list[float]]:
-    """Return the accuracies of the trainings with other seeds that followed a search, by the architecture's text.
+def recommend_from(results: StudyResults, storage: BaseStorage) -> Recommendation:
+    """Return what a study recommends, with the trainings that followed it; raises UserError.
 
     Args:
-        storage: Where the studies are.
-        results: The search's study.
+        results: The study.
+        storage: Where it and the studies that followed it are.
     """
     recipe, _, path = results.name.partition("/")
     accuracy, _ = accuracy_and_costs(results.objectives)
-    found: dict[str, list[float]] = {}
-    if path != "structural":
-        return found
-    for name in sorted(optuna.get_all_study_names(storage)):
-        if re.fullmatch(rf"{re.escape(recipe)}/{FOLDER}/{REPEATS}\d+", name):
-            study = optuna.load_study(study_name=name, storage=storage)
-            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-                found.setdefault(trial.user_attrs["architecture"], []).append(trial.user_attrs[accuracy.name])
-    return found
+    name = re.compile(rf"{re.escape(recipe)}/{FOLDER}/({REPEATS}|{ENDS})(\d+)(?:-\d+)?")
+    repeats: dict[str, list[float]] = {}
+    longer: dict[int, float] = {}
+    found = map(name.fullmatch, sorted(optuna.get_all_study_names(storage)) if path == "structural" else ())
+    for match in filter(None, found):
+        study = optuna.load_study(study_name=match[0], storage=storage)
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            value = float(trial.user_attrs[accuracy.name])
+            if match[1] == REPEATS:
+                repeats.setdefault(trial.user_attrs["architecture"], []).append(value)
+            else:
+                longer[int(match[2])] = value
+    return Recommendation(results, repeats, longer)
 
 
 def _normalised(values: Sequence[float]) -> NDArray[np.float64]:

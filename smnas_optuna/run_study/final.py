@@ -57,8 +57,8 @@ def follow(session: Session) -> None:
     with session.running_time():
         training = _Finish(session, study, final)
         training.repeat(recommendation.picks)
+        training.train(recommendation_of(study).recommended)
         recommendation = recommendation_of(study)
-        training.train(recommendation.recommended)
         # The answer comes before the folder is written, which may fail.
         write_report(study, session.folder)
         _say(session, recommendation)

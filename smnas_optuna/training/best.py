@@ -1,5 +1,6 @@
 """Puts a trained detector into a folder of its own: config, weights, ONNX, and pictures of its detections."""
 
+import multiprocessing
 import shutil
 import traceback
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def write_best(request: BestRequest, report: Callable[[BestWritten], None]) -> N
     Raises:
         UserError: The weights are absent or belong to another trial, or the folder cannot be written.
     """
+    # As in trainings. Otherwise locks that libraries make are left to Python's resource tracker, which warns of them.
+    multiprocessing.set_start_method("fork", force=True)
     weights, folder = request.trial / WEIGHTS, request.folder
     trained = load_trained(str(weights), weights)
     check_record(str(weights), trained["meta"], request.identity, str(request.architecture))

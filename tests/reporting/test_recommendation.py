@@ -24,7 +24,7 @@ def trial(accuracy: float, time: float, number: int = 0, **attributes: Any) -> F
 def recommend(folder: Path, *points: tuple[float, float], **repeats: list[float]) -> Recommendation:
     folder.mkdir(exist_ok=True)
     study = make_study(folder, [trial(*point, number) for number, point in enumerate(points)])
-    return Recommendation(results_of(study), {NAMES[int(key[1:])]: values for key, values in repeats.items()})
+    return Recommendation(results_of(study), {NAMES[int(key[1:])]: values for key, values in repeats.items()}, {})
 
 
 def test_the_picks_are_the_most_accurate_a_faster_one_that_is_as_good_and_the_knee(tmp_path: Path) -> None:
