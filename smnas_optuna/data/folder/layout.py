@@ -1,12 +1,13 @@
 """What a format's reader finds in a data folder: parts, classes, and images with boxes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Final, Literal, Protocol
 
+from smnas_optuna.data.folder.files import FolderFiles
 from smnas_optuna.errors import UserError
 
 FormatName = Literal["yolo", "coco", "voc", "bdd"]
@@ -187,3 +188,26 @@ def folders_of(paths: Sequence[str]) -> str:
     folders = list(dict.fromkeys(PurePath(path).parent.as_posix() for path in paths))
     shown = ", ".join("the folder itself" if each == "." else each for each in folders[:2])
     return shown if len(folders) <= 2 else f"{shown} and {len(folders) - 2} more folders"
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """What layouts with files of labels for each part have in common.
+
+    Args:
+        files: The folder's files.
+        annotations: The files of each part.
+    """
+
+    files: FolderFiles
+    annotations: Mapping[PartName, object]
+
+    @property
+    def images(self) -> Path:
+        """The folder itself."""
+        return self.files.root
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The parts that the folder has."""
+        return tuple(self.annotations)

@@ -15,6 +15,7 @@ from smnas_optuna.data.folder.layout import (
     PARTS,
     Box,
     FormatName,
+    LabelFiles,
     Labels,
     PartName,
     folders_of,
@@ -37,7 +38,7 @@ _NO_XML = "images without an XML file"
 
 
 @dataclass(frozen=True)
-class VocLayout:
+class VocLayout(LabelFiles):
     """A folder with Pascal VOC's labels; see :class:`~smnas_optuna.data.folder.layout.Layout`.
 
     Args:
@@ -47,7 +48,6 @@ class VocLayout:
         absent: XML files that image sets list and that do not exist.
     """
 
-    files: FolderFiles
     annotations: dict[PartName, list[str]]
     places: dict[PartName, str]
     absent: tuple[str, ...] = ()
@@ -59,16 +59,6 @@ class VocLayout:
         """By what it was recognised."""
         number = sum(map(len, self.annotations.values()))
         return f"{number:,} XML files"
-
-    @property
-    def images(self) -> Path:
-        """The folder itself."""
-        return self.files.root
-
-    @property
-    def parts(self) -> tuple[PartName, ...]:
-        """The parts that the folder has."""
-        return tuple(self.annotations)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
