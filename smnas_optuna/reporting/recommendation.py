@@ -11,7 +11,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
-from scipy import stats
+from scipy.special import stdtr
 
 from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING
@@ -219,7 +219,7 @@ class Recommendation:
         difference = self._mean_loss(other) - self._mean_loss(one)
         if error == 0:
             return 0.5 if difference == 0 else 1.0
-        return float(stats.t.cdf(difference / error, freedom))
+        return float(stdtr(freedom, difference / error))
 
     @cached_property
     def _baselines(self) -> dict[int, dict[str, Any]]:

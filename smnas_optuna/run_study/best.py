@@ -15,7 +15,7 @@ from smnas_optuna.reporting.model_card import CardFacts, model_card
 from smnas_optuna.reporting.study_results import Objective
 from smnas_optuna.run_study.session import Session
 from smnas_optuna.study.retry import identity_of_trial
-from smnas_optuna.training.job import BestRequest, BestWritten
+from smnas_optuna.training.job import BestRequest
 from smnas_optuna.training.process import write_best
 from smnas_optuna.training.trial_folder import belongs_to, move_aside, write_record
 
@@ -81,9 +81,15 @@ def save_best(
                 folder,
             )
             written = write_best(request, session.folder / "output.log")
-            source = f"{study.study_name} trial {number}"
-            card = _card(session, source, found, trial, written, train_images, remark)
-            (folder / _CARD).write_text(card, encoding="utf-8")
+            facts = CardFacts(
+                f"{study.study_name} trial {number}",
+                str(getattr(session.dataset.source, "root", "handwritten digits of scikit-learn")),
+                train_images,
+                found.user_attrs["weights"],
+                trial.user_attrs,
+                remark,
+            )
+            (folder / _CARD).write_text(model_card(facts, written), encoding="utf-8")
             write_record(folder, identity, architecture)
             if target.exists():
                 move_aside(target)
@@ -103,21 +109,6 @@ def weights_of(session: Session, study: optuna.Study, trial: FrozenTrial) -> Pre
     if not file.is_file():
         return None
     return Pretrained(str(file), f"trial {trial.number} of {study.study_name}", of_detector=True)
-
-
-def _card(
-    session: Session,
-    source: str,
-    found: FrozenTrial,
-    trial: FrozenTrial,
-    written: BestWritten,
-    train_images: int,
-    remark: str,
-) -> str:
-    data = str(getattr(session.dataset.source, "root", "handwritten digits of scikit-learn"))
-    return model_card(
-        CardFacts(source, data, train_images, found.user_attrs["weights"], trial.user_attrs, remark), written
-    )
 
 
 def _say(session: Session, line: str) -> None:

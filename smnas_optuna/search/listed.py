@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
-from smnas_optuna.recipe.recipe import Recipe, SamplerName
+from smnas_optuna.recipe.recipe import SamplerName
+from smnas_optuna.search.search import RecipeSearch
 from smnas_optuna.search_space import listed
 from smnas_optuna.search_space.listed import ListedSpace
 
@@ -27,35 +28,19 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class ListedSearch:
+class ListedSearch(RecipeSearch):
     """What searches that train a list have in common; see :class:`~smnas_optuna.search.search.Search`.
 
     Args:
-        recipe: The whole of which this is a part.
+        recipe: See :class:`~smnas_optuna.search.search.RecipeSearch`.
         listed: All that is trained, each once.
     """
 
-    recipe: Recipe
     listed: tuple[Listed, ...]
 
     # All of the list is enqueued, so it does not matter which one proposes.
     sampler: ClassVar[SamplerName] = "random"
     reference_noun: ClassVar[str] = "baseline"
-
-    @property
-    def path(self) -> str:
-        """Name of this search within the recipe."""
-        raise NotImplementedError
-
-    @property
-    def study_name(self) -> str:
-        """The study's name in its database."""
-        return f"{self.recipe.name}/{self.path}"
-
-    @property
-    def title(self) -> str:
-        """The study's name."""
-        return self.study_name
 
     @property
     def overview(self) -> str:

@@ -14,6 +14,7 @@ from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.parts.heads.retinanet import RetinaNetHead
 from smnas_optuna.parts.necks.fpn import FPN
 from smnas_optuna.recipe.recipe import Modular, Recipe, SamplerName, StageName
+from smnas_optuna.search.search import RecipeSearch
 from smnas_optuna.search_space.candidate import CandidateSpace
 from smnas_optuna.search_space.widths import WidthSpace
 
@@ -43,7 +44,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class ModularSearch:
+class ModularSearch(RecipeSearch):
     """What a study of stage two searches; see :class:`~smnas_optuna.search.search.Search`.
 
     Args:
@@ -51,7 +52,6 @@ class ModularSearch:
         candidate: Whose backbone is searched.
     """
 
-    recipe: Recipe
     candidate: Candidate
 
     stage: ClassVar[StageName] = "modular"
@@ -82,11 +82,6 @@ class ModularSearch:
     def path(self) -> str:
         """Name of this search within the recipe, such as ``modular/C0``."""
         return f"{self.stage}/{self.candidate}"
-
-    @property
-    def study_name(self) -> str:
-        """The study's name in its database."""
-        return f"{self.recipe.name}/{self.path}"
 
     @property
     def title(self) -> str:

@@ -1,6 +1,8 @@
 """Search: what one study searches; each stage has a type of its own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,6 +143,32 @@ class Search(Protocol):
             n_trials: Instead of the recipe's number.
             sampler: Instead of the recipe's.
         """
+
+
+@dataclass(frozen=True)
+class RecipeSearch(ABC):
+    """What all types of searches have in common.
+
+    Args:
+        recipe: The whole of which this is a part.
+    """
+
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """Name of this search within the recipe."""
+
+    @property
+    def study_name(self) -> str:
+        """The study's name in its database."""
+        return f"{self.recipe.name}/{self.path}"
+
+    @property
+    def title(self) -> str:
+        """The study's name."""
+        return self.study_name
 
 
 def required_weights(search: Search) -> tuple[PretrainedWeights, ...]:

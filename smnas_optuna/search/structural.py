@@ -9,24 +9,17 @@ import optuna
 from smnas_optuna.parts.architecture import Architecture
 from smnas_optuna.parts.backbones.backbone import Backbone
 from smnas_optuna.recipe.recipe import Recipe, SamplerName, StageName, Structural
-from smnas_optuna.search.search import weights_in_recipe
+from smnas_optuna.search.search import RecipeSearch, weights_in_recipe
 from smnas_optuna.search_space import structural
 from smnas_optuna.search_space.structural import StructuralSpace
 from smnas_optuna.training.job import PretrainedWeights
 
 
 @dataclass(frozen=True)
-class StructuralSearch:
-    """What the study of stage one searches; see :class:`~smnas_optuna.search.search.Search`.
-
-    Args:
-        recipe: The whole of which this is a part.
-    """
-
-    recipe: Recipe
+class StructuralSearch(RecipeSearch):
+    """What the study of stage one searches; see :class:`~smnas_optuna.search.search.Search`."""
 
     stage: ClassVar[StageName] = "structural"
-    path: ClassVar[str] = "structural"
     reference_noun: ClassVar[str] = "starting detector"
     baseline: ClassVar[None] = None
     # Everything is proposed.
@@ -43,14 +36,9 @@ class StructuralSearch:
         return ""
 
     @property
-    def study_name(self) -> str:
-        """The study's name in its database."""
-        return f"{self.recipe.name}/{self.path}"
-
-    @property
-    def title(self) -> str:
-        """The study's name."""
-        return self.study_name
+    def path(self) -> str:
+        """Name of this search within the recipe."""
+        return self.stage
 
     @property
     def settings(self) -> Structural:
