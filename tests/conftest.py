@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+import yapf  # noqa: F401  # which mmengine imports: its first import ever writes tables that a second process may read too early
 
 from tests.commands import run
 from tests.servers import PostgreSQL
