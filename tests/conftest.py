@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-import yapf  # noqa: F401  # which mmengine imports: its first import ever writes tables that a second process may read too early
+
+# mmengine imports it. Its first import ever writes tables, which a second process would read before they are complete.
+import yapf  # noqa: F401
 
 from tests.commands import run
 from tests.servers import PostgreSQL

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from importlib.metadata import metadata
 from typing import Any, Final
 
-from smnas_optuna.reporting.quantity import measured_text, quantity_of
+from smnas_optuna.reporting.quantity import PRECISIONS, measured_text, quantity_of
 from smnas_optuna.study.budget import duration_text
 from smnas_optuna.training.job import BestWritten
 
-_PRECISIONS: Final = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 _SIZES: Final = {"map_small": "under 32x32", "map_medium": "up to 96x96", "map_large": "over 96x96"}
 _PACKAGES: Final = ("smnas_optuna", "mmdet", "mmengine", "mmcv-lite", "timm", "torch")
 
@@ -83,7 +82,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 def _accuracy(measured: Mapping[str, Any], written: BestWritten) -> str:
     precisions = [("metric", "value")]
-    for name in _PRECISIONS:
+    for name in PRECISIONS:
         size = f", {_SIZES[name]} pixels" if name in _SIZES else ""
         precisions.append((f"{quantity_of(name).title}{size}", measured_text(name, measured)))
     classes = [("class", "mAP"), *((name, quantity_of("map").text(value)) for name, value in written.classes.items())]

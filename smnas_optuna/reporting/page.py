@@ -25,7 +25,7 @@ from smnas_optuna.reporting.figures import front_figure, hypervolume_figure
 from smnas_optuna.reporting.hypervolume import Hypervolume, measure_hypervolume
 from smnas_optuna.reporting.importance import module_importances
 from smnas_optuna.reporting.published import Show, known_detectors, known_traces
-from smnas_optuna.reporting.quantity import MISSING
+from smnas_optuna.reporting.quantity import MISSING, PRECISIONS
 from smnas_optuna.reporting.recommendation import recommend_from
 from smnas_optuna.reporting.stages import stages_figure
 from smnas_optuna.reporting.study_results import (
@@ -42,7 +42,6 @@ from smnas_optuna.search.search import known_objectives
 from smnas_optuna.study.optuna_internals import storage_of
 from smnas_optuna.study.study import relatives_of
 
-_PRECISIONS: Final = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 _LEFT_OUT: Final = (
     "This page does not show how often trained detectors contradict the partial order, nor the hypervolume relative to "
     "that of the starting detectors"
@@ -241,7 +240,7 @@ def _front_table(results: StudyResults) -> dict[str, Any]:
     front, refined = results.front, results.refined_trial
     # Stage two does not change the candidate's other parts.
     parts = [Column(part) for part in (PARTS if refined is None else ("backbone", "neck", "head"))]
-    metrics = metric_columns(_PRECISIONS, results.objectives)
+    metrics = metric_columns(PRECISIONS, results.objectives)
     rows = [
         {
             "trial": Column("number").text(trial),

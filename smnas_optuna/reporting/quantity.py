@@ -91,6 +91,9 @@ QUANTITIES: Final = {
     "backbone_params": Quantity("backbone params", unit="M", scale=1e6, short="backbone params (M)"),
 }
 
+PRECISIONS: Final = tuple(name for name, quantity in QUANTITIES.items() if quantity.is_precision)
+"""COCO's average precisions, by their names in trials."""
+
 
 def quantity_of(metric: str) -> Quantity:
     """Return the quantity of a metric or user attribute; an unknown one has its name as title and no unit."""

@@ -1,6 +1,5 @@
 """Which detector of a search to deploy, in sentences: the most accurate, one that is faster, and the front's knee."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from smnas_optuna.errors import UserError
 from smnas_optuna.reporting.quantity import MISSING
 from smnas_optuna.reporting.study_results import Objective, StudyResults, accuracy_and_costs, by_device, results_of
 from smnas_optuna.search.constraints import limits_text, nearest_violation
-from smnas_optuna.search.final import ENDS, FOLDER, REPEATS
+from smnas_optuna.search.final import REPEATS, final_names, load_final, parsed_name
 from smnas_optuna.study.optuna_internals import storage_of
 
 # Difference between accuracies that users hardly notice: one point of mAP.
@@ -258,18 +257,17 @@ def recommend_from(results: StudyResults, storage: BaseStorage) -> Recommendatio
     """
     recipe, _, path = results.name.partition("/")
     accuracy, _ = accuracy_and_costs(results.objectives)
-    name = re.compile(rf"{re.escape(recipe)}/{FOLDER}/({REPEATS}|{ENDS})(\d+)(?:-\d+)?")
     repeats: dict[str, list[float]] = {}
     longer: dict[int, float] = {}
-    found = map(name.fullmatch, sorted(optuna.get_all_study_names(storage)) if path == "structural" else ())
-    for match in filter(None, found):
-        study = optuna.load_study(study_name=match[0], storage=storage)
+    for name in final_names(storage, recipe) if path == "structural" else ():
+        kind, number = parsed_name(name)
+        study = load_final(storage, recipe, name)
         for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             value = float(trial.user_attrs[accuracy.name])
-            if match[1] == REPEATS:
+            if kind == REPEATS:
                 repeats.setdefault(trial.user_attrs["architecture"], []).append(value)
             else:
-                longer[int(match[2])] = value
+                longer[number] = value
     return Recommendation(results, repeats, longer)
 
 

@@ -61,10 +61,10 @@ def save_best(
     architecture = Architecture.parse(trial.user_attrs["architecture"])
     value = f"{accuracy.quantity.title} {accuracy.quantity.text(trial.user_attrs[accuracy.name])}"
     if belongs_to(target, identity, architecture):
-        _say(session, f"{target}: is trial {number} already, {value}; delete it to have it written again")
+        session.say(f"{target}: is trial {number} already, {value}; delete it to have it written again")
         return
     if weights_of(session, owner, trial) is None:
-        _say(session, f"{target}: not written, since this machine lacks the weights of trial {number}")
+        session.say(f"{target}: not written, since this machine lacks the weights of trial {number}")
         return
     try:
         # Written to a temporary folder and renamed, so that no unfinished one is left.
@@ -97,7 +97,7 @@ def save_best(
     except OSError as error:
         raise UserError(f"--output {session.folder}: cannot be written: {error.strerror}") from None
     lacks = f", without ONNX: {written.onnx}" if written.onnx else ""
-    _say(session, f"{target}: trial {number}, {value}{lacks}; python -m smnas_optuna.predict {target} PHOTO")
+    session.say(f"{target}: trial {number}, {value}{lacks}; python -m smnas_optuna.predict {target} PHOTO")
 
 
 def weights_of(session: Session, study: optuna.Study, trial: FrozenTrial) -> Pretrained | None:
@@ -109,7 +109,3 @@ def weights_of(session: Session, study: optuna.Study, trial: FrozenTrial) -> Pre
     if not file.is_file():
         return None
     return Pretrained(str(file), f"trial {trial.number} of {study.study_name}", of_detector=True)
-
-
-def _say(session: Session, line: str) -> None:
-    session.out.print(line, soft_wrap=True)

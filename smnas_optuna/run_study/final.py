@@ -1,9 +1,9 @@
 """What follows stage one: its recommendation, further trainings of what it recommends, and the detector to deploy."""
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -19,7 +19,7 @@ from smnas_optuna.reporting.page import write_report
 from smnas_optuna.reporting.recommendation import Recommendation, recommendation_of
 from smnas_optuna.run_study.best import WRITING_SECONDS, save_best, weights_of
 from smnas_optuna.run_study.session import Session
-from smnas_optuna.search.final import ENDS, REPEATS, FinalSearch, recorded_finals
+from smnas_optuna.search.final import ENDS, REPEATS, FinalSearch, parsed_name, recorded_finals
 from smnas_optuna.search.listed import Listed
 from smnas_optuna.search.structural import StructuralSearch
 from smnas_optuna.search.studies import agree
@@ -49,7 +49,7 @@ def follow(session: Session) -> None:
         recommendation = recommendation_of(study)
     except UserError as error:
         if final is not None:
-            session.out.print(f"nothing to train to the end: {error}", soft_wrap=True)
+            session.say(f"nothing to train to the end: {error}")
         return
     if final is None:
         _say(session, recommendation)
@@ -67,7 +67,7 @@ def follow(session: Session) -> None:
 
 def _say(session: Session, recommendation: Recommendation) -> None:
     for sentence in () if session.options.quiet else recommendation.sentences:
-        session.out.print(sentence, soft_wrap=True)
+        session.say(sentence)
 
 
 @dataclass(frozen=True)
@@ -88,21 +88,18 @@ class _Finish:
         """Train trials' detectors with other seeds, in as many rounds as the time allows."""
         started, usable = time.monotonic(), self._seconds_left() * _REPEATS_SHARE
         training = self._recipe.structural.training
+        trials = list(map(self._trial, numbers))
+        listed = tuple(map(self._listed, trials))
         for number in range(1, self.final.repeats + 1):
-            listed = tuple(map(self._listed, numbers))
             search = FinalSearch(self._recipe, listed, f"{REPEATS}{number}", training.epochs, training.seed + number)
             trained = {trial.user_attrs["architecture"] for trial in self._evaluated(search)}
-            missing = [
-                _seconds_of(self._trial(each))
-                for each in numbers
-                if self._trial(each).user_attrs["architecture"] not in trained
-            ]
+            missing = [_seconds_of(each) for each in trials if each.user_attrs["architecture"] not in trained]
             if not missing:
                 continue
             seconds = max(max(missing), sum(missing) / len(self.session.workers.gpus))
             left = usable - (time.monotonic() - started)
             if seconds > left:
-                self._say(
+                self.session.say(
                     f"not trained with {'further' if number > 1 else 'other'} seeds, which would take about "
                     f"{duration_text(seconds)}: {duration_text(left)} are left for it"
                 )
@@ -148,14 +145,14 @@ class _Finish:
                 break
         else:
             if not finals:
-                self._say(f"not trained longer than in the search: {duration_text(left)} are left")
+                self.session.say(f"not trained longer than in the search: {duration_text(left)} are left")
             return None
         if any(affordable < _MUCH_LONGER * former.epochs for former in finals):
             return None
         again = f"-{len(finals) + 1}" if finals else ""
         return FinalSearch(
             self._recipe,
-            (self._listed(number),),
+            (self._listed(trial),),
             f"{ENDS}{number}{again}",
             affordable,
             self._recipe.structural.training.seed,
@@ -175,15 +172,15 @@ class _Finish:
 
     def _finals(self, number: int) -> list[FinalSearch]:
         """Return the trainings of a trial's detector to the end, in the order of their names."""
-        name = re.compile(rf"{ENDS}{number}(?:-\d+)?")
-        return [each for each in recorded_finals(self.session.database, self._recipe) if name.fullmatch(each.name)]
+        finals = recorded_finals(self.session.database, self._recipe)
+        return [each for each in finals if parsed_name(each.name) == (ENDS, number)]
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
 
-    def _listed(self, number: int) -> Listed:
-        architecture = Architecture.parse(self._trial(number).user_attrs["architecture"])
-        return Listed(architecture, f"{self.study.study_name} trial {number}")
+    def _listed(self, trial: FrozenTrial) -> Listed:
+        architecture = Architecture.parse(trial.user_attrs["architecture"])
+        return Listed(architecture, f"{self.study.study_name} trial {trial.number}")
 
     def _load(self, search: FinalSearch) -> optuna.Study:
         return optuna.load_study(study_name=search.study_name, storage=self.session.database)
@@ -198,8 +195,11 @@ class _Finish:
         return [trial for trial in self._evaluated(search) if trial.state == TrialState.COMPLETE]
 
     def _dataset(self, *, all_images: bool) -> CheckedDataset:
-        if not all_images:
-            return self.session.dataset
+        return self._whole_dataset if all_images else self.session.dataset
+
+    @cached_property
+    def _whole_dataset(self) -> CheckedDataset:
+        """The data set with the training images that the search leaves out."""
         return open_dataset(self._recipe.dataset.model_copy(update={"train_images": None}))
 
     def _run(self, search: FinalSearch, **options: Any) -> bool:
@@ -207,12 +207,9 @@ class _Finish:
         try:
             self.session.run([search], **options)
         except SearchStopped as stopped:
-            self._say(f"{search.study_name}: {stopped}; logs are in {self.session.folder}")
+            self.session.say(f"{search.study_name}: {stopped}; logs are in {self.session.folder}")
             return False
         return True
-
-    def _say(self, line: str) -> None:
-        self.session.out.print(line, soft_wrap=True)
 
 
 def _seconds_of(trial: FrozenTrial) -> float:

@@ -135,7 +135,7 @@ class Session:
             known, total = before[search.path], totals[search.path]
             of_all = f"{known} of {total}" if total else f"{known}"
             spent = f"; {deadline} spent" if deadline else ""
-            out.print(f"{search.title}: {of_all} trials done{spent}", soft_wrap=True)
+            self.say(f"{search.title}: {of_all} trials done{spent}")
         dashboard = DashboardUpdater(self.database, searches)
         try:
             with SearchProgress(out, before, totals, studies.read, deadline, quiet=quiet) as progress:
@@ -166,6 +166,10 @@ class Session:
                 self.out.print(part, soft_wrap=isinstance(part, str))
             self.report(study)
 
+    def say(self, line: str) -> None:
+        """Print a line, however long it is."""
+        self.out.print(line, soft_wrap=True)
+
     def report(self, study: optuna.Study) -> None:
         """Write the report of a study, and print where it is."""
-        self.out.print(f"report: {write_report(study, self.folder)}", soft_wrap=True)
+        self.say(f"report: {write_report(study, self.folder)}")

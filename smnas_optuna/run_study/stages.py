@@ -76,7 +76,7 @@ def search(options: Options) -> None:
         try:
             session.run(searches, deadline, n_trials=options.n_trials)
         except SearchStopped as stopped:
-            out.print(f"stopped: {stopped}; logs are in {folder}", soft_wrap=True)
+            session.say(f"stopped: {stopped}; logs are in {folder}")
             raise typer.Exit(1) from None
         session.summarise(searches)
     if "structural" in options.stages:

@@ -21,6 +21,7 @@ RECORDED: Final = "final"
 FOLDER: Final = "final"
 REPEATS: Final = "seed"
 ENDS: Final = "T"
+_NAME: Final = re.compile(rf"({REPEATS}|{ENDS})(\d+)(?:-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class FinalSearch(ListedSearch):
     @property
     def is_to_the_end(self) -> bool:
         """Whether this is the training of the detector to deploy, instead of one with another seed."""
-        return self.name.startswith(ENDS)
+        kind, _ = parsed_name(self.name)
+        return kind == ENDS
 
     def pretrained_weights(self, backbone: Backbone) -> PretrainedWeights | None:
         """Return the weights that the recipe requires; None for those of stage one's trial."""
@@ -108,11 +110,27 @@ class FinalSearch(ListedSearch):
         return self.recipe.differing_keys(recorded["recipe"], self.stage)
 
 
+def parsed_name(name: str) -> tuple[str, int]:
+    """Return what a name such as ``T7-2`` begins with, and the number of its seed or trial; raises ValueError."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} names nothing that follows a search")
+    return match[1], int(match[2])
+
+
+def final_names(storage: BaseStorage, recipe: str) -> list[str]:
+    """Return the names of what follows a recipe's stage one, such as ``seed1``, sorted."""
+    prefix = f"{recipe}/{FOLDER}/"
+    names = [each.removeprefix(prefix) for each in optuna.get_all_study_names(storage) if each.startswith(prefix)]
+    return sorted(filter(_NAME.fullmatch, names))
+
+
+def load_final(storage: BaseStorage, recipe: str, name: str) -> optuna.Study:
+    """Load a study that follows a recipe's stage one, by a name of :func:`final_names`."""
+    return optuna.load_study(study_name=f"{recipe}/{FOLDER}/{name}", storage=storage)
+
+
 def recorded_finals(storage: BaseStorage, recipe: Recipe) -> list[FinalSearch]:
     """Return what the studies that follow a recipe's stage one train, in the order of their names."""
-    name = re.compile(rf"{re.escape(recipe.name)}/{FOLDER}/(?:{REPEATS}|{ENDS})\d.*")
-    studies = [
-        optuna.load_study(study_name=each, storage=storage)
-        for each in sorted(filter(name.fullmatch, optuna.get_all_study_names(storage)))
-    ]
+    studies = [load_final(storage, recipe.name, name) for name in final_names(storage, recipe.name)]
     return [FinalSearch.of_study(recipe, study) for study in studies if RECORDED in study.user_attrs]
