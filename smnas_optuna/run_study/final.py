@@ -66,7 +66,10 @@ def follow(session: Session) -> None:
 
 
 def _say(session: Session, recommendation: Recommendation) -> None:
-    for sentence in () if session.options.quiet else recommendation.sentences:
+    if session.options.quiet:
+        return
+    session.say(f"what {recommendation.results.name} recommends:")
+    for sentence in recommendation.sentences:
         session.say(sentence)
 
 
